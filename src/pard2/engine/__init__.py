@@ -1,1 +1,1 @@
-"""The decoding engine."""
+"""The decoding engine: prompts in, the target's own tokens out, several for each of its passes."""

@@ -1,0 +1,1 @@
+"""Ways to guess the target's next tokens. The engine sees only `base.Drafter`."""

@@ -1,0 +1,73 @@
+"""The decoding methods by name: which one suits a draft, what each needs, and the drafter that carries it out."""
+
+from typing import Literal
+
+from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
+from pard2.engine.drafters.base import Drafter
+from pard2.engine.drafters.parallel import ParallelDrafter
+from pard2.engine.drafters.plain import PlainDrafter
+from pard2.errors import Pard2Error
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+
+METHODS = ("ar", "vsd", "pard", "pard2-ti", "pard2-td")
+# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" looks no further than this.
+_AUTO_ONE_BY_ONE = 8
+
+
+def check_method(name: str, has_draft: bool) -> str:
+    """The name itself. Raises `Pard2Error` if there is no such method or it lacks its draft."""
+    if name not in METHODS:
+        raise Pard2Error(f"-m {name!r} is not one of {', '.join(METHODS)}")
+    if name != "ar" and not has_draft:
+        raise Pard2Error(f"-m {name} needs a draft; name one with -d, or use -m ar")
+    return name
+
+
+def choose_method(name: str | None, draft: Draft | None) -> str:
+    """The method asked for, or by default the best that the draft allows.
+
+    `pard` and `pard2-ti` are one procedure; by default it is called what the draft was trained as.
+    Raises `Pard2Error` for a method that the draft cannot carry out.
+    """
+    if name is None:
+        if draft is None:
+            return "ar"
+        if draft.spec is None:
+            return "vsd"
+        if draft.projection is not None:
+            return "pard2-td"
+        return "pard" if draft.spec.target_layers is None else "pard2-ti"
+    check_method(name, draft is not None)
+    if draft is not None and name.startswith("pard"):
+        if draft.spec is None:
+            raise Pard2Error(f"-m {name}: draft {draft.name!r} has no mask token (`pard_token`); use -m vsd, or another draft with -d")
+        if name == "pard2-td" and draft.projection is None:
+            raise Pard2Error(f"-m pard2-td: draft {draft.name!r} has no projection; use -m pard2-ti, or another draft with -d")
+    return name
+
+
+def check_draft_tokens(asked: int | Literal["auto"], method: str, draft: Draft | None) -> int:
+    """The number of tokens to propose, or for "auto" the most that may be; 0 without a draft.
+
+    Raises `Pard2Error` for anything below 1 or above what the draft was trained for.
+    """
+    trained = draft.spec.draft_tokens if draft is not None and draft.spec is not None and method.startswith("pard") else None
+    if asked == "auto":
+        return 0 if method == "ar" else trained or _AUTO_ONE_BY_ONE
+    if not isinstance(asked, int):
+        raise Pard2Error(f"--draft-tokens {asked!r} is neither a number nor 'auto'")
+    if asked < 1:
+        raise Pard2Error(f"--draft-tokens {asked}: at least 1 is needed; for no draft at all use -m ar")
+    if trained is not None and asked > trained:
+        raise Pard2Error(f"--draft-tokens {asked}: this draft was trained for {trained} at most")
+    return 0 if method == "ar" else asked
+
+
+def new_drafter(method: str, target: Target, draft: Draft | None, capacity: int) -> Drafter:
+    """A fresh drafter for one sequence. capacity: positions to make room for at first."""
+    if method == "ar" or draft is None:
+        return PlainDrafter()
+    if method == "vsd":
+        return AutoregressiveDrafter(draft, target.vocab_size, capacity)
+    return ParallelDrafter(draft, method == "pard2-td", target.vocab_size, capacity)

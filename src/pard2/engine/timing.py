@@ -1,0 +1,33 @@
+"""How long the stretches of a cycle took, measured without making the device wait."""
+
+import time
+
+import torch
+
+
+class Stopwatch:
+    """Marks in time and the seconds between them.
+
+    On CUDA, where calls return before the work is done, the marks are events in the stream; read
+    `stretches` only after the host has waited for work that was queued behind the last mark.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._events: list[torch.cuda.Event] | None = [] if device.type == "cuda" else None
+        self._times: list[float] = []
+
+    def mark(self) -> None:
+        if self._events is None:
+            self._times.append(time.perf_counter())
+        else:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+
+    def stretches(self) -> list[float]:
+        """Seconds from each mark to the next; forgets the marks."""
+        if self._events is None:
+            times, self._times = self._times, []
+            return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        events, self._events = self._events, []
+        return [earlier.elapsed_time(later) / 1000 for earlier, later in zip(events, events[1:], strict=False)]
