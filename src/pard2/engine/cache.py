@@ -17,6 +17,8 @@ class _Layer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = True
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -48,6 +50,11 @@ class _Layer(CacheLayerMixin):
             new[:, :, : self.length] = old[:, :, : self.length]
             setattr(self, name, new)
 
+    def keep_rows(self, rows: Tensor) -> None:
+        if self.is_initialized:
+            self.keys = torch.index_select(self.keys, 0, rows)
+            self.values = torch.index_select(self.values, 0, rows)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
@@ -68,22 +75,22 @@ class KVCache(Cache):
     """
 
     def __init__(self, num_layers: int, capacity: int = 256) -> None:
-        super().__init__(layers=[_Layer(capacity) for _ in range(num_layers)])
+        self._layers = [_Layer(capacity) for _ in range(num_layers)]
+        super().__init__(layers=list(self._layers))
 
     @property
     def length(self) -> int:
         """Positions held."""
-        return self.layers[0].length
+        return self._layers[0].length
 
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on. Raises `ValueError` if fewer are held."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} positions to {length}")
-        for layer in self.layers:
+        for layer in self._layers:
             layer.length = length
 
     def keep_rows(self, rows: Tensor) -> None:
         """Keep only these sequences of the batch. rows: [B'] indices."""
-        for layer in self.layers:
-            layer.keys = torch.index_select(layer.keys, 0, rows)
-            layer.values = torch.index_select(layer.values, 0, rows)
+        for layer in self._layers:
+            layer.keep_rows(rows)

@@ -24,7 +24,7 @@ from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft
 from pard2.models.loading import parse_dtype
-from pard2.models.target import Target, TargetOutput
+from pard2.models.target import Target
 
 _ROOM = 1024  # new tokens that the caches make room for at first
 
@@ -54,9 +54,7 @@ class Engine:
     one engine may be streamed in turns. Raises `Pard2Error` where method, draft and draft_tokens do not fit.
     """
 
-    def __init__(
-        self, target: Target, draft: Draft | None = None, method: str | None = None, draft_tokens: int | Literal["auto"] = "auto"
-    ) -> None:
+    def __init__(self, target: Target, draft: Draft | None = None, method: str | None = None, draft_tokens: int | Literal["auto"] = "auto") -> None:
         self.target = target
         self.draft = draft
         self.method = choose_method(method, draft)
@@ -86,9 +84,7 @@ class Engine:
         target_dependent = None if method is None else method == "pard2-td"
         return cls(loaded, load_draft(draft, loaded, parse_dtype(dtype), target_dependent), method, draft_tokens)
 
-    def generate(
-        self, prompts: Iterable[Prompt], params: SamplingParams | None = None, raw: bool = False
-    ) -> Iterator[Completion]:
+    def generate(self, prompts: Iterable[Prompt], params: SamplingParams | None = None, raw: bool = False) -> Iterator[Completion]:
         """Complete prompts one after the other, in order.
 
         raw: take texts as they are, without the chat template. All prompts are checked before the first is decoded:
@@ -114,7 +110,7 @@ class Engine:
         text = None
         if self.target.tokenizer is not None:
             said = token_ids[:-1] if finish == "stop" else token_ids
-            text = self.target.tokenizer.decode(said, skip_special_tokens=True)
+            text = str(self.target.tokenizer.decode(said, skip_special_tokens=True))
         return Completion(token_ids, text, finish, len(prompt), Stats.of(steps), self.method)
 
     @torch.inference_mode()  # on a generator, in force only while it runs
@@ -130,14 +126,14 @@ class Engine:
 
         tokens = torch.tensor([prompt], device=self.target.device)
         nothing = tokens[:, :0]
-        output = self._run(tokens, cache, drafter.feature_layers, num_logits=1)
+        logits, features = self._run(tokens, cache, drafter.feature_layers, num_logits=1)
         if drafter.limit(len(prompt) + 1) > 0:
-            drafter.prefill(tokens, output.features)
-        verification = verify_greedy(output.logits, nothing)
+            drafter.prefill(tokens, features)
+        verification = verify_greedy(logits, nothing)
         emitted, finish = _cut(verification.token_ids, stops, limit)
         yield Step(tuple(emitted), 0, 0, time.perf_counter() - started, finish_reason=finish)
 
-        features = None if output.features is None else output.features[:, -1:]
+        features = None if features is None else features[:, -1:]
         count = 1  # tokens emitted so far
         while finish is None:
             started = time.perf_counter()
@@ -149,12 +145,12 @@ class Engine:
                 drafter.absorb(verification.tokens, features)
                 proposed = drafter.propose(k).token_ids
             watch.mark()
-            output = self._run(torch.cat([verification.tokens[:, -1:], proposed], dim=1), cache, drafter.feature_layers)
+            logits, features = self._run(torch.cat([verification.tokens[:, -1:], proposed], dim=1), cache, drafter.feature_layers)
             watch.mark()
-            verification = verify_greedy(output.logits, proposed)
+            verification = verify_greedy(logits, proposed)
             accepted = verification.accepted
             cache.truncate(cache.length - (k - accepted))
-            features = None if output.features is None else output.features[:, : accepted + 1]
+            features = None if features is None else features[:, : accepted + 1]
             emitted, finish = _cut(verification.token_ids, stops, limit - count)
             count += len(emitted)
             draft_seconds, verify_seconds = watch.stretches()
@@ -165,10 +161,13 @@ class Engine:
                 k = accepted = len(emitted) - 1
             yield Step(tuple(emitted), accepted, k, seconds, draft_seconds, verify_seconds, finish)
 
-    def _run(self, token_ids: Tensor, cache: KVCache, layers: tuple[int, ...], num_logits: int | None = None) -> TargetOutput:
+    def _run(self, token_ids: Tensor, cache: KVCache, layers: tuple[int, ...], num_logits: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits and features of new tokens [1, T]."""
         if self.target.feature_layers != layers:  # another engine may have used this target since
             self.target.capture(layers)
-        return self.target.forward(token_ids, cache, num_logits)
+        output = self.target.forward(token_ids, cache, num_logits)
+        assert output.logits is not None
+        return output.logits, output.features
 
 
 def _cut(token_ids: list[int], stops: frozenset[int], room: int) -> tuple[list[int], FinishReason | None]:

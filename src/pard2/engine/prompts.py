@@ -24,9 +24,7 @@ def encode_prompt(target: Target, prompt: Prompt, raw: bool = False) -> list[int
     else:
         ids = _tokenize(target, prompt, raw)
     if len(ids) > target.context_length:
-        raise Pard2Error(
-            f"the prompt has {len(ids)} tokens, the context of {target.name!r} is {target.context_length}; shorten the prompt"
-        )
+        raise Pard2Error(f"the prompt has {len(ids)} tokens, the context of {target.name!r} is {target.context_length}; shorten the prompt")
     return ids
 
 

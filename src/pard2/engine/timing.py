@@ -1,6 +1,7 @@
 """How long the stretches of a cycle took, measured without making the device wait."""
 
 import time
+from itertools import pairwise
 
 import torch
 
@@ -28,6 +29,6 @@ class Stopwatch:
         """Seconds from each mark to the next; forgets the marks."""
         if self._events is None:
             times, self._times = self._times, []
-            return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+            return [later - earlier for earlier, later in pairwise(times)]
         events, self._events = self._events, []
-        return [earlier.elapsed_time(later) / 1000 for earlier, later in zip(events, events[1:], strict=False)]
+        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(events)]
