@@ -1,0 +1,75 @@
+"""Losslessness: in float32, every method emits exactly what transformers' own greedy `generate` emits."""
+
+import pytest
+from tiny import greedy, pard_draft, perfect_draft, random_prompts, tiny_draft, tiny_lm_draft, tiny_target
+
+from pard2 import Engine, SamplingParams
+
+NEW = 40
+
+
+def engines(architecture: str):
+    target = tiny_target(architecture=architecture)
+    draft = tiny_draft(target)
+    yield Engine(target, None, "ar")
+    yield Engine(target, tiny_lm_draft(architecture=architecture), "vsd", 4)
+    yield Engine(target, perfect_draft(target), "vsd", 4)
+    yield Engine(target, pard_draft(target), "pard", 5)
+    yield Engine(target, draft, "pard2-ti", 6)
+    yield Engine(target, draft, "pard2-td", 6)
+    yield Engine(target, draft, "pard2-td", "auto")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2"])
+def test_every_method_says_what_transformers_says(architecture):
+    prompts = random_prompts(6, seed=3)
+    expected = None
+    for engine in engines(architecture):
+        if expected is None:
+            expected = [greedy(engine.target, prompt, NEW) for prompt in prompts]
+            assert len({tuple(text) for text in expected}) > 3 and len(set(expected[0])) > 3, "texts too dull to tell anything"
+        outputs = list(engine.generate(prompts, SamplingParams(NEW)))
+        assert [out.token_ids for out in outputs] == expected, engine.method
+        assert [out.prompt_tokens for out in outputs] == [len(prompt) for prompt in prompts]
+
+
+def test_both_kinds_of_cycle_occur():
+    """Else the equality above would say nothing of acceptance or of rejection."""
+    target = tiny_target()
+    for method in ("pard2-ti", "pard2-td"):
+        stats = [out.stats for out in Engine(target, tiny_draft(target), method, 6).generate(random_prompts(6, seed=3), SamplingParams(NEW))]
+        accepted = [a for s in stats for a in s.accepted_per_cycle]
+        assert 0 < sum(accepted) and min(accepted) < 2, method
+
+
+def test_many_prompts_through_one_engine_leave_no_trace():
+    target = tiny_target(seed=4)
+    engine = Engine(target, tiny_draft(target))
+    prompts = random_prompts(20, seed=9)
+    assert [out.token_ids for out in engine.generate(prompts, SamplingParams(12))] == [greedy(target, prompt, 12) for prompt in prompts]
+
+
+def test_engines_and_streams_in_turn_do_not_disturb_each_other():
+    """The target's feature hooks are shared; each engine must restore its own."""
+    target = tiny_target()
+    draft = tiny_draft(target)
+    prompts = random_prompts(4, seed=11)
+    streams = [Engine(target, draft, method, 3).stream(p, SamplingParams(20)) for method, p in zip(["ar", "pard2-td", "pard2-ti", "pard2-td"], prompts, strict=True)]
+    texts: list[list[int]] = [[] for _ in streams]
+    open_streams = dict(enumerate(streams))
+    while open_streams:
+        for i in list(open_streams):
+            step = next(open_streams[i], None)
+            if step is None:
+                del open_streams[i]
+            else:
+                texts[i] += step.token_ids
+    assert texts == [greedy(target, prompt, 20) for prompt in prompts]
+
+
+def test_a_draft_whose_vocabulary_differs_is_still_lossless():
+    """Ids that only one of the two knows must neither be proposed nor fed."""
+    target = tiny_target(vocab=61)
+    for vocab in (50, 61, 80):
+        engine = Engine(target, tiny_lm_draft(vocab=vocab), "vsd", 3)
+        assert next(engine.generate([[59, 60, 58]], SamplingParams(30))).token_ids == greedy(target, [59, 60, 58], 30)

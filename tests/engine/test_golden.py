@@ -1,0 +1,70 @@
+"""The published implementation's own decoding of a tiny pair, reproduced: tokens and proposals."""
+
+import json
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+
+from pard2 import Engine, SamplingParams
+from pard2.engine.drafters.parallel import ParallelDrafter
+
+PAIR = Path(__file__).parent.parent / "golden" / "pair_llama_s21"
+GOLDEN = json.loads((PAIR / "decode.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["td", "ti"])
+def golden(request):
+    engine = Engine.from_pretrained(str(PAIR / "target"), str(PAIR / "draft"), f"pard2-{request.param}", "float32", "cpu", GOLDEN["K"])
+    return engine, [case for case in GOLDEN["cases"] if case["mode"] == request.param]
+
+
+def test_tokens_equal(golden):
+    engine, cases = golden
+    for case in cases:
+        new = case["tokens"][len(case["prompt"]) :]
+        assert next(engine.generate([case["prompt"]], SamplingParams(len(new)))).token_ids == new
+
+
+def propose(engine: Engine, context: list[int], k: int) -> list[int]:
+    """Our proposals after `context`, drafter and target started afresh."""
+    target, draft = engine.target, engine.draft
+    drafter = ParallelDrafter(draft, engine.method == "pard2-td", target.vocab_size, 64)
+    target.capture(drafter.feature_layers)
+    past = torch.tensor([context[:-1]])
+    with torch.inference_mode():
+        features = target.forward(past, num_logits=0).features
+        drafter.prefill(past, features)
+        drafter.absorb(torch.tensor([context[-1:]]), None if features is None else features[:, -1:])
+        return drafter.propose(k).token_ids[0].tolist()
+
+
+def test_proposals_equal_at_every_context(golden):
+    """From the second cycle on: in its first, the reference proposes before the target has emitted a token."""
+    engine, cases = golden
+    compared = 0
+    for case in cases:
+        lengths = accumulate((accepted + 1 for accepted in case["accepted"]), initial=len(case["prompt"]))
+        for cycle, (length, proposals) in enumerate(zip(lengths, case["proposals"], strict=False)):
+            if cycle > 0 and length <= len(case["tokens"]):
+                assert propose(engine, case["tokens"][:length], GOLDEN["K"]) == proposals, (case["prompt"], cycle)
+                compared += 1
+    assert compared > 80
+
+
+def test_running_engine_accepts_what_the_reference_accepts(golden):
+    """Proposals made on the run, from caches and features of earlier cycles, equal those made afresh."""
+    engine, cases = golden
+    compared = 0
+    for case in cases:
+        prompt, tokens = case["prompt"], case["tokens"]
+        lengths = accumulate((accepted + 1 for accepted in case["accepted"]), initial=len(prompt))
+        reference = dict(zip(lengths, case["accepted"], strict=False))
+        length = len(prompt)
+        for step in engine.stream(prompt, SamplingParams(len(tokens) - len(prompt))):
+            if length > len(prompt) and length in reference and step.proposed == GOLDEN["K"] and length + reference[length] < len(tokens):
+                assert step.accepted == reference[length], (prompt, length)
+                compared += 1
+            length += len(step.token_ids)
+    assert compared > 50
