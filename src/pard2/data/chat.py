@@ -89,7 +89,5 @@ def tokenize_conversation(tokenizer: Tokenizer, record: Record, eos_token_ids: f
         seen = after
     token_ids, predicted = token_ids[:max_length], predicted[:max_length]
     if not any(predicted):
-        raise Pard2Error(
-            f"record {record['id']}: no token to predict within {max_length} tokens (no assistant answer, or a prompt too long)"
-        )
+        raise Pard2Error(f"record {record['id']}: no token to predict within {max_length} tokens (no assistant answer, or a prompt too long)")
     return Example(record["id"], token_ids, predicted)

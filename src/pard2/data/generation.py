@@ -8,9 +8,7 @@ from pard2.models.target import Target
 
 
 @torch.inference_mode()
-def generate_batch(
-    target: Target, prompts: list[list[int]], max_new_tokens: int, temperature: float, top_p: float, seed: int
-) -> list[list[int]]:
+def generate_batch(target: Target, prompts: list[list[int]], max_new_tokens: int, temperature: float, top_p: float, seed: int) -> list[list[int]]:
     """New token ids of each prompt, end-of-answer token left out.
 
     temperature 0 is greedy. The same seed and batch give the same tokens. A continuation that

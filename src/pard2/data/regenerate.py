@@ -1,10 +1,11 @@
 """The target answers prompts: a draft must be trained on what its own target says (METHOD: section 4)."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from pard2.data.chat import prompt_ids
 from pard2.data.generation import generate_batch
-from pard2.data.records import Record, RecordWriter
+from pard2.data.records import Record, RecordWriter, up_to_user
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 
@@ -26,17 +27,25 @@ def regenerate(
     A prompt is a record's messages up to its last user turn. Prompts of like length share a batch.
     `progress(records, tokens)` is called after each batch with what that batch made.
     Failed records (a prompt that leaves no room for `max_new_tokens` in the context) are returned
-    with the reason under `error`, so that count in = count out + failures.
+    with the reason under `error`, so that count in = count out + failures. Raises `Pard2Error` for a
+    target without tokenizer or chat template, and for ids that occur twice.
     """
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer, which regenerating needs")
+    repeated = next((name for name, count in Counter(record["id"] for record in records).items() if count > 1), None)
+    if repeated is not None:
+        raise Pard2Error(f"-i: the id {repeated!r} occurs twice; ids must differ, or a resumed run would skip one of them")
     failures: list[Record] = []
     pending: list[tuple[list[int], Record]] = []
     for record in records:
         if record["id"] in writer.done:
             continue
-        messages = _up_to_user(record)
-        ids = prompt_ids(target.tokenizer, messages) if messages else []
+        messages = up_to_user(record)
+        try:
+            ids = prompt_ids(target.tokenizer, messages) if messages else []
+        except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
+            failures.append({**record, "error": str(error)})
+            continue
         if not messages:
             failures.append({**record, "error": "no user message"})
         elif len(ids) + max_new_tokens > target.context_length:
@@ -50,13 +59,6 @@ def regenerate(
         writer.write(_answered(target, record, answer, max_new_tokens) for (_, record), answer in zip(batch, answers, strict=True))
         progress(len(batch), sum(map(len, answers)))
     return failures
-
-
-def _up_to_user(record: Record) -> list[dict[str, str]]:
-    messages = list(record["messages"])
-    while messages and messages[-1]["role"] != "user":
-        messages.pop()
-    return messages
 
 
 def _answered(target: Target, record: Record, answer: list[int], max_new_tokens: int) -> Record:

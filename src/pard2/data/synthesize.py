@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pard2.data.chat import encode, user_turn_text
 from pard2.data.generation import generate_batch
-from pard2.data.records import RecordWriter
+from pard2.data.records import Record, RecordWriter, read_records
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 
@@ -43,7 +43,7 @@ def synthesize(
         # The batch number counts from what is there, so that a resumed run draws new text.
         answers = generate_batch(target, [opening] * batch_size, max_new_tokens, temperature, top_p, hash_seed(seed, len(writer.done), batch))
         batch += 1
-        kept = []
+        kept: list[Record] = []
         for answer in answers:
             text = target.tokenizer.decode(answer, skip_special_tokens=True).strip()
             if len(answer) < max_new_tokens and len(text.split()) >= MIN_WORDS and _key(text) not in seen:
@@ -67,6 +67,4 @@ def _key(text: str) -> str:
 
 
 def _texts(writer: RecordWriter) -> list[str]:
-    from pard2.data.records import read_records
-
     return [r["messages"][0]["content"] for r in read_records(writer.path)] if writer.done else []

@@ -1,0 +1,45 @@
+"""What goes to standard error: plans, progress and errors. Standard output is for results alone."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """One red line."""
+    console.print(f"[bold red]error:[/] [red]{escape(message)}[/]")
+
+
+def print_note(message: str) -> None:
+    """A plan, or how a run ended."""
+    console.print(f"[dim]{escape(message)}[/]")
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """Say what is being waited for; a spinner on a terminal, nothing elsewhere."""
+    with console.status(escape(message)):
+        yield
+
+
+@contextmanager
+def record_progress(description: str, total: int, done: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar over records with tokens per second and the time left; yields `advance(records, tokens)`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    began, tokens = time.perf_counter(), 0
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(description, total=total, completed=done, rate="")
+
+        def advance(records: int, new_tokens: int) -> None:
+            nonlocal tokens
+            tokens += new_tokens
+            progress.update(task, advance=records, rate=f"{tokens / (time.perf_counter() - began):,.0f} tokens/s" if tokens else "")
+
+        yield advance

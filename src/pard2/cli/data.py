@@ -1,0 +1,160 @@
+"""`pard2 data`: conversations that the target wrote or answered, and a look at what a draft learns from them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pard2.cli.console import print_note, record_progress, working
+from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption
+from pard2.errors import Pard2Error
+
+if TYPE_CHECKING:
+    from pard2.data.records import RecordWriter
+
+app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
+
+OutputOption = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="JSONL file; one that this work has begun is continued.")]
+
+
+@app.command()
+def synthesize(
+    target: TargetOption,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Prompts that the file shall hold.")],
+    output: OutputOption,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Longest prompt, in tokens; longer ones are thrown away.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", help="Above 0; higher is more varied and less sensible.")] = 1.0,
+    top_p: TopPOption = 0.95,
+    batch_size: BatchSizeOption = 32,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Let a chat model write the user's part itself: prompts out of nothing."""
+    if temperature <= 0:
+        raise Pard2Error("--temperature must be above 0 to synthesize: greedy text would be the same prompt each time")
+    with working("importing torch"):
+        from pard2.data.synthesize import synthesize as run
+        from pard2.models.target import Target
+
+    with _resumable(output, force, lambda record_id: record_id.startswith("synthetic-"), "records that synthesize did not write") as writer:
+        done = len(writer.done)
+        print_note(f"{max(0, count - done):,} prompts of up to {max_new_tokens} tokens to write to {output}, {done:,} already there")
+        if done >= count:
+            return
+        with working(f"loading {target}"):
+            loaded = Target.from_pretrained(target, dtype, device)
+        with record_progress("prompts", count, done) as advance:
+            run(
+                loaded,
+                count,
+                writer,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                batch_size=batch_size,
+                seed=seed,
+                progress=advance,
+            )
+    print_note(f"{output}: {count:,} prompts; next: pard2 data regenerate -t {target} -i {output} -o answers.jsonl")
+
+
+@app.command()
+def regenerate(
+    target: TargetOption,
+    source: Annotated[Path, typer.Option("-i", "--input", metavar="FILE", help="JSONL file of prompts or conversations.")],
+    output: OutputOption,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: TopPOption = 1.0,
+    batch_size: BatchSizeOption = 32,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Answer prompts with the target: what a draft must be trained on."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise Pard2Error(f"-o {output} is the input itself; name another file")
+    with working("importing torch"):
+        from pard2.data.records import read_records
+        from pard2.data.regenerate import regenerate as run
+        from pard2.models.target import Target
+
+    records = read_records(source)
+    ids = {record["id"] for record in records}
+    with _resumable(output, force, lambda record_id: record_id in ids, f"records that are not in {source}") as writer:
+        done = len(writer.done)
+        print_note(
+            f"{len(records) - done:,} prompts to answer with up to {max_new_tokens} tokens each in {output}, {done:,} already there; "
+            f"at most {(len(records) - done) * max_new_tokens:,} new tokens, about {(len(records) - done) * max_new_tokens * 5 / 1e6:,.1f} MB"
+        )
+        if done == len(records):
+            return
+        with working(f"loading {target}"):
+            loaded = Target.from_pretrained(target, dtype, device)
+        with record_progress("answers", len(records), done) as advance:
+            failures = run(
+                loaded,
+                records,
+                writer,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                batch_size=batch_size,
+                seed=seed,
+                progress=advance,
+            )
+        answered = len(writer.done)
+    for failure in failures[:5]:
+        print_note(f"not answered: {failure['id']}: {failure['error']}")
+    if not answered:
+        raise Pard2Error(f"none of the {len(records):,} prompts of {source} could be answered: {failures[0]['error']}")
+    print_note(f"{output}: {answered:,} of {len(records):,} prompts answered, {len(failures):,} could not be")
+
+
+@app.command()
+def preview(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file of conversations.")],
+    target: TargetOption,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Conversations to show.")] = 3,
+    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens of a conversation; longer ones are cut.")] = 512,
+) -> None:
+    """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""
+    with working("importing torch"):
+        from rich.console import Console
+
+        from pard2.cli.loss_mask import render
+        from pard2.cli.weightless import weightless_target
+        from pard2.data.chat import tokenize_conversation
+        from pard2.data.records import read_records
+
+    records = read_records(file)
+    model = weightless_target(target)
+    if model.tokenizer is None:
+        raise Pard2Error(f"{target!r} has no tokenizer, which preview needs")
+    out = Console(highlight=False, soft_wrap=True)
+    for record in records[:count]:
+        example = tokenize_conversation(model.tokenizer, record, model.eos_token_ids, max_length)
+        out.rule(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")
+        out.print(render(model.tokenizer, example, marked=not out.is_terminal))
+
+
+@contextmanager
+def _resumable(output: Path, force: bool, ours: Callable[[str], bool], foreign: str) -> Iterator["RecordWriter"]:
+    """The open output, checked before the long work begins; Ctrl-C leaves it whole and says so."""
+    from pard2.data.records import RecordWriter
+
+    if force and output.is_file():
+        output.unlink()
+    with RecordWriter(output) as writer:
+        if not all(map(ours, writer.done)):
+            raise Pard2Error(f"{output} exists and holds {foreign}; name another file with -o, or give --force to replace it")
+        try:
+            yield writer
+        except KeyboardInterrupt:
+            print_note(f"{len(writer.done):,} records are in {output}; the same command goes on from there")
+            raise

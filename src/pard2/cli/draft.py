@@ -1,0 +1,93 @@
+"""`pard2 draft`: a draft cut out of its target, and what a checkpoint is."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pard2.cli.console import print_note, working
+from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, check_new_directory, choose_draft, parse_numbers
+
+if TYPE_CHECKING:
+    from pard2.cli.inspection import DraftReport
+
+app = typer.Typer(help="Make and explain drafts.", no_args_is_help=True)
+
+
+@app.command()
+def init(
+    target: TargetOption,
+    layers: Annotated[str, typer.Option("--layers", metavar="N|I,J,..", help="How many layers, evenly spaced, or which: 4, or 0,9,19,29.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the draft goes.")],
+    mask_token: Annotated[int | None, typer.Option("--mask-token", metavar="ID", help="Token that no text holds; by default an unused one.")] = None,
+    draft_tokens: Annotated[int, typer.Option("--draft-tokens", metavar="K", min=1, help="Most tokens that it will propose in one pass.")] = 16,
+    target_layers: Annotated[
+        str | None, typer.Option("--target-layers", metavar="I,J,..", help="Hidden states that feed it; by default -1,-8,-16,-24.")
+    ] = None,
+    share_vocabulary: Annotated[
+        bool, typer.Option("--share-vocabulary", help="Keep neither embedding nor head: use the target's. Smaller, but for our own engine only.")
+    ] = False,
+    device: DeviceOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Cut an untrained draft out of a target's layers, for targets that have no small sibling."""
+    numbers = parse_numbers("--layers", layers)
+    features = None if target_layers is None else tuple(parse_numbers("--target-layers", target_layers))
+    check_new_directory(output, force)
+    with working("importing torch"):
+        from pard2.models.checkpoint import save_draft
+        from pard2.models.pruning import cut_draft, even_layers, unused_token
+        from pard2.models.target import Target
+
+    with working(f"loading {target}"):
+        loaded = Target.from_pretrained(target, dtype="float32", device=device, pack=False)
+    chosen = numbers if "," in layers else even_layers(numbers[0], loaded.num_states - 1)
+    mask = unused_token(loaded) if mask_token is None else mask_token
+    draft = cut_draft(loaded, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
+    with working(f"writing {output}"):
+        save_draft(draft, output, vocabulary=not share_vocabulary)
+    print_note(f"{output}: layers {', '.join(map(str, chosen))} of {target}, mask token {mask}, K = {draft_tokens}; untrained, next: pard2 train")
+
+
+@app.command()
+def info(
+    draft: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint's directory, or 'smollm2' for the embedded one.")],
+    target: Annotated[str | None, typer.Option("-t", "--target", metavar="TARGET", help="Say also whether it fits this target.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain a draft: what it is, what it fits, what it lacks."""
+    with working("importing torch"):
+        from pard2.cli.inspection import fit, inspect_draft
+
+    directory = Path(choose_draft("", draft, None) or draft)
+    report = inspect_draft(directory)
+    fits = None if target is None else fit(directory, target, report.methods)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report) | ({} if fits is None else {"fits": fits}), ensure_ascii=False))
+        return
+    for label, value in _lines(report):
+        typer.echo(f"{label:<16}{value}")
+    for method, answer in (fits or {}).items():
+        typer.echo(f"{'fits as':<16}{method}: {answer}")
+    for missing in report.lacks:
+        typer.echo(f"{'lacks':<16}{missing}")
+
+
+def _lines(report: "DraftReport") -> list[tuple[str, str]]:
+    lines = [
+        ("draft", report.name),
+        ("model", f"{report.architecture}, {report.layers} layers, hidden {report.hidden_size}, vocabulary {report.vocab_size:,}"),
+        ("stored", f"{report.parameters / 1e6:.1f} M parameters, {report.dtype}" + (", vocabulary left to the target" * report.shared_vocabulary)),
+        ("methods", ", ".join(report.methods)),
+    ]
+    if report.mask_token is not None:
+        lines.append(("mask token", f"{report.mask_token} ({report.mask_text!r})" if report.mask_text else str(report.mask_token)))
+        lines.append(("proposes", f"up to {report.draft_tokens} tokens in one pass"))
+    if report.target_layers is not None:
+        width = f", {report.target_dim} wide: a target of hidden size {report.target_hidden_size}" if report.target_dim else ""
+        lines.append(("features", f"hidden states {report.target_layers}{width}"))
+        projection = f"{report.projection}" if report.projection else "none"
+        lines.append(("projection", f"{projection}, scale {report.scale}, {'with' if report.bias else 'no'} bias"))
+    return lines

@@ -1,0 +1,19 @@
+"""A conversation's tokens as a person can read them, those that the draft learns to predict set apart."""
+
+from itertools import groupby
+
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from pard2.data.chat import Example
+
+
+def render(tokenizer: Tokenizer, example: Example, marked: bool) -> Text:
+    """The example's text. marked: put ⟦ ⟧ around what is predicted, for output without colours."""
+    text = Text()
+    pairs = zip(example.token_ids, example.predicted, strict=True)
+    for predicted, stretch in groupby(pairs, key=lambda pair: pair[1]):
+        # Decoded together: a character may be spread over several tokens.
+        part = tokenizer.decode([token for token, _ in stretch], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text.append(f"⟦{part}⟧" if predicted and marked else part, style="green" if predicted else "dim")
+    return text
