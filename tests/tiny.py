@@ -24,7 +24,7 @@ _EXTRAS: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(
-    architecture: str = "llama", seed: int = 0, layers: int = 3, hidden: int = 32, vocab: int = 61, context: int = 256, **extra: Any
+    architecture: str = "llama", seed: int = 0, layers: int = 2, hidden: int = 32, vocab: int = 61, context: int = 256, **extra: Any
 ) -> PreTrainedModel:
     """A random float32 causal LM without an end-of-answer token. The weights are large, so that its texts vary and near-ties are rare."""
     settings: dict[str, Any] = {
@@ -43,7 +43,14 @@ def tiny_model(
     }
     if architecture == "gpt2":
         settings |= {"n_embd": hidden, "n_layer": layers, "n_head": 4, "n_positions": context}
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "intermediate_size"):
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "intermediate_size",
+        ):
             del settings[name]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(architecture, **(settings | _EXTRAS[architecture] | extra))
@@ -51,7 +58,7 @@ def tiny_model(
 
 
 def tiny_target(
-    seed: int = 0, layers: int = 3, hidden: int = 32, vocab: int = 61, architecture: str = "llama", context: int = 256, **extra: Any
+    seed: int = 0, layers: int = 2, hidden: int = 32, vocab: int = 61, architecture: str = "llama", context: int = 256, **extra: Any
 ) -> Target:
     """A target without a tokenizer; prompts are token ids."""
     return Target(tiny_model(architecture, seed, layers, hidden, vocab, context, **extra), name=f"tiny-{architecture}")
@@ -104,4 +111,3 @@ def greedy(target: Target, prompt: list[int], max_new_tokens: int) -> list[int]:
 def set_eos(target: Target, *token_ids: int) -> None:
     assert target.model.generation_config is not None
     target.model.generation_config.eos_token_id = list(token_ids)
-

@@ -5,7 +5,7 @@ from tiny import greedy, pard_draft, perfect_draft, random_prompts, tiny_draft, 
 
 from pard2 import Engine, SamplingParams
 
-NEW = 40
+NEW = 24
 
 
 def engines(architecture: str):
@@ -22,12 +22,12 @@ def engines(architecture: str):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2"])
 def test_every_method_says_what_transformers_says(architecture):
-    prompts = random_prompts(6, seed=3)
+    prompts = random_prompts(6 if architecture == "llama" else 3, seed=3)
     expected = None
     for engine in engines(architecture):
         if expected is None:
             expected = [greedy(engine.target, prompt, NEW) for prompt in prompts]
-            assert len({tuple(text) for text in expected}) > 3 and len(set(expected[0])) > 3, "texts too dull to tell anything"
+            assert len({tuple(text) for text in expected}) > 2 and len(set(expected[0])) > 3, "texts too dull to tell anything"
         outputs = list(engine.generate(prompts, SamplingParams(NEW)))
         assert [out.token_ids for out in outputs] == expected, engine.method
         assert [out.prompt_tokens for out in outputs] == [len(prompt) for prompt in prompts]
@@ -45,7 +45,7 @@ def test_both_kinds_of_cycle_occur():
 def test_many_prompts_through_one_engine_leave_no_trace():
     target = tiny_target(seed=4)
     engine = Engine(target, tiny_draft(target))
-    prompts = random_prompts(20, seed=9)
+    prompts = random_prompts(12, seed=9)
     assert [out.token_ids for out in engine.generate(prompts, SamplingParams(12))] == [greedy(target, prompt, 12) for prompt in prompts]
 
 
@@ -54,7 +54,10 @@ def test_engines_and_streams_in_turn_do_not_disturb_each_other():
     target = tiny_target()
     draft = tiny_draft(target)
     prompts = random_prompts(4, seed=11)
-    streams = [Engine(target, draft, method, 3).stream(p, SamplingParams(20)) for method, p in zip(["ar", "pard2-td", "pard2-ti", "pard2-td"], prompts, strict=True)]
+    streams = [
+        Engine(target, draft, method, 3).stream(p, SamplingParams(20))
+        for method, p in zip(["ar", "pard2-td", "pard2-ti", "pard2-td"], prompts, strict=True)
+    ]
     texts: list[list[int]] = [[] for _ in streams]
     open_streams = dict(enumerate(streams))
     while open_streams:

@@ -16,7 +16,7 @@ class DraftLength:
     _KEEP_RATE = 0.95  # weight left of an observation after one more cycle: text changes within a paragraph
     _KEEP_TIME = 0.99  # machines change more slowly
     _FIRST_RATE = 0.8  # of the first position, before anything is known
-    _PRIOR = 0.5  # observations that a guessed rate is worth
+    _PRIOR = 2.0  # observations that a guessed rate is worth
 
     def __init__(self, maximum: int) -> None:
         if maximum < 1:
