@@ -47,9 +47,12 @@ def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
     """One token for each row of logits [B, V]."""
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits / temperature).softmax(-1)
+    # The largest becomes 0, so that a tiny temperature overflows to certainty and not to NaN.
+    probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # the most probable token always stays
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered.masked_fill(before >= top_p, 0))
+        before = ordered.cumsum(-1) - ordered
+        outside = before >= top_p
+        outside[:, 0] = False  # the most probable token always stays
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered.masked_fill(outside, 0))
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

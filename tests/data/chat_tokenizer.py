@@ -1,0 +1,23 @@
+"""A byte-level tokenizer with chat templates: every text can be said, and a token can be seen."""
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+START, END = "<|start|>", "<|end|>"
+# As in most chat models: role, text, end-of-turn token, and a newline that nobody generates.
+CHATML = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+VOCABULARY = 259  # 256 bytes, two special tokens, and one padding row that no text contains
+END_ID, MASK_ID = 257, 258
+
+
+def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(START, special=True), AddedToken(END, special=True)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, additional_special_tokens=[START])
+    fast.chat_template = template
+    return fast
