@@ -56,6 +56,16 @@ class SharedEmbedding(nn.Module):
         return torch.where((token_ids == self.mask_token)[..., None], self.mask_row.to(rows.dtype), rows)
 
 
+@torch.no_grad()
+def neutral_row(table: Tensor) -> Tensor:
+    """[hidden] row for a new mask token: the direction of the table's mean at the length of a typical row.
+
+    The mean itself is nearly zero; the first norm would blow it up, and its gradient with it.
+    """
+    mean = table.float().mean(0)
+    return (mean * (table.float().norm(dim=-1).median() / mean.norm())).to(table.dtype)
+
+
 class Draft(nn.Module):
     """A causal LM, and the projection of the target's features into its embedding space.
 
@@ -96,9 +106,9 @@ class Draft(nn.Module):
     def share_vocabulary(self, embedding: nn.Module, head: nn.Module, mask_row: Tensor | None = None) -> None:
         """Use the target's embedding and head; only the mask token's row stays the draft's own.
 
-        mask_row: [hidden]; by default the mean of the table, a row like no token's.
+        mask_row: [hidden]; by default `neutral_row` of the table.
         """
-        row = embedding.weight.float().mean(0).to(embedding.weight.dtype) if mask_row is None else mask_row
+        row = neutral_row(embedding.weight) if mask_row is None else mask_row
         self.lm.set_input_embeddings(SharedEmbedding(embedding, self.spec.mask_token, row))
         self.lm.set_output_embeddings(_Borrowed(head))
         self.lm.config.tie_word_embeddings = False

@@ -7,7 +7,7 @@ from torch import nn
 
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import without_vocabulary
-from pard2.models.draft import DEFAULT_SCALE, DEFAULT_TARGET_LAYERS, Draft, DraftSpec
+from pard2.models.draft import DEFAULT_SCALE, DEFAULT_TARGET_LAYERS, Draft, DraftSpec, neutral_row
 from pard2.models.target import Target
 
 
@@ -90,7 +90,7 @@ def cut_draft(
     else:
         with torch.no_grad():
             table = lm.get_input_embeddings().weight
-            table[mask_token] = table.float().mean(0)
+            table[mask_token] = neutral_row(table)
     return draft.to(target.device)
 
 

@@ -45,11 +45,17 @@ class Target:
         self._base.register_forward_hook(self._capture_last)
 
     @classmethod
-    def from_pretrained(cls, name: str, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None) -> "Target":
-        """Load by hub id, directory, `.gguf` file or `smollm2`; on a CPU without bfloat16 arithmetic, packed."""
+    def from_pretrained(
+        cls, name: str, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None, pack: bool = True
+    ) -> "Target":
+        """Load by hub id, directory, `.gguf` file or `smollm2`.
+
+        pack: let a CPU without bfloat16 arithmetic use packed linear layers; False keeps plain ones, whose weights
+        can be read.
+        """
         where, kind = parse_device(device), parse_dtype(dtype)
         model = load_causal_lm(name, kind, where)
-        if should_pack(where, kind):
+        if pack and should_pack(where, kind):
             pack_linears(model)
         return cls(model, load_tokenizer(name), name)
 

@@ -1,0 +1,142 @@
+"""One typed schema for a training run, documented field by field.
+
+A run is a YAML file of these sections; any field can be overridden as `section.field=value`. An
+unknown or mistyped key is an error that names the nearest known one.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from pard2.errors import Pard2Error
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TargetConfig(_Section):
+    name: str = Field(description="hub id, directory, .gguf file, or smollm2")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the frozen target while training")
+
+
+class DraftConfig(_Section):
+    layers: list[int] | int | None = Field(None, description="layers of the target to cut the draft from: a list, or how many evenly spaced")
+    path: str | None = Field(None, description="start from this draft or small LM of the target's family, in place of a cut")
+    mask_token: int | None = Field(None, description="id that fills the mask slots; by default an unused one")
+    target_layers: list[int] | None = Field(None, description="hidden states that feed the projection; by default [-1, -8, -16, -24]")
+    scale: float = Field(0.02, gt=0, description="factor of the projected feature")
+    share_vocabulary: bool = Field(False, description="use the target's embedding and head, frozen; train only the mask token's row of it")
+    standardise_features: bool = Field(
+        False, description="learn the projection for features divided by their standard deviation; folded into it in every checkpoint"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DraftConfig":
+        if (self.layers is None) == (self.path is None):
+            raise ValueError("give either draft.layers or draft.path")
+        return self
+
+
+class DataConfig(_Section):
+    train: list[str] = Field(min_length=1, description="JSONL files of conversations that the target answered")
+    evaluation: str | None = Field(None, description="JSONL file of held-out prompts to decode at each evaluation")
+    max_length: PositiveInt = Field(512, description="tokens of a conversation; longer ones are cut")
+
+
+class ObjectiveConfig(_Section):
+    draft_tokens: int = Field(16, ge=1, description="K, tokens proposed in one pass")
+    retention: float = Field(0.7, gt=0, le=1, description="COD r: share of the chains kept from one depth to the next")
+    min_retention: float = Field(0.1, ge=0, le=1, description="COD r_min: least share of the chains kept at any depth")
+    ce_alpha: float = Field(0.1, ge=0, description="factor of the cross-entropy against the data token")
+    kd_alpha: float = Field(1.0, ge=0, description="factor of the KL divergence from the target")
+    feature_drop: float = Field(0.1, ge=0, le=1, description="probability that a sequence is trained without features")
+
+
+class OptimizerConfig(_Section):
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates of the gradient's mean and square")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak; cosine in between")
+    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+
+
+class LoopConfig(_Section):
+    output: str = Field(description="directory of the run: metrics, checkpoints, the finished draft")
+    steps: PositiveInt = Field(description="optimizer steps")
+    documents_per_step: PositiveInt = Field(8, description="conversations in a global batch")
+    documents_per_row: PositiveInt = Field(1, description="conversations that share one forward pass")
+    seed: int = 0
+    save_every: PositiveInt = Field(50, description="steps between checkpoints to resume from")
+    evaluate_every: PositiveInt = Field(200, description="steps between evaluations by real decoding")
+    evaluation_prompts: PositiveInt = Field(8, description="prompts decoded at each evaluation")
+    evaluation_tokens: PositiveInt = Field(64, description="new tokens for each of them")
+    device: str | None = Field(None, description="cpu, cuda, cuda:N; by default the GPU where there is one")
+
+
+class TrainConfig(_Section):
+    target: TargetConfig
+    draft: DraftConfig
+    data: DataConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML run and apply `section.field=value` overrides, whose values are YAML too.
+
+    Raises `Pard2Error`, one line, for a file that is no YAML mapping, an override that is no
+    assignment, an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Pard2Error(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    except yaml.YAMLError as error:
+        raise Pard2Error(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(TrainConfig.model_fields)})")
+    for override in overrides or []:
+        _apply(document, override)
+    try:
+        return TrainConfig.model_validate(document)
+    except ValidationError as error:
+        raise Pard2Error(f"{path}: {_explain(error)}") from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, field = key.partition(".")
+    if not equals or not dot:
+        raise Pard2Error(f"override {override!r} is not of the form section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Pard2Error(f"override {override!r}: the value is not YAML") from None
+    inner = document.setdefault(section, {})
+    if not isinstance(inner, dict):
+        raise Pard2Error(f"override {override!r}: {section} is not a section")
+    inner[field] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"
+    known = _known_keys(first["loc"][:-1])
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+    return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}") + more
+
+
+def _known_keys(location: tuple) -> list[str]:
+    model: Any = TrainConfig
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

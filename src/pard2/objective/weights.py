@@ -1,0 +1,19 @@
+"""Token weights: how much each slot's prediction counts (METHOD: section 4)."""
+
+import torch
+from torch import Tensor
+
+from pard2.objective.layout import SlotLayout
+
+
+def cat_weights(layout: SlotLayout, target_logprobs: Tensor) -> Tensor:
+    """CAT: w(a, d) = prod_{j=1..d} p_T(x[a+j] | x[<a+j]), w(a, 0) = 1.
+
+    target_logprobs: [N], the target's teacher-forced log-probability of each token of the row, 0 for
+    a document's first token. Returns [S] float32 without gradient. The predicted token's own
+    probability is not in its weight.
+    """
+    # A product over a stretch is a difference of running sums; float64 keeps the difference exact enough.
+    before = torch.nn.functional.pad(target_logprobs.detach().double().cumsum(0), (1, 0))
+    first = layout.anchor_index + 1
+    return (before[first + layout.depth] - before[first]).exp().float()

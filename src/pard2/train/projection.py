@@ -1,0 +1,40 @@
+"""A projection that learns from standardised features and is an ordinary one to everybody else."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StandardisedProjection(nn.Module):
+    """Learns V in `scale * W f = unit * V (f / std)`, `unit = embedding_rms / sqrt(F)`.
+
+    Features of the residual stream differ in size by orders of magnitude, and an optimizer whose
+    steps have one size for all weights learns the small ones too slowly and overshoots with the large ones. With V,
+    a step moves the projected feature by a like share of the embedding that it is added to. The family of functions
+    is the same; `weight` is the W that a checkpoint holds.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, std: Tensor, scale: float, embedding_rms: float) -> None:
+        """weight: [hidden, F], the W to start from. std: [F], typical size of each feature."""
+        super().__init__()
+        std = std.clamp(min=1e-6)
+        unit = embedding_rms / weight.shape[1] ** 0.5
+        self.register_buffer("columns", unit / (scale * std))  # [F]: W = V diag(columns)
+        self.inner = nn.Parameter(weight.detach() / self.columns)
+        self.bias = None
+
+    @property
+    def weight(self) -> Tensor:
+        return self.inner * self.columns
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(features * self.columns, self.inner)
+
+
+@torch.no_grad()
+def feature_std(features: list[Tensor]) -> Tensor:
+    """[F] root mean square of each feature over sequences [N_i, F], first tokens left out: they are outliers by nature."""
+    rows = torch.cat([f[1:] for f in features]).float()
+    return rows.square().mean(0).sqrt()
