@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import tiny_model
 from transformers import DynamicCache
 
 from pard2.engine.cache import KVCache
+from tiny import tiny_model
 
 ARCHITECTURES = ["llama", "mistral", "gemma2"]  # the last two with a window of 8
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import MASK, pard_draft, perfect_draft, tiny_draft, tiny_lm_draft, tiny_target
 
 from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.engine.drafters.plain import PlainDrafter
+from tiny import MASK, pard_draft, perfect_draft, tiny_draft, tiny_lm_draft, tiny_target
 
 CONTEXT = [5, 17, 3, 3, 42, 8, 29, 11]
 
@@ -146,3 +146,13 @@ def test_limit_ends_with_the_drafts_own_context_or_training(target):
     lm = AutoregressiveDrafter(tiny_lm_draft(context=20), 61, 64)
     assert [lm.limit(length) for length in (1, 20, 21, 40)] == [20, 1, 0, 0]
     assert PlainDrafter().limit(1) == 0
+
+
+def test_features_in_the_wrong_mode_are_refused(target):
+    """Else TD would quietly draft as TI: the same text, fewer tokens accepted, no error."""
+    tokens, features = torch.tensor([[1, 2]]), torch.randn(1, 2, 64)
+    for dependent, given in [(True, None), (False, features)]:
+        drafter = parallel(target, tiny_draft(target), dependent)
+        for read in (drafter.prefill, drafter.absorb):
+            with pytest.raises(ValueError, match="features"):
+                read(tokens, given)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import greedy, pard_draft, perfect_draft, random_prompts, set_eos, tiny_draft, tiny_lm_draft, tiny_target
 
 from pard2 import Engine, SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
+from tiny import greedy, pard_draft, perfect_draft, random_prompts, set_eos, tiny_draft, tiny_lm_draft, tiny_target
 
 PROMPT = [5, 17, 3, 3, 42, 8, 29, 11]
 
@@ -118,7 +118,7 @@ def test_prompts_up_to_the_context_and_not_a_position_past_it(length):
 
 
 def test_prompt_longer_than_the_context_is_refused_with_both_lengths():
-    with pytest.raises(Pard2Error, match="33 tokens.*32"):
+    with pytest.raises(Pard2Error, match=r"33 tokens.*32"):
         Engine(tiny_target(context=32)).stream([1] * 33)
 
 
@@ -174,6 +174,7 @@ def test_target_reads_the_prompt_once_and_takes_features_only_for_td():
         del target.forward
         assert [length for length, _ in seen].count(len(PROMPT)) == 1 and max(length for length, _ in seen[1:]) <= 4
         assert all((output.features is not None) == features for _, output in seen)
+        assert all(output.logits.is_inference() for _, output in seen)
 
 
 def test_callers_code_between_steps_is_not_in_inference_mode():

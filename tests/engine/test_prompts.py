@@ -1,13 +1,13 @@
 """Prompts in their three forms, and those that are none."""
 
 import pytest
-from tiny import greedy, set_eos, tiny_target
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pard2 import Engine, SamplingParams
 from pard2.engine.prompts import encode_prompt
 from pard2.errors import Pard2Error
+from tiny import greedy, set_eos, tiny_target
 
 WORDS = ["<unk>", "<bos>", "<end>", "user", "answer", "what", "is", "red", "blue"]
 TEMPLATE = "{% for m in messages %}user {{ m.content }} {% endfor %}{% if add_generation_prompt %}answer{% endif %}"
@@ -46,7 +46,7 @@ def test_messages_and_token_ids_are_taken_as_they_are(target):
 @pytest.mark.parametrize("prompt", ["", "  \n", []])
 def test_empty_prompt(target, prompt):
     for raw in (False, True):
-        with pytest.raises(Pard2Error, match="empty.*-p"):
+        with pytest.raises(Pard2Error, match=r"empty.*-p"):
             encode_prompt(target, prompt, raw)
 
 

@@ -38,11 +38,13 @@ class ParallelDrafter:
         return max(0, min(self._draft_tokens, self._context_length - length + 1))
 
     def prefill(self, token_ids: Tensor, features: Tensor | None) -> None:
+        self._check(features)
         if features is not None:
             features = torch.cat([torch.zeros_like(features[:, :1]), features[:, :-1]], dim=1)
         self.draft.forward(self._known(token_ids), features, self.cache, num_logits=1)
 
     def absorb(self, token_ids: Tensor, features: Tensor | None) -> None:
+        self._check(features)
         self._pending = self._known(token_ids)
         self._features = features
 
@@ -57,6 +59,11 @@ class ParallelDrafter:
         logits = self.draft.forward(token_ids, features, self.cache, num_logits=k)
         self.cache.truncate(self.cache.length - masks.shape[1])
         return Proposal(logits[..., : self._vocab_size].argmax(-1))
+
+    def _check(self, features: Tensor | None) -> None:
+        # In the wrong mode everything would still run, and merely accept less.
+        if (features is None) == bool(self.feature_layers):
+            raise ValueError("features belong to target-dependent drafting, and to it alone")
 
     def _known(self, token_ids: Tensor) -> Tensor:
         # A padded target vocabulary may exceed the draft's; a stand-in for such an id costs a guess, nothing else.
