@@ -1,8 +1,8 @@
 """The loss mask: exactly what the assistant says, from the first token to the end-of-turn token."""
 
 import pytest
-from chat_tokenizer import CHATML, END_ID, byte_tokenizer
 
+from chat_tokenizer import CHATML, END_ID, byte_tokenizer
 from pard2.data.chat import encode, prompt_ids, tokenize_conversation, user_turn_text
 from pard2.errors import Pard2Error
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import greedy, random_prompts, set_eos, tiny_target
 
 from pard2.data.generation import _draw, generate_batch
+from tiny import greedy, random_prompts, set_eos, tiny_target
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral"])

@@ -1,13 +1,13 @@
 """Answers of the target: every prompt exactly once, whatever happens in between."""
 
 import pytest
-from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
-from tiny import greedy, set_eos, tiny_target
 
+from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
 from pard2.data.chat import prompt_ids
 from pard2.data.records import RecordWriter, read_records
 from pard2.data.regenerate import regenerate
 from pard2.errors import Pard2Error
+from tiny import greedy, set_eos, tiny_target
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Prompts out of nothing. A random model says no words, so what it says is put into its mouth."""
 
 import pytest
-from chat_tokenizer import VOCABULARY, byte_tokenizer
-from tiny import tiny_target
 
+from chat_tokenizer import VOCABULARY, byte_tokenizer
 from pard2.data import synthesize as module
 from pard2.data.chat import encode
 from pard2.data.records import RecordWriter, read_records
 from pard2.data.synthesize import synthesize
 from pard2.errors import Pard2Error
+from tiny import tiny_target
 
 
 @pytest.fixture

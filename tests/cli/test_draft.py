@@ -1,0 +1,151 @@
+"""`draft init` and `draft info`: what a checkpoint is, fits and lacks."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chat_tokenizer import MASK_ID, VOCABULARY
+from pard2.models.checkpoint import load_draft
+from pard2.models.target import Target
+
+
+@pytest.fixture
+def init(pard2, target_directory):
+    return lambda *options: pard2("draft", "init", "-t", target_directory, "--device", "cpu", *options)
+
+
+def test_a_cut_draft_loads_and_says_what_it_is(init, pard2, target_directory, tmp_path):
+    assert init("--layers", 2, "-o", tmp_path / "d", "--draft-tokens", 5, "--target-layers=-1,-3").code == 0
+    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    draft = load_draft(str(tmp_path / "d"), target, torch.float32, target_dependent=True)
+    assert draft.num_layers == 2
+    report = json.loads(pard2("draft", "info", tmp_path / "d", "-t", target_directory, "--json").out)
+    expected = {
+        "layers": 2,
+        "hidden_size": 32,
+        "vocab_size": VOCABULARY,
+        "parameters": sum(p.numel() for p in draft.parameters()),
+        "methods": ["pard2-td", "pard2-ti"],
+        "mask_token": MASK_ID,
+        "draft_tokens": 5,
+        "target_layers": [-1, -3],
+        "target_dim": 64,
+        "target_hidden_size": 32,
+        "projection": [32, 64],
+        "bias": False,
+        "lacks": [],
+        "fits": {"pard2-td": "yes", "pard2-ti": "yes"},
+    }
+    assert {key: report[key] for key in expected} == expected
+
+
+def test_layers_by_number_and_mask_by_id(init, pard2, tmp_path):
+    assert init("--layers", "0,2", "-o", tmp_path / "d", "--mask-token", 7).code == 0
+    assert json.loads(pard2("draft", "info", tmp_path / "d", "--json").out)["mask_token"] == 7
+
+
+def test_a_shared_vocabulary_is_left_out_and_not_reported_missing(init, pard2, tmp_path):
+    assert init("--layers", 1, "-o", tmp_path / "d", "--share-vocabulary").code == 0
+    stored = load_file(tmp_path / "d" / "model.safetensors")
+    assert not [key for key in stored if "embed" in key or "lm_head" in key]
+    report = json.loads(pard2("draft", "info", tmp_path / "d", "--json").out)
+    assert report["shared_vocabulary"] and report["lacks"] == []
+
+
+def test_an_existing_directory_is_not_lost(init, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.txt").write_text("years of work")
+    assert "is not empty; name another directory with -o, or give --force" in init("--layers", 1, "-o", tmp_path / "d").error
+    assert "holds no checkpoint, so --force will not replace it" in init("--layers", 1, "-o", tmp_path / "d", "--force").error
+    assert (tmp_path / "d" / "thesis.txt").read_text() == "years of work"
+    assert init("--layers", 1, "-o", tmp_path / "e").code == 0
+    assert init("--layers", 1, "-o", tmp_path / "e").code == 2
+    assert init("--layers", 2, "-o", tmp_path / "e", "--force").code == 0
+
+
+def test_an_unwritable_output_is_found_before_the_target_is_loaded(pard2, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "d"):
+        assert "cannot write" in pard2("draft", "init", "-t", "no/such-model", "--layers", 1, "-o", output).error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layers", "9"], "--layers 9: the target has 3 layers"),
+        (["--layers", "0"], "--layers 0"),
+        (["--layers", "0,3"], "--layers: 3 is not a layer"),
+        (["--layers", "2,0"], "--layers must rise"),
+        (["--layers", "some"], "--layers 'some' is not a list of numbers"),
+        (["--layers", "1", "--mask-token", str(VOCABULARY)], "--mask-token"),
+        (["--layers", "1", "--target-layers", "a"], "--target-layers 'a' is not a list"),
+    ],
+)
+def test_options_that_make_no_sense_name_themselves(init, tmp_path, options, message):
+    assert message in init("-o", tmp_path / "d", *options).error
+    assert not (tmp_path / "d").exists()
+
+
+def test_info_of_what_is_no_draft(pard2, lm_directory, tmp_path):
+    assert "no directory" in pard2("draft", "info", tmp_path / "none").error
+    (tmp_path / "empty").mkdir()
+    assert "cannot load the model" in pard2("draft", "info", tmp_path / "empty").error
+    report = json.loads(pard2("draft", "info", lm_directory, "--json").out)
+    assert report["methods"] == ["vsd"] and report["mask_token"] is None
+
+
+@pytest.fixture
+def copy(draft_directory, tmp_path):
+    shutil.copytree(draft_directory, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def change_config(directory, **changes):
+    config = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def info(pard2, directory, *options):
+    result = pard2("draft", "info", directory, "--json", *options)
+    assert result.code == 0, result
+    return json.loads(result.out)
+
+
+def test_info_says_what_is_missing_and_what_still_works(pard2, copy):
+    (copy / "warp_model.bin").unlink()
+    report = info(pard2, copy)
+    assert report["methods"] == ["pard2-ti"] and "has no projection" in report["lacks"][0] and report["projection"] is None
+
+
+def test_info_misses_target_layers(pard2, copy):
+    change_config(copy, pard2_target_layers=None)
+    report = info(pard2, copy)
+    assert report["methods"] == ["pard2-ti"] and "`pard2_target_layers`" in report["lacks"][0]
+
+
+def test_info_misses_weights(pard2, copy):
+    tensors = load_file(copy / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, copy / "model.safetensors")
+    assert "model.norm.weight" in info(pard2, copy)["lacks"][0]
+
+
+def test_info_of_a_corrupt_file(pard2, copy):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "is corrupt" in pard2("draft", "info", copy).error
+
+
+def test_info_says_which_target_does_not_fit_and_why(pard2, copy, target_directory):
+    change_config(copy, pard2_target_layers=[-1, -2, -3], pard2_target_dim=96)
+    fits = info(pard2, copy, "-t", target_directory)["fits"]
+    assert "expected [32, 96]" in fits["pard2-td"] and fits["pard2-ti"] == "yes"
+
+
+def test_info_for_people_shows_every_field(pard2, copy):
+    out = pard2("draft", "info", copy).out
+    for part in ("LlamaForCausalLM, 2 layers", "pard2-td, pard2-ti", f"{MASK_ID}", "up to 6 tokens", "[32, 64], scale 0.02, no bias"):
+        assert part in out
