@@ -14,6 +14,8 @@ def cat_weights(layout: SlotLayout, target_logprobs: Tensor) -> Tensor:
     probability is not in its weight.
     """
     # A product over a stretch is a difference of running sums; float64 keeps the difference exact enough.
-    before = torch.nn.functional.pad(target_logprobs.detach().double().cumsum(0), (1, 0))
+    # -inf, of a token that the target rules out, would turn every later difference into NaN; exp(-1e4) is 0 as well.
+    logprobs = target_logprobs.detach().double().clamp(min=-1e4)
+    before = torch.nn.functional.pad(logprobs.cumsum(0), (1, 0))
     first = layout.anchor_index + 1
     return (before[first + layout.depth] - before[first]).exp().float()
