@@ -25,7 +25,7 @@ class TargetConfig(_Section):
 
 class DraftConfig(_Section):
     layers: list[int] | int | None = Field(None, description="layers of the target to cut the draft from: a list, or how many evenly spaced")
-    path: str | None = Field(None, description="start from this draft or small LM of the target's family, in place of a cut")
+    path: str | None = Field(None, description="start from this PARD-2 draft (of `pard2 draft init`, or a trained one) in place of a cut")
     mask_token: int | None = Field(None, description="id that fills the mask slots; by default an unused one")
     target_layers: list[int] | None = Field(None, description="hidden states that feed the projection; by default [-1, -8, -16, -24]")
     scale: float = Field(0.02, gt=0, description="factor of the projected feature")
@@ -118,7 +118,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise Pard2Error(f"override {override!r}: the value is not YAML") from None
-    inner = document.setdefault(section, {})
+    inner = document[section] = {} if document.get(section) is None else document[section]  # a bare `section:` is None
     if not isinstance(inner, dict):
         raise Pard2Error(f"override {override!r}: {section} is not a section")
     inner[field] = value

@@ -13,9 +13,12 @@ from pard2.errors import Pard2Error
 def whole_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`; when the block ends well, it takes `path`'s place.
 
-    An existing directory at `path` is replaced. If the block raises, `path` is as it was.
+    An existing directory at `path` is replaced. If the block raises, `path` is as it was. Raises `Pard2Error` if
+    `path` is a file or cannot be written.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays a link, and its target is replaced
+    if path.exists() and not path.is_dir():
+        raise Pard2Error(f"cannot write {path}: it is a file and must be a directory")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -24,12 +27,34 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         beside.chmod(0o755)
-        if path.exists():
-            old = beside.with_name(beside.name + "-old")
-            path.rename(old)
-            beside.rename(path)
-            shutil.rmtree(old)
-        else:
-            beside.rename(path)
+        _exchange(path, beside)
+    except OSError as error:
+        raise Pard2Error(f"cannot write {path}: {error.strerror or error}; what it held before is kept") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Put back a directory that a kill caught between the two renames of `whole_directory`."""
+    old = _set_aside(path.resolve())
+    if old.is_dir() and not path.exists():
+        old.rename(path.resolve())
+
+
+def _exchange(path: Path, beside: Path) -> None:
+    old = _set_aside(path)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+    except BaseException:  # Ctrl-C included
+        recover(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    """Where the old directory waits; one fixed name, so that it is found again."""
+    return path.with_name(f".{path.name}-old")

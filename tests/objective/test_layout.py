@@ -74,26 +74,26 @@ def two_documents() -> SlotLayout:
 def test_positions_start_anew_in_a_packed_document():
     layout = two_documents()
     assert layout.document.tolist() == [0] * 5 + [1] * 8
-    assert layout.position.tolist() == [0, 1, 2, 1, 2] + [0, 1, 2, 3, 0, 1, 3, 2]
+    assert layout.position.tolist() == [0, 1, 2, 1, 2, 0, 1, 2, 3, 0, 1, 3, 2]
 
 
 def test_predicted_token_lies_one_past_the_slot():
     layout = two_documents()
-    assert layout.predicted_index.tolist() == [1, 2, 3, 2, 3] + [4, 5, 6, 7, 4, 5, 7, 6]
-    assert layout.anchor_index.tolist() == [0, 1, 2, 0, 1] + [3, 4, 5, 6, 2, 3, 5, 3]
+    assert layout.predicted_index.tolist() == [1, 2, 3, 2, 3, 4, 5, 6, 7, 4, 5, 7, 6]
+    assert layout.anchor_index.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 2, 3, 5, 3]
 
 
 def test_tokens_are_never_shifted():
     layout = two_documents()
     tokens = slot_tokens(layout, torch.arange(10, 17), mask_token=99)
-    assert tokens.tolist() == [10, 11, 12, 99, 99] + [13, 14, 15, 16, 99, 99, 99, 99]
+    assert tokens.tolist() == [10, 11, 12, 99, 99, 13, 14, 15, 16, 99, 99, 99, 99]
 
 
 def test_features_are_shifted_by_one_and_masks_share_their_anchors():
     layout = two_documents()
     features = slot_features(layout, torch.arange(1.0, 8.0)[:, None])[:, 0]
-    #                              f[-1] = 0 at each document's start, also for the chain without anchor
-    assert features.tolist() == [0, 1, 2, 0, 1] + [0, 4, 5, 6, 0, 0, 5, 0]
+    # f[-1] = 0 at each document's start, also for the chain without anchor
+    assert features.tolist() == [0, 1, 2, 0, 1, 0, 4, 5, 6, 0, 0, 5, 0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -106,8 +106,11 @@ class Draft(nn.Module):
     def share_vocabulary(self, embedding: nn.Module, head: nn.Module, mask_row: Tensor | None = None) -> None:
         """Use the target's embedding and head; only the mask token's row stays the draft's own.
 
-        mask_row: [hidden]; by default `neutral_row` of the table.
+        mask_row: [hidden]; by default `neutral_row` of the table. Raises `Pard2Error` for a target that scales what it
+        reads from its table: the mask's row would not be scaled with it.
         """
+        if type(embedding) is not nn.Embedding:
+            raise Pard2Error(f"a draft cannot share a {type(embedding).__name__}; give it a vocabulary of its own (draft.share_vocabulary=false)")
         row = neutral_row(embedding.weight) if mask_row is None else mask_row
         self.lm.set_input_embeddings(SharedEmbedding(embedding, self.spec.mask_token, row))
         self.lm.set_output_embeddings(_Borrowed(head))

@@ -62,6 +62,8 @@ def cut_draft(
     target must not be packed. Raises `Pard2Error` for a layer or token that the target lacks.
     """
     total = target.num_states - 1
+    if not layers:
+        raise Pard2Error("--layers names no layer")
     for layer in layers:
         if not 0 <= layer < total:
             raise Pard2Error(f"--layers: {layer} is not a layer of {target.name!r}, which has {total} (0 to {total - 1})")
@@ -70,6 +72,9 @@ def cut_draft(
     if not 0 <= mask_token < target.vocab_size:
         raise Pard2Error(f"--mask-token {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
     wanted = default_target_layers(target.num_states) if target_layers is None else target_layers
+    for layer in wanted:
+        if not -target.num_states <= layer < target.num_states:
+            raise Pard2Error(f"target layer {layer} is not a hidden state of {target.name!r}, which has {target.num_states}")
     spec = DraftSpec(mask_token, draft_tokens, tuple(wanted), target.hidden_size * len(wanted), scale, False, shared_vocabulary)
 
     config = copy.deepcopy(target.model.config)

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from rich.console import Console
@@ -18,9 +19,10 @@ from pard2.data.chat import Example, tokenize_conversation
 from pard2.data.records import Record, read_records
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft, save_draft
-from pard2.models.draft import Draft
+from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.pruning import cut_draft, even_layers, unused_token
 from pard2.models.target import Target
+from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import acceptance
 from pard2.train.optimizer import Optimizer, learning_rate
 from pard2.train.projection import StandardisedProjection, feature_std
@@ -47,11 +49,13 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
             raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
         draft = _initial_draft(config, target)
         examples = _examples(config, target)
+        check_compatibility(target, draft, examples)
         held_out = read_records(config.data.evaluation)[: config.loop.evaluation_prompts] if config.data.evaluation else []
         target.capture(draft.spec.target_layers)
         _prepare_trainable(config, target, draft, examples)
         optimizer = Optimizer(draft, config.optimizer)
         done = load_state(output / "checkpoint", config, draft, optimizer)
+        _forget_after(metrics, done)
         _print_plan(console, config, draft, optimizer, examples, done)
         run = _Run(config, target, draft, optimizer, examples, held_out, metrics, console)
         run.steps(done)
@@ -59,27 +63,41 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     return output / "draft"
 
 
-def _open_metrics(output: Path):
+def _open_metrics(output: Path) -> BinaryIO:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        return open(output / "metrics.jsonl", "a", encoding="utf-8")
+        return open(output / "metrics.jsonl", "ab+")
     except OSError as error:
         raise Pard2Error(f"cannot write loop.output {output}: {error.strerror}") from None
 
 
+def _forget_after(metrics: BinaryIO, done: int) -> None:
+    """Drop the lines of steps that a killed run took after its last checkpoint: they will be taken again."""
+    metrics.seek(0)
+    end = 0
+    while (line := metrics.readline()).endswith(b"\n") and json.loads(line)["step"] <= done:
+        end = metrics.tell()
+    metrics.truncate(end)
+
+
 def _initial_draft(config: TrainConfig, target: Target) -> Draft:
     wanted, objective = config.draft, config.objective
+    if wanted.share_vocabulary and target.model.dtype != torch.float32:
+        raise Pard2Error("draft.share_vocabulary trains through the target's own tables, which needs target.dtype=float32")
     if wanted.path is not None:
         draft = load_draft(wanted.path, target, torch.float32, target_dependent=None)
         if draft.spec is None or draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
             raise Pard2Error(
                 f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens); make one with `pard2 draft init`"
             )
+        if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
+            raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
         return draft.requires_grad_(True)
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
     mask = unused_token(target) if wanted.mask_token is None else wanted.mask_token
     chosen = tuple(wanted.target_layers) if wanted.target_layers else None
-    return cut_draft(target, layers, mask, objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary)
+    # Whatever the target's precision, small updates need float32 weights.
+    return cut_draft(target, layers, mask, objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary).float()
 
 
 def _examples(config: TrainConfig, target: Target) -> list[Example]:
@@ -94,7 +112,7 @@ def _prepare_trainable(config: TrainConfig, target: Target, draft: Draft, exampl
     some = examples[:: max(1, len(examples) // _CALIBRATION_DOCUMENTS)][:_CALIBRATION_DOCUMENTS]
     features = [target.forward(torch.tensor([e.token_ids], device=target.device), num_logits=0).features[0] for e in some]
     embedding_rms = float(draft.lm.get_input_embeddings().weight.float().square().mean().sqrt())
-    draft.projection = StandardisedProjection(draft.projection.weight, feature_std(features), draft.spec.scale, embedding_rms)
+    draft.projection = StandardisedProjection(draft.projection, feature_std(features), draft.spec.scale, embedding_rms)
 
 
 def _print_plan(console: Console, config: TrainConfig, draft: Draft, optimizer: Optimizer, examples: list[Example], done: int) -> None:
@@ -132,7 +150,7 @@ class _Run:
                 last = step + 1 == loop.steps
                 if self.held_out and ((step + 1) % loop.evaluate_every == 0 or last):
                     record["evaluation"] = self.evaluate()
-                self.metrics.write(json.dumps(record) + "\n")
+                self.metrics.write(json.dumps(record).encode() + b"\n")
                 self.metrics.flush()
                 if (step + 1) % loop.save_every == 0 or last:
                     save_state(self.output / "checkpoint", step + 1, self.config, self.draft, self.optimizer)
@@ -141,6 +159,7 @@ class _Run:
         """One optimizer step over the global batch; returns its metrics."""
         began = time.perf_counter()
         objective, loop = self.config.objective, self.config.loop
+        torch.manual_seed(generator(loop.seed, 2, step).initial_seed())  # dropout, in models that have it, draws from the global generator
         rows = []
         for index, examples in enumerate(self._rows(step)):
             draw = generator(loop.seed, 1, step, index)

@@ -14,23 +14,21 @@ class StandardisedProjection(nn.Module):
     is the same; `weight` is the W that a checkpoint holds.
     """
 
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, std: Tensor, scale: float, embedding_rms: float) -> None:
-        """weight: [hidden, F], the W to start from. std: [F], typical size of each feature."""
+    def __init__(self, start: nn.Linear, std: Tensor, scale: float, embedding_rms: float) -> None:
+        """start: the projection to start from, W [hidden, F] and perhaps a bias. std: [F], typical size of each feature."""
         super().__init__()
         std = std.clamp(min=1e-6)
-        unit = embedding_rms / weight.shape[1] ** 0.5
+        unit = embedding_rms / start.in_features**0.5
         self.register_buffer("columns", unit / (scale * std))  # [F]: W = V diag(columns)
-        self.inner = nn.Parameter(weight.detach() / self.columns)
-        self.bias = None
+        self.inner = nn.Parameter(start.weight.detach() / self.columns)
+        self.bias = start.bias
 
     @property
     def weight(self) -> Tensor:
         return self.inner * self.columns
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.linear(features * self.columns, self.inner)
+        return F.linear(features * self.columns, self.inner, self.bias)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ step, so a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import json
+import pickle
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from pard2.config import TrainConfig
 from pard2.errors import Pard2Error
-from pard2.files import whole_directory
+from pard2.files import recover, whole_directory
 from pard2.train.optimizer import Optimizer
 
 # What may differ between a run and its continuation.
@@ -39,19 +40,24 @@ def load_state(directory: Path, config: TrainConfig, module: nn.Module, optimize
 
     Raises `Pard2Error` if the directory holds a run with another configuration or cannot be read.
     """
+    recover(directory)
     if not directory.is_dir():
         return 0
     try:
-        saved = json.loads((directory / "run.json").read_text())
+        run = json.loads((directory / "run.json").read_text())
+        done, saved_config = int(run["step"]), dict(run["config"])
         state = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError):
         raise Pard2Error(f"{directory} holds no readable checkpoint; remove it, or name another loop.output") from None
-    differing = _difference(saved["config"], config.model_dump(mode="json"))
+    differing = _difference(saved_config, config.model_dump(mode="json"))
     if differing:
         raise Pard2Error(f"{directory.parent} holds a run with another {differing[0]}; name another loop.output, or remove it")
-    module.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(saved["step"])
+    try:
+        module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, ValueError, RuntimeError):
+        raise Pard2Error(f"{directory.parent} holds a run with other models under the same names; name another loop.output, or remove it") from None
+    return done
 
 
 def _difference(old: dict, new: dict) -> list[str]:

@@ -1,0 +1,119 @@
+"""A mistake in a run's file is one line that says where and what instead."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pard2.config import TrainConfig, load_config
+from pard2.errors import Pard2Error
+
+RUN = {"target": {"name": "smollm2"}, "draft": {"layers": 4}, "data": {"train": ["a.jsonl"]}, "loop": {"output": "out", "steps": 10}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(RUN))
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(Pard2Error) as caught:
+        load_config(path, list(overrides))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_are_the_published_ones(run):
+    config = load_config(run)
+    objective = config.objective
+    assert (objective.draft_tokens, objective.retention, objective.min_retention) == (16, 0.7, 0.1)
+    assert (objective.ce_alpha, objective.kd_alpha, objective.feature_drop, config.draft.scale) == (0.1, 1.0, 0.1, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.learning_rat=1", "unknown key optimizer.learning_rat; known are lr, betas"),
+        ("loop.stepz=1", "unknown key loop.stepz; did you mean steps?"),
+        ("optimiser.lr=1", "unknown key optimiser; did you mean optimizer?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(run, override, said):
+    assert said in refused(run, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("loop.steps=many", "loop.steps"),
+        ("loop.steps=0", "loop.steps"),
+        ("loop.steps=1.5", "loop.steps"),
+        ("objective.retention=1.5", "objective.retention"),
+        ("objective.draft_tokens=0", "objective.draft_tokens"),
+        ("target.dtype=float8", "target.dtype"),
+        ("data.train=[]", "data.train"),
+        ("optimizer.lr=.nan", "optimizer.lr"),
+        ("draft.layers=four", "draft.layers"),
+    ],
+)
+def test_a_mistyped_value_names_its_field(run, override, where):
+    assert f"{run}: {where}" in refused(run, override)
+
+
+def test_a_missing_field_is_named(run):
+    run.write_text(yaml.safe_dump({key: value for key, value in RUN.items() if key != "loop"}))
+    assert "loop: Field required" in refused(run)
+
+
+@pytest.mark.parametrize("draft", [{}, {"layers": 4, "path": "x"}])
+def test_a_draft_has_exactly_one_origin(run, draft):
+    run.write_text(yaml.safe_dump(RUN | {"draft": draft}))
+    assert refused(run).endswith("draft: give either draft.layers or draft.path")
+
+
+@pytest.mark.parametrize("override", ["steps=3", "loop.steps", "loop", ""])
+def test_an_override_that_is_no_assignment(run, override):
+    assert refused(run, override) == f"override {override!r} is not of the form section.field=value"
+
+
+def test_an_override_whose_value_is_no_yaml(run):
+    assert refused(run, "loop.steps=[1") == "override 'loop.steps=[1': the value is not YAML"
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(run):
+    config = load_config(run, ["draft.layers=[0, 5]", "optimizer.lr=1e-3", "loop.steps=3", "loop.steps=4", "data.evaluation=a=b.jsonl"])
+    assert config.draft.layers == [0, 5] and config.loop.steps == 4 and config.data.evaluation == "a=b.jsonl"
+    assert config.optimizer.lr == 1e-3  # YAML 1.1 reads 1e-3 as text
+
+
+def test_a_section_written_without_fields_can_be_filled(run):
+    run.write_text(yaml.safe_dump(RUN) + "optimizer:\n")
+    assert load_config(run, ["optimizer.lr=0.5"]).optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"- a\n- b\n", "must be a mapping of sections (target, draft, data, objective, optimizer, loop)"),
+        (b"", "must be a mapping of sections"),
+        (b"a: [1\n", "is not YAML"),
+        (b"\xff\xfe\xfa", "cannot read"),
+    ],
+)
+def test_a_file_that_is_no_run(run, content, said):
+    run.write_bytes(content)
+    assert said in refused(run)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    assert refused(tmp_path / "none.yaml") == f"cannot read {tmp_path / 'none.yaml'}: No such file or directory"
+
+
+def test_every_field_that_needs_words_has_them():
+    """`pard2 train --dry-run` and the documentation show the schema; a bare field says nothing."""
+    known = {"loop.seed", "optimizer.weight_decay"}
+    for name, section in TrainConfig.model_fields.items():
+        for field, info in section.annotation.model_fields.items():
+            assert info.description or f"{name}.{field}" in known, f"{name}.{field}"
