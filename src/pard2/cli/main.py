@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from pard2 import __version__
-from pard2.cli import data, draft, generate, train, verify
+from pard2.cli import data, demo, draft, generate, train, verify
 from pard2.cli.console import print_error
 from pard2.errors import Pard2Error
 
@@ -40,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.add_typer(draft.app, name="draft")
 app.add_typer(data.app, name="data")

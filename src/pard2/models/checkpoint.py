@@ -226,8 +226,8 @@ def _directory(name: str) -> Path:
 def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = None, vocabulary: bool = True) -> None:
     """Write a checkpoint; the directory appears whole, replacing an older one.
 
-    dtype: of the written tensors, by default as they are. vocabulary: False leaves out embedding and
-    head of a draft that shares its target's; True writes them, which makes any draft an ordinary LM.
+    dtype: of the written tensors, by default as they are. vocabulary: False leaves out embedding, head and
+    tokenizer of a draft that shares its target's; True writes them, which makes any draft an ordinary LM.
     """
     shared = isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
     if not vocabulary and not shared:
@@ -258,9 +258,10 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
         config.dtype = str(dtype or draft.lm.dtype).removeprefix("torch.")
         config.save_pretrained(beside)
         save_file({key: written(tensor) for key, tensor in tensors.items()}, beside / "model.safetensors", metadata={"format": "pt"})
+        (beside / "model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
         if extras:
             torch.save({key: written(tensor) for key, tensor in extras.items()}, beside / PROJECTION_FILES[0])
         if draft.lm.generation_config is not None:
             draft.lm.generation_config.save_pretrained(beside)
-        if draft.tokenizer is not None:
+        if draft.tokenizer is not None and vocabulary:
             draft.tokenizer.save_pretrained(beside)

