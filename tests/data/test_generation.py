@@ -7,9 +7,9 @@ from pard2.data.generation import _draw, generate_batch
 from tiny import greedy, random_prompts, set_eos, tiny_target
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gpt2"])
 def test_a_batch_says_what_each_prompt_says_alone(architecture):
-    """Fails if left padding is visible, shifts positions, or a finished row's neighbour loses its own cache."""
+    """Fails if left padding is visible, shifts positions (seen by learned ones, as gpt2 has), or a finished row's neighbour loses its own cache."""
     target = tiny_target(seed=3, architecture=architecture)
     prompts = random_prompts(6, longest=20, seed=1)
     alone = [greedy(target, prompt, 24) for prompt in prompts]
