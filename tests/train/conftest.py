@@ -1,7 +1,6 @@
-"""A tiny chat model on disk, conversations for it, and runs of a few seconds."""
+"""Fixtures of training runs that take a second."""
 
 import io
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,32 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "data")]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "data")]
 
-from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
+from train_runs import CONVERSATIONS, save_target, write_records  # noqa: E402 - the path comes first
 
-from pard2.config import TrainConfig
-from tiny import tiny_model
+from pard2.config import TrainConfig  # noqa: E402
 
 MakeConfig = Callable[..., TrainConfig]
-
-CONVERSATIONS = [("a", "one two"), ("bb", "three four five"), ("c c", "six"), ("dd", "seven eight nine ten")]
-
-
-def save_target(directory: Path, architecture: str = "llama", **shape: int) -> Path:
-    model = tiny_model(architecture, layers=3, vocab=VOCABULARY, context=96, **shape)
-    model.generation_config.eos_token_id = END_ID
-    model.save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-    return directory
-
-
-def write_records(path: Path, conversations: list[tuple[str, str]]) -> Path:
-    with open(path, "w") as file:
-        for number, (question, answer) in enumerate(conversations):
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            file.write(json.dumps({"id": str(number), "messages": messages}) + "\n")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from train_runs import save_target
 
 from pard2.errors import Pard2Error
 from pard2.train import loop as training
@@ -62,8 +63,6 @@ def test_a_killed_run_ends_with_the_same_weights(make_config, quiet, tmp_path, m
 
 def test_dropout_is_resumed_too(make_config, quiet, tmp_path, monkeypatch):
     """Dropout draws from the global generator, whose state no checkpoint holds."""
-    from conftest import save_target
-
     target = {"name": str(save_target(tmp_path / "gpt2", "gpt2"))}
     config = json.loads((tmp_path / "gpt2" / "config.json").read_text()) | {"resid_pdrop": 0.2}
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config))
@@ -79,8 +78,6 @@ def test_dropout_is_resumed_too(make_config, quiet, tmp_path, monkeypatch):
 
 def test_the_dropout_test_drops(make_config, quiet, tmp_path):
     """Without this, the test above would pass for a model that is never in training mode."""
-    from conftest import save_target
-
     save_target(tmp_path / "gpt2", "gpt2")
     losses = []
     for p in (0.0, 0.2):
@@ -162,8 +159,6 @@ def test_a_damaged_checkpoint_is_one_clear_line(make_config, quiet, file, conten
 
 
 def test_a_target_replaced_under_its_name_is_refused(make_config, quiet, tmp_path):
-    from conftest import save_target
-
     name = {"name": str(save_target(tmp_path / "model"))}
     train(make_config(target=name, loop={"steps": 2}), quiet)
     save_target(tmp_path / "model", hidden=16)

@@ -1,0 +1,441 @@
+"""Drafts on disk: the released layout to the letter, and every way in which one may not fit."""
+
+import json
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+sys.path.append(str(Path(__file__).parent.parent / "data"))
+
+from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
+from pard2.errors import Pard2Error
+from pard2.models.checkpoint import load_draft, read_spec, save_draft, spec_keys
+from pard2.models.draft import Draft, DraftSpec
+from pard2.models.pruning import cut_draft
+from pard2.models.target import Target
+from tiny import MASK, pard_draft, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "pair_llama_s21"
+IDS = torch.tensor([[5, 9, 2, 7, MASK, MASK]])
+FEATURES = torch.linspace(-1, 1, 6 * 64).reshape(1, 6, 64)
+
+
+@pytest.fixture
+def target() -> Target:
+    return tiny_target()
+
+
+@pytest.fixture
+def directory(target: Target, tmp_path: Path) -> Path:
+    """A PARD-2 draft in the released layout."""
+    save_draft(tiny_draft(target), tmp_path / "draft")
+    return tmp_path / "draft"
+
+
+def edit_config(directory: Path, remove: tuple[str, ...] = (), **changes: object) -> None:
+    config = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key not in remove}))
+
+
+def read_projection(directory: Path) -> dict[str, Tensor]:
+    return torch.load(directory / "warp_model.bin", weights_only=True)
+
+
+def load(directory: Path, target: Target, target_dependent: bool | None = True) -> Draft:
+    return load_draft(str(directory), target, torch.float32, target_dependent)
+
+
+def refused(directory: Path, target: Target, target_dependent: bool | None = True) -> str:
+    with pytest.raises(Pard2Error) as caught:
+        load(directory, target, target_dependent)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(repr(str(directory)), "DRAFT").replace(str(directory), "DRAFT")
+
+
+def assert_same_function(one: Draft, other: Draft, features: Tensor | None = FEATURES) -> None:
+    torch.testing.assert_close(one(IDS, features), other(IDS, features), rtol=0, atol=0)
+
+
+# --- round trips ----------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_what_is_loaded(target, directory):
+    draft, again = tiny_draft(target), load(directory, target)
+    assert again.spec == draft.spec
+    assert_same_function(again, draft)
+    assert_same_function(again, draft, None)
+    assert not any(p.requires_grad for p in again.parameters()) and not again.training
+
+
+def test_a_bias_survives(target, tmp_path):
+    draft = tiny_draft(target)
+    spec = DraftSpec(MASK, 6, (-1, -2), 64, 0.5, bias=True)
+    draft = Draft(draft.lm, spec, nn.Linear(64, 32, bias=True)).requires_grad_(False)
+    save_draft(draft, tmp_path / "draft")
+    again = load(tmp_path / "draft", target)
+    assert again.spec == spec
+    assert_same_function(again, draft)
+
+
+def test_a_pard_draft_survives(target, tmp_path):
+    draft = pard_draft(target)
+    save_draft(draft, tmp_path / "draft")
+    assert not (tmp_path / "draft" / "warp_model.bin").exists()
+    again = load(tmp_path / "draft", target, None)
+    assert again.spec == draft.spec and again.projection is None
+    assert_same_function(again, draft, None)
+
+
+def test_an_ordinary_lm_survives(target, tmp_path):
+    draft = tiny_lm_draft()
+    save_draft(draft, tmp_path / "draft")
+    again = load(tmp_path / "draft", target, None)
+    assert again.spec is None
+    assert_same_function(again, draft, None)
+
+
+def test_tied_tables_are_written_once_and_stay_tied(tmp_path):
+    target = tiny_target(tie_word_embeddings=True)
+    save_draft(tiny_draft(target), tmp_path / "draft")
+    assert "lm_head.weight" not in load_file(tmp_path / "draft" / "model.safetensors")
+    assert_same_function(load(tmp_path / "draft", target), tiny_draft(target))
+
+
+def shared_draft(target: Target) -> Draft:
+    draft = cut_draft(target, [1], MASK, 6, (-1, -2), shared_vocabulary=True)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        draft.projection.weight.normal_()
+        draft.lm.get_input_embeddings().mask_row.normal_()
+    return draft.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_shared_vocabulary_is_left_out_and_lent_again(target, tmp_path, mode):
+    draft = shared_draft(target)
+    save_draft(draft, tmp_path / "draft", vocabulary=False)
+    keys = load_file(tmp_path / "draft" / "model.safetensors").keys()
+    assert not any("embed_tokens" in key or "lm_head" in key or "mask_row" in key for key in keys)
+    again = load(tmp_path / "draft", target, mode)
+    assert again.spec.shared_vocabulary
+    assert_same_function(again, draft, FEATURES if mode else None)
+
+
+def test_a_shared_vocabulary_written_out_makes_an_ordinary_lm(target, tmp_path):
+    """What other engines read: they know no target to borrow from."""
+    draft = shared_draft(target)
+    save_draft(draft, tmp_path / "draft")
+    again = load(tmp_path / "draft", target)
+    assert again.spec.shared_vocabulary is False
+    assert_same_function(again, draft)
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "draft", dtype=torch.float32)
+    torch.testing.assert_close(alone(IDS).logits, draft(IDS, None))
+
+
+def test_only_a_sharing_draft_can_leave_its_vocabulary_out(target, tmp_path):
+    with pytest.raises(ValueError, match="only a draft that shares"):
+        save_draft(tiny_draft(target), tmp_path / "draft", vocabulary=False)
+
+
+def test_saving_in_bfloat16_rounds_once(target, tmp_path):
+    save_draft(tiny_draft(target), tmp_path / "draft", torch.bfloat16)
+    tensors = load_file(tmp_path / "draft" / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert read_projection(tmp_path / "draft")["target_proj.weight"].dtype == torch.bfloat16
+    assert json.loads((tmp_path / "draft" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+# --- the released layout --------------------------------------------------------------------------
+
+
+def test_the_written_layout_is_the_released_one(target, directory):
+    config = json.loads((directory / "config.json").read_text())
+    released = {"spd_type": "pard2", "pard2": True, "pard_token": MASK, "pard2_target_layers": [-1, -2], "pard2_target_dim": 64}
+    assert config.items() >= (released | {"pard2_scale": 0.02, "pard2_proj_bias": False}).items()
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert {key: list(t.shape) for key, t in read_projection(directory).items()} == {"target_proj.weight": [32, 64]}
+    alone = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    torch.testing.assert_close(alone(IDS).logits, tiny_draft(target)(IDS, None))
+
+
+@pytest.mark.parametrize("mode", [True, False, None])
+def test_a_directory_of_the_published_code_loads(mode):
+    target = Target.from_pretrained(str(GOLDEN / "target"), "float32", "cpu")
+    draft = load(GOLDEN / "draft", target, mode)
+    assert draft.spec.draft_tokens == 16 and draft.spec.scale == json.loads((GOLDEN / "draft" / "config.json").read_text())["pard2_scale"]
+    assert (draft.projection is not None) == (mode is not False)
+
+
+def test_older_key_names_mean_the_same(target, directory):
+    config = json.loads((directory / "config.json").read_text())
+    edit_config(
+        directory,
+        remove=("pard2_scale", "pard2_target_dim", "pard2_proj_bias", "spd_type", "pard2_draft_tokens"),
+        feat_scale=0.25,
+        pard_target_dim=64,
+        proj_bias=False,
+    )
+    assert load(directory, target).spec == DraftSpec(MASK, 16, (-1, -2), 64, 0.25, False)
+    for older, expected in [({"pard_scale": 0.5, "feat_scale": 0.25}, 0.5), ({"pard2_scale": 0.75, "pard_scale": 0.5}, 0.75), ({}, 0.02)]:
+        old = {key: value for key, value in config.items() if key != "pard2_scale"} | older
+        assert read_spec(old, "d").scale == expected
+
+
+def test_older_key_names_are_checked_too(target, directory):
+    edit_config(directory, remove=("pard2_target_dim",), pard_target_dim=96)
+    assert "wants features 96 wide" in refused(directory, target)
+
+
+def test_a_projection_in_safetensors_is_read(target, directory):
+    save_file(read_projection(directory), directory / "warp_model.safetensors")
+    (directory / "warp_model.bin").unlink()
+    assert_same_function(load(directory, target), tiny_draft(target))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [DraftSpec(3, 5, (-1, 2), 64, 0.5, True), DraftSpec(3, 7), DraftSpec(3, 4, (0,), 32, 1.0, False, shared_vocabulary=True)],
+)
+def test_config_keys_say_the_whole_spec(spec):
+    assert read_spec(spec_keys(spec) | {"vocab_size": 61}, "d") == spec
+
+
+# --- what does not fit ----------------------------------------------------------------------------
+
+
+def test_a_missing_projection(target, directory):
+    (directory / "warp_model.bin").unlink()
+    said = "DRAFT has no projection (warp_model.bin or warp_model.safetensors); download it whole, or use it target-independent (-m pard2-ti)"
+    assert refused(directory, target) == said
+    assert load(directory, target, False).projection is None  # the way out is one
+
+
+def test_a_projection_of_another_shape(target, directory):
+    torch.save({"target_proj.weight": torch.zeros(32, 96)}, directory / "warp_model.bin")
+    assert refused(directory, target).startswith("DRAFT: `target_proj.weight` is [32, 96], expected [32, 64]; use it target-independent")
+
+
+def test_a_projection_file_without_the_projection(target, directory):
+    torch.save({"proj.weight": torch.zeros(32, 64)}, directory / "warp_model.bin")
+    assert "the projection file lacks `target_proj.weight`" in refused(directory, target)
+
+
+@pytest.mark.parametrize(("claimed", "bias", "said"), [(True, None, "lacks a bias"), (False, torch.zeros(32), "has a bias")])
+def test_a_bias_that_config_and_file_disagree_on(target, directory, claimed, bias, said):
+    edit_config(directory, pard2_proj_bias=claimed)
+    if bias is not None:
+        torch.save(read_projection(directory) | {"target_proj.bias": bias}, directory / "warp_model.bin")
+    assert f"pard2_proj_bias = {claimed}, the projection file {said}" in refused(directory, target)
+
+
+def test_features_of_another_target(target, directory):
+    """A projection belongs to its target; the LM does not."""
+    wide = tiny_target(hidden=48)
+    said = "DRAFT wants features 64 wide, 'tiny-llama' gives 96: it was trained for another target; use it target-independent (-m pard2-ti)"
+    assert refused(directory, wide) == said
+    assert load(directory, wide, False)(IDS, None).shape == (1, 6, 61)
+
+
+def test_a_layer_that_the_target_lacks(target, directory):
+    edit_config(directory, pard2_target_layers=[-1, -8])
+    assert refused(directory, target).startswith("DRAFT wants hidden state -8 of a target with 3; was it trained for another?")
+
+
+def test_missing_target_layers(target, directory):
+    edit_config(directory, remove=("pard2_target_layers",))
+    assert refused(directory, target) == "DRAFT lacks `pard2_target_layers` in its config.json; add it, or use it target-independent (-m pard2-ti)"
+    assert load(directory, target, False).projection is None
+
+
+@pytest.mark.parametrize(("make", "way_out"), [(lambda t: pard_draft(t), "pard"), (lambda t: tiny_lm_draft(), "vsd")])
+def test_a_draft_without_target_dependent_mode(target, tmp_path, make, way_out):
+    save_draft(make(target), tmp_path / "draft")
+    said = f"DRAFT is not a PARD-2 draft, so it has no target-dependent mode; use -m {way_out}"
+    assert refused(tmp_path / "draft", target) == said
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_another_vocabulary(directory, mode):
+    said = "DRAFT has a vocabulary of 61, the target 'tiny-llama' one of 80; a draft must come from the target's own family"
+    assert refused(directory, tiny_target(vocab=80), mode) == said
+
+
+def chat_pair(tmp_path: Path) -> tuple[Target, Path]:
+    target = Target(tiny_model(vocab=VOCABULARY), byte_tokenizer(), name="chat")
+    save_draft(tiny_draft(target, mask_token=MASK_ID), tmp_path / "draft")
+    return target, tmp_path / "draft"
+
+
+def test_another_tokenizer(tmp_path):
+    """Same size, other ids: nothing would ever be accepted."""
+    target, directory = chat_pair(tmp_path)
+    load(directory, target)
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(content))
+    said = "the tokenizer of DRAFT is not that of the target 'chat' (258 of 258 tokens in common, 2 with another id)"
+    assert refused(directory, target).startswith(said)
+
+
+def test_an_added_mask_token_is_no_mismatch(tmp_path):
+    """Published drafts name theirs; all other ids stay."""
+    target, directory = chat_pair(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<|mask|>"])
+    tokenizer.save_pretrained(directory)
+    load(directory, target)
+
+
+def test_a_shared_vocabulary_of_another_width(target, tmp_path):
+    save_draft(shared_draft(target), tmp_path / "draft", vocabulary=False)
+    said = "DRAFT shares the vocabulary of a target 32 wide; 'tiny-llama' is 48"
+    assert refused(tmp_path / "draft", tiny_target(hidden=48), False) == said
+
+
+def test_a_shared_vocabulary_without_its_mask_row(target, tmp_path):
+    save_draft(shared_draft(target), tmp_path / "draft", vocabulary=False)
+    torch.save({"target_proj.weight": torch.zeros(32, 64)}, tmp_path / "draft" / "warp_model.bin")
+    assert "lacks `pard2_mask_embedding`; download it again" in refused(tmp_path / "draft", target)
+
+
+@pytest.mark.parametrize(("key", "tensor", "said"), [
+    ("model.norm.weight", None, "model.safetensors lacks model.norm.weight"),
+    ("model.norm.weight", torch.ones(5), "model.norm.weight is [5], its config says [32]"),
+])  # fmt: skip
+def test_a_shared_draft_with_damaged_weights(target, tmp_path, key, tensor, said):
+    """Its weights do not pass through transformers' own checks."""
+    save_draft(shared_draft(target), tmp_path / "draft", vocabulary=False)
+    file = tmp_path / "draft" / "model.safetensors"
+    tensors = {k: v for k, v in load_file(file).items() if k != key} | ({key: tensor} if tensor is not None else {})
+    save_file(tensors, file)
+    assert said in refused(tmp_path / "draft", target)
+    file.write_bytes(b"garbage")
+    assert refused(tmp_path / "draft", target) == "DRAFT: model.safetensors is missing or corrupt; download it again"
+
+
+# --- damaged and hostile files --------------------------------------------------------------------
+
+
+def test_corrupt_weights(target, directory):
+    os.truncate(directory / "model.safetensors", 1000)
+    assert refused(directory, target).startswith("cannot load the model DRAFT: ")
+
+
+class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_pickle_that_would_run_code_does_not_run(target, directory, tmp_path):
+    torch.save({"target_proj.weight": Payload(tmp_path / "ran")}, directory / "warp_model.bin")
+    said = "DRAFT/warp_model.bin is corrupt or holds more than tensors, so it was not loaded; download it again, or use it"
+    said += " target-independent (-m pard2-ti)"
+    assert refused(directory, target) == said
+    (directory / "warp_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    assert refused(directory, target) == said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_any_damage_to_the_projection_file_is_one_line(target, directory):
+    """torch.load fails in many ways; each must end in the same message, and none in a traceback."""
+    whole = (directory / "warp_model.bin").read_bytes()
+    damages = [
+        b"",
+        b"garbage",
+        b"PK\x03\x04",
+        whole[:100],
+        whole[:-40],
+        whole[: len(whole) // 2],
+        pickle.dumps(None),
+        b"\x80\x02]q\x00.",
+        b"\x80\x04\x95",
+    ]
+    for damage in damages:
+        (directory / "warp_model.bin").write_bytes(damage)
+        said = refused(directory, target)
+        assert "DRAFT/warp_model.bin is" in said and "-m pard2-ti" in said, damage[:20]
+    load(directory, target, False)  # target-independent mode needs no projection
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], {"target_proj.weight": 3}, torch.zeros(2)])
+def test_a_projection_file_that_is_no_dictionary_of_tensors(target, directory, content):
+    torch.save(content, directory / "warp_model.bin")
+    assert "DRAFT/warp_model.bin is not a dictionary of tensors" in refused(directory, target)
+
+
+def test_a_corrupt_projection_in_safetensors(target, directory):
+    (directory / "warp_model.bin").unlink()
+    (directory / "warp_model.safetensors").write_bytes(b"garbage")
+    assert "DRAFT/warp_model.safetensors is corrupt" in refused(directory, target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pard_token": "60"}, "config.json needs `pard_token`, a token id below 61, but has '60'"),
+        ({"pard_token": None}, "config.json needs `pard_token`, a token id below 61, but has None"),
+        ({"pard_token": 61}, "config.json needs `pard_token`, a token id below 61, but has 61"),
+        ({"pard_token": True}, "config.json needs `pard_token`, a token id below 61, but has True"),
+        ({"pard2_target_layers": -1}, "`pard2_target_layers` must be a list of layer numbers, not -1"),
+        ({"pard2_target_layers": ["-1"]}, "`pard2_target_layers` must be a list of layer numbers, not ['-1']"),
+        ({"pard2_target_dim": "64"}, "config key `pard2_target_dim` has the wrong type: '64'"),
+        ({"pard2_scale": "0.02"}, "config key `pard2_scale` has the wrong type: '0.02'"),
+        ({"pard2_proj_bias": "false"}, "config key `pard2_proj_bias` has the wrong type: 'false'"),
+        ({"pard2_draft_tokens": True}, "config key `pard2_draft_tokens` has the wrong type: True"),
+        ({"pard2_draft_tokens": 0}, "config key `pard2_draft_tokens` must be at least 1, not 0"),
+        ({"spd_type": "eagle"}, "spd_type 'eagle' is neither 'pard' nor 'pard2'"),
+    ],
+)
+def test_a_key_of_the_wrong_type(target, directory, changes, said):
+    edit_config(directory, **changes)
+    assert refused(directory, target, None) == f"DRAFT: {said}"
+
+
+# --- whole or not at all --------------------------------------------------------------------------
+
+
+def test_a_save_that_fails_leaves_the_old_directory(target, directory, monkeypatch):
+    before = {file.name: file.read_bytes() for file in directory.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_draft(tiny_draft(target, projection=9.0), directory)
+    assert {file.name: file.read_bytes() for file in directory.iterdir()} == before
+    assert [p.name for p in directory.parent.iterdir()] == [directory.name]
+
+
+def test_a_save_replaces_the_whole_directory(target, directory):
+    """A projection left from before would be read with the new LM."""
+    save_draft(tiny_lm_draft(), directory)
+    assert not (directory / "warp_model.bin").exists()
+    assert [p.name for p in directory.parent.iterdir()] == [directory.name]
+
+
+def test_a_directory_that_cannot_be_written(target, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path / "file", tmp_path / "file" / "draft"):
+        with pytest.raises(Pard2Error, match="cannot write"):
+            save_draft(tiny_draft(target), path)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_copied_directory_is_complete(target, directory, tmp_path):
+    """Nothing in it may point to where it was made."""
+    shutil.move(directory, tmp_path / "elsewhere")
+    assert_same_function(load(tmp_path / "elsewhere", target), tiny_draft(target))

@@ -1,0 +1,190 @@
+"""The loop: what it leaves behind, what it refuses, and how it fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from train_runs import CONVERSATIONS, write_records
+
+from pard2.errors import Pard2Error
+from pard2.models.checkpoint import load_draft, save_draft
+from pard2.models.target import Target
+from pard2.objective.loss import LossOutput
+from pard2.train import loop as training
+from pard2.train.loop import train
+from tiny import tiny_draft
+
+
+def metrics(config) -> list[dict]:
+    return [json.loads(line) for line in (Path(config.loop.output) / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoint(config) -> dict[str, torch.Tensor]:
+    return torch.load(Path(config.loop.output) / "checkpoint" / "state.pt", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("draft", [{}, {"share_vocabulary": True, "standardise_features": True}], ids=["whole", "shared"])
+def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, tmp_path):
+    """The finished draft is the trained weights rounded to bfloat16, the projection folded."""
+    held_out = write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:1])
+    config = make_config(
+        draft=draft,
+        data={"evaluation": str(held_out)},
+        objective={"feature_drop": 0.0},
+        loop={"steps": 12, "documents_per_step": 4, "evaluate_every": 6, "evaluation_tokens": 4},
+    )
+    directory = train(config, quiet)
+    lines = metrics(config)
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert [step["step"] for step in lines if "evaluation" in step] == [6, 12]
+    assert {result["method"] for result in lines[-1]["evaluation"]} == {"pard2-td", "pard2-ti"}
+    target = Target.from_pretrained(config.target.name, "float32", "cpu")
+    loaded = load_draft(str(directory), target, torch.float32, True)
+    state = checkpoint(config)
+    weight = state["projection.inner"] * state["projection.columns"] if "projection.inner" in state else state["projection.weight"]
+    assert weight.abs().sum() > 0
+    torch.testing.assert_close(loaded.projection.weight, weight.bfloat16().float(), rtol=0, atol=0)
+    key = "lm.model.layers.1.mlp.up_proj.weight"
+    assert loaded.state_dict()[key].equal(state[key].bfloat16().float())
+
+
+def test_rows_of_one_and_rows_of_two_take_the_same_step(make_config, quiet, tmp_path):
+    """The loss is normalised over the global batch, not row by row: documents of unlike weight would count wrongly."""
+    results = []
+    for number in (1, 2, 4):
+        config = make_config(
+            objective={"retention": 1.0, "feature_drop": 0.0},
+            loop={"steps": 1, "documents_per_step": 4, "documents_per_row": number, "output": str(tmp_path / str(number))},
+        )
+        train(config, quiet)
+        results.append((metrics(config)[0], checkpoint(config)))
+    for line, _ in results[1:]:
+        for key in ("loss", "ce", "kl", "gradient_norm"):
+            assert line[key] == pytest.approx(results[0][0][key], rel=1e-3)
+        assert line["accuracy_by_depth"] == results[0][0]["accuracy_by_depth"] and line["tokens"] == results[0][0]["tokens"]
+
+
+@pytest.mark.parametrize(("drop", "moves"), [(1.0, False), (0.0, True)])
+def test_dropped_features_do_not_train_the_projection(make_config, quiet, drop, moves):
+    config = make_config(objective={"feature_drop": drop}, loop={"steps": 1})
+    train(config, quiet)
+    assert bool(checkpoint(config)["projection.weight"].abs().sum() > 0) == moves
+
+
+def test_features_are_dropped_at_the_rate_asked_for(make_config, quiet, monkeypatch):
+    seen: list[bool] = []
+
+    def prepare(_target, _examples, _objective, _generator, use_features):
+        seen.append(use_features)
+        raise KeyboardInterrupt
+
+    config = make_config(objective={"feature_drop": 0.25})
+    monkeypatch.setattr(training, "prepare_row", prepare)
+    run = training._Run(
+        config, None, None, None, training._examples(config, Target.from_pretrained(config.target.name, "float32", "cpu")), [], None, quiet
+    )
+    for step in range(400):
+        with pytest.raises(KeyboardInterrupt):
+            run.step(step)
+    assert 0.15 < 1 - sum(seen) / len(seen) < 0.35  # 0.25 with a deviation of 0.02
+
+
+def test_each_epoch_sees_every_document_once_in_a_new_order(make_config, quiet):
+    config = make_config(loop={"documents_per_step": 2})
+    run = training._Run(config, None, None, None, list("abcd"), [], None, quiet)
+    epochs = [[document for step in (2 * e, 2 * e + 1) for row in run._rows(step) for document in row] for e in range(6)]
+    assert all(sorted(epoch) == list("abcd") for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: range) -> None:
+    real, calls = training.row_loss, []
+
+    def row_loss(*arguments):
+        out = real(*arguments)
+        calls.append(None)
+        return LossOutput(out.loss * float("nan"), out.ce, out.kl, out.correct) if (len(calls) - 1) // 2 in bad_steps else out
+
+    monkeypatch.setattr(training, "row_loss", row_loss)
+
+
+def test_a_loss_that_is_not_finite_is_skipped(make_config, quiet, monkeypatch):
+    """One bad batch must not turn every weight into NaN."""
+    poison(monkeypatch, range(1, 3))
+    config = make_config(loop={"steps": 5})
+    train(config, quiet)
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint(config).values())
+    assert "step 2: loss or gradient is not finite; step skipped" in quiet.file.getvalue()
+
+
+def test_a_run_that_diverged_stops_and_keeps_its_checkpoint(make_config, quiet, monkeypatch):
+    poison(monkeypatch, range(2, 100))
+    config = make_config(loop={"steps": 20, "save_every": 1})
+    with pytest.raises(Pard2Error, match="not finite in 5 steps in a row; lower optimizer.lr. The last checkpoint is whole"):
+        train(config, quiet)
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint(config).values())
+    assert len(metrics(config)) == 6
+
+
+def test_bad_steps_far_apart_do_not_stop_a_run(make_config, quiet, monkeypatch):
+    poison(monkeypatch, range(0, 20, 2))
+    train(make_config(loop={"steps": 12}), quiet)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def refused(config, quiet) -> str:
+    with pytest.raises(Pard2Error) as caught:
+        train(config, quiet)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_data_without_a_token_to_predict(make_config, quiet):
+    assert "no token to predict within 3 tokens" in refused(make_config(data={"max_length": 3}), quiet)
+
+
+def test_an_output_that_cannot_be_written(make_config, quiet, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert refused(make_config(loop={"output": str(tmp_path / "file" / "run")}), quiet).startswith(f"cannot write loop.output {tmp_path}")
+
+
+def test_a_target_without_tokenizer(make_config, quiet, tmp_path, target_directory):
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((target_directory / name).read_bytes())
+    assert "has no tokenizer, which training needs" in refused(make_config(target={"name": str(tmp_path)}), quiet)
+
+
+@pytest.fixture
+def draft_directory(target_directory: Path, tmp_path: Path) -> Path:
+    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    save_draft(tiny_draft(target, [0, 2], draft_tokens=4, projection=0.05, mask_token=258), tmp_path / "draft")
+    return tmp_path / "draft"
+
+
+def test_a_run_may_start_from_a_draft(make_config, quiet, draft_directory):
+    config = make_config(draft={"layers": None, "path": str(draft_directory), "target_layers": None}, loop={"steps": 1})
+    train(config, quiet)
+    assert not checkpoint(config)["projection.weight"].equal(torch.load(draft_directory / "warp_model.bin", weights_only=True)["target_proj.weight"])
+
+
+def test_a_draft_of_another_k(make_config, quiet, draft_directory):
+    config = make_config(draft={"layers": None, "path": str(draft_directory)}, objective={"draft_tokens": 8})
+    assert "must be a PARD-2 draft of K = 8 (objective.draft_tokens); make one with `pard2 draft init`" in refused(config, quiet)
+
+
+def test_sharing_a_vocabulary_that_the_draft_has_itself(make_config, quiet, draft_directory):
+    """It used to be found out when the finished draft was to be saved."""
+    config = make_config(draft={"layers": None, "path": str(draft_directory), "share_vocabulary": True})
+    assert refused(config, quiet).endswith("has a vocabulary of its own; set draft.share_vocabulary=false")
+
+
+def test_a_half_precision_target_trains_a_float32_draft(make_config, quiet):
+    """Small updates of bfloat16 weights round to nothing."""
+    config = make_config(target={"dtype": "bfloat16"}, loop={"steps": 1})
+    train(config, quiet)
+    assert {tensor.dtype for tensor in checkpoint(config).values()} == {torch.float32}
+    shared = make_config(target={"dtype": "bfloat16"}, draft={"share_vocabulary": True}, loop={"output": config.loop.output + "2"})
+    assert "needs target.dtype=float32" in refused(shared, quiet)
