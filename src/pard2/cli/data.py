@@ -128,7 +128,7 @@ def preview(
         from rich.console import Console
 
         from pard2.cli.loss_mask import render
-        from pard2.cli.weightless import weightless_target
+        from pard2.models.weightless import weightless_target
         from pard2.data.chat import tokenize_conversation
         from pard2.data.records import read_records
 

@@ -46,7 +46,8 @@ def demo(
     """Decode four prompts with and without the embedded draft: the same text, and how much faster."""
     asked = parse_draft_tokens(draft_tokens)
     print_note(
-        f"SmolLM2-135M-Instruct on this machine, {len(PROMPTS)} prompts x {len(METHODS)} methods, up to {max_new_tokens} tokens each: about a minute.\n"
+        f"SmolLM2-135M-Instruct on this machine: {len(PROMPTS)} prompts x {len(METHODS)} methods, up to {max_new_tokens} tokens each, "
+        "about a minute.\n"
         "The first start reads the model from its GGUF file, half a minute more and 540 MB in the cache directory."
     )
     with working("loading the model and its draft"):

@@ -11,7 +11,7 @@ from pard2.cli.console import print_note, working
 from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, check_new_directory, choose_draft, parse_numbers
 
 if TYPE_CHECKING:
-    from pard2.cli.inspection import DraftReport
+    from pard2.models.inspection import DraftReport
 
 app = typer.Typer(help="Make and explain drafts.", no_args_is_help=True)
 
@@ -59,7 +59,7 @@ def info(
 ) -> None:
     """Explain a draft: what it is, what it fits, what it lacks."""
     with working("importing torch"):
-        from pard2.cli.inspection import fit, inspect_draft
+        from pard2.models.inspection import fit, inspect_draft
 
     directory = Path(choose_draft("", draft, None) or draft)
     report = inspect_draft(directory)

@@ -7,7 +7,6 @@ config says so, and `pard2_mask_embedding` beside the projection is the mask tok
 
 import copy
 import dataclasses
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,17 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
     if kind not in _PUBLISHED_DRAFT_TOKENS:
         raise Pard2Error(f"{name!r}: spd_type {kind!r} is neither 'pard' nor 'pard2'")
     mask = config.get("pard_token")
-    if not isinstance(mask, int) or not 0 <= mask < config.get("vocab_size", 0):
+    if type(mask) is not int or not 0 <= mask < config.get("vocab_size", 0):
         raise Pard2Error(f"{name!r}: config.json needs `pard_token`, a token id below {config.get('vocab_size')}, but has {mask!r}")
     layers = config.get("pard2_target_layers")
     if layers is not None and not (isinstance(layers, list) and layers and all(type(i) is int for i in layers)):
         raise Pard2Error(f"{name!r}: `pard2_target_layers` must be a list of layer numbers, not {layers!r}")
+    draft_tokens = _first(config, name, int, "pard2_draft_tokens", default=_PUBLISHED_DRAFT_TOKENS[kind])
+    if draft_tokens < 1:
+        raise Pard2Error(f"{name!r}: config key `pard2_draft_tokens` must be at least 1, not {draft_tokens}")
     return DraftSpec(
         mask_token=mask,
-        draft_tokens=_first(config, name, int, "pard2_draft_tokens") or _PUBLISHED_DRAFT_TOKENS[kind],
+        draft_tokens=draft_tokens,
         target_layers=tuple(layers) if kind == "pard2" and layers else None,
         target_dim=_first(config, name, int, "pard2_target_dim", "pard_target_dim"),
         scale=_first(config, name, (int, float), "pard2_scale", "pard_scale", "feat_scale", default=DEFAULT_SCALE),
@@ -63,7 +65,8 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
 def _first(config: dict[str, Any], name: str, kind: type | tuple, *keys: str, default: Any = None) -> Any:
     for key in keys:
         if key in config and config[key] is not None:
-            if not isinstance(config[key], kind):
+            # JSON's true is no number, though Python's is.
+            if not isinstance(config[key], kind) or (type(config[key]) is bool and kind is not bool):
                 raise Pard2Error(f"{name!r}: config key `{key}` has the wrong type: {config[key]!r}")
             return config[key]
     return default
@@ -108,7 +111,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
     directory = _directory(name)
     wanted = target_dependent is not False and spec is not None and spec.target_layers is not None
-    extras = _read_projection_file(directory, name, required=wanted) if wanted or (spec and spec.shared_vocabulary) else {}
+    extras = read_projection_file(directory, name, required=wanted) if wanted or (spec and spec.shared_vocabulary) else {}
     if spec is not None and spec.shared_vocabulary:
         lm = _load_without_vocabulary(directory, name, config, dtype)
     else:
@@ -122,7 +125,9 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
             raise Pard2Error(f"{name!r} shares the vocabulary of a target {draft.hidden_size} wide; {target.name!r} is {target.hidden_size}")
         draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), extras[MASK_EMBEDDING])
     draft = draft.to(device=target.device, dtype=dtype).eval().requires_grad_(False)
-    return pack_linears(draft) if should_pack(target.device, dtype) else draft
+    if should_pack(target.device, dtype):
+        pack_linears(draft)
+    return draft
 
 
 def check_vocabulary(name: str, vocab_size: int, tokenizer: Tokenizer | None, target: Target) -> None:
@@ -167,14 +172,14 @@ def _projection(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, target
     return linear
 
 
-def _read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:
+def read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:
     """The tensors beside the LM, read without executing anything that the file may hold."""
     for file in (directory / f for f in PROJECTION_FILES):
         if not file.is_file():
             continue
         try:
             tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError):
+        except Exception:  # torch.load fails in as many ways as a file can be damaged
             raise Pard2Error(f"{file} is corrupt or holds more than tensors, so it was not loaded; download it again, or {_USE_TI}") from None
         if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
             raise Pard2Error(f"{file} is not a dictionary of tensors; download it again, or {_USE_TI}")
@@ -229,17 +234,17 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
     dtype: of the written tensors, by default as they are. vocabulary: False leaves out embedding, head and
     tokenizer of a draft that shares its target's; True writes them, which makes any draft an ordinary LM.
     """
-    shared = isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
+    embedding, head = draft.lm.get_input_embeddings(), draft.lm.get_output_embeddings()
+    shared = isinstance(embedding, SharedEmbedding)
     if not vocabulary and not shared:
         raise ValueError("only a draft that shares its target's vocabulary can be saved without one")
     embedding_key, head_key = _vocabulary_keys(draft.lm)
     tensors = {key: tensor for key, tensor in draft.lm.state_dict().items() if not key.endswith(".mask_row")}
     extras: dict[str, Tensor] = {}
-    if shared and vocabulary:
-        tensors[embedding_key] = draft.lm.get_input_embeddings().weight
-        tensors[head_key] = draft.lm.get_output_embeddings().weight
-    elif shared:
-        extras[MASK_EMBEDDING] = draft.lm.get_input_embeddings().mask_row
+    if isinstance(embedding, SharedEmbedding) and vocabulary:
+        tensors |= {embedding_key: embedding.weight, head_key: head.weight}
+    elif isinstance(embedding, SharedEmbedding):
+        extras[MASK_EMBEDDING] = embedding.mask_row
     elif draft.lm.config.tie_word_embeddings:
         tensors.pop(head_key, None)
     if draft.projection is not None:

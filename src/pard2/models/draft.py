@@ -4,6 +4,7 @@ It knows what a row of input is (METHOD: section 2) and nothing about decoding o
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,27 @@ class DraftSpec:
     shared_vocabulary: bool = False
 
 
+class Projection(Protocol):
+    """What turns features into embeddings: an `nn.Linear`, or whatever behaves like one with this weight and bias.
+
+    weight: [hidden, target_dim]. bias: [hidden] or None.
+    """
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+    def __call__(self, features: Tensor, /) -> Tensor: ...
+
+
 class SharedEmbedding(nn.Module):
     """The target's embedding table with the mask token's row replaced by one of the draft's own, `mask_row` [hidden]."""
 
-    def __init__(self, table: nn.Module, mask_token: int, mask_row: Tensor) -> None:
+    table: nn.Embedding
+
+    def __init__(self, table: nn.Embedding, mask_token: int, mask_row: Tensor) -> None:
         super().__init__()
         self.__dict__["table"] = table  # belongs to the target: neither moved, nor saved, nor trained with the draft
         self.mask_token = mask_token
@@ -76,7 +94,7 @@ class Draft(nn.Module):
         self,
         lm: PreTrainedModel,
         spec: DraftSpec | None,
-        projection: nn.Module | None = None,
+        projection: "Projection | None" = None,
         tokenizer: Tokenizer | None = None,
         name: str = "draft",
     ) -> None:
@@ -164,13 +182,17 @@ class Draft(nn.Module):
 class _Borrowed(nn.Module):
     """Another model's module, used but not owned: it is neither moved, saved nor trained with the borrower."""
 
+    module: nn.Module
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.__dict__["module"] = module
 
     @property
     def weight(self) -> Tensor:
-        return self.module.weight
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x)

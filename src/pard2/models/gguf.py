@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def _convert(path: Path, directory: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
         raise Pard2Error(f"{path} cannot be read as a GGUF model: {_first_line(error)}") from None
     # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.
     config = quantised.config.to_dict()

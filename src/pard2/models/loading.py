@@ -73,8 +73,9 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     """
     path = resolve(name)
     try:
+        # Mismatched sizes are reported below, not raised with a table of all weights.
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
         model = model.to(device)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -82,7 +83,7 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     except torch.OutOfMemoryError:
         raise Pard2Error(f"{name!r} does not fit on {device}; try --dtype bfloat16, a smaller model or --device cpu") from None
     lacking = sorted(report["missing_keys"])
-    mismatched = sorted(str(key) for key in report["mismatched_keys"])
+    mismatched = sorted(key for key, *_shapes in report["mismatched_keys"])
     if lacking or mismatched:
         which = f"lacks {lacking[0]}" if lacking else f"has another shape for {mismatched[0]}"
         more = len(lacking) + len(mismatched) - 1

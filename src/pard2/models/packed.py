@@ -35,8 +35,8 @@ class PackedLinear(nn.Module):
         return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
 
 
-def pack_linears(model: nn.Module) -> nn.Module:
-    """Replace every linear layer of a frozen model by its packed form and run the rest in float32.
+def pack_linears(model: nn.Module) -> None:
+    """Replace, in place, every linear layer of a frozen model by its packed form; the rest will run in float32.
 
     A layer whose weights exceed float16's range keeps its plain form.
     """
@@ -46,4 +46,4 @@ def pack_linears(model: nn.Module) -> nn.Module:
             if type(child) is nn.Linear and child.weight.abs().max() <= _LARGEST:
                 packed.setdefault(id(child), PackedLinear(child.weight, child.bias))
                 setattr(module, name, packed[id(child)])
-    return model.float()
+    model.float()

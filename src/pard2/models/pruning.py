@@ -36,11 +36,12 @@ def unused_token(target: Target) -> int:
     way_out = "name one that no text contains with --mask-token ID"
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer to find an unused token with; {way_out}")
-    vocabulary = target.tokenizer.get_vocab()
-    last = max(vocabulary.values())
+    last = max(target.tokenizer.get_vocab().values())
     if last + 1 < target.vocab_size:
         return last + 1
-    reserved = sorted(number for token, number in vocabulary.items() if "reserved" in token or "unused" in token)
+    # Added tokens alone: a word of the language may read "reserved" as well.
+    added = target.tokenizer.get_added_vocab()
+    reserved = sorted(number for token, number in added.items() if "reserved" in token or "unused" in token)
     if not reserved:
         raise Pard2Error(f"{target.name!r} has no padding row and no reserved token to serve as mask; {way_out}")
     return reserved[0]

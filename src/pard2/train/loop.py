@@ -88,7 +88,8 @@ def _initial_draft(config: TrainConfig, target: Target) -> Draft:
         draft = load_draft(wanted.path, target, torch.float32, target_dependent=None)
         if draft.spec is None or draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
             raise Pard2Error(
-                f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens); make one with `pard2 draft init`"
+                f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens); "
+                "make one with `pard2 draft init`"
             )
         if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
             raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
@@ -123,7 +124,8 @@ def _print_plan(console: Console, config: TrainConfig, draft: Draft, optimizer: 
         f"[bold]{draft.name}[/]: {draft.num_layers} layers, {trainable / 1e6:.1f} M trainable parameters, K = {draft.spec.draft_tokens}, "
         f"mask token {draft.spec.mask_token}, features {list(draft.spec.target_layers)}\n"
         f"{len(examples):,} conversations with {tokens:,} tokens to predict; {config.loop.steps:,} steps of {config.loop.documents_per_step} "
-        f"({seen / len(examples):.1f} epochs); a checkpoint of {trainable * 12 / 1e6:.0f} MB every {config.loop.save_every} steps in {config.loop.output}"
+        f"({seen / len(examples):.1f} epochs); a checkpoint of {trainable * 12 / 1e6:.0f} MB every {config.loop.save_every} steps "
+        f"in {config.loop.output}"
     )
     if done:
         console.print(f"resuming after step {done:,}")
@@ -160,11 +162,8 @@ class _Run:
         began = time.perf_counter()
         objective, loop = self.config.objective, self.config.loop
         torch.manual_seed(generator(loop.seed, 2, step).initial_seed())  # dropout, in models that have it, draws from the global generator
-        rows = []
-        for index, examples in enumerate(self._rows(step)):
-            draw = generator(loop.seed, 1, step, index)
-            use_features = bool(torch.rand((), generator=draw) >= objective.feature_drop)
-            rows.append(prepare_row(self.target, examples, objective, draw, use_features))
+        draw = generator(loop.seed, 1, step)
+        rows = [prepare_row(self.target, examples, objective, draw, use_features) for examples, use_features in self._rows(step, draw)]
         total = sum(row.weights.sum() for row in rows)
         loss = ce = kl = 0.0
         hits: dict[int, list[int]] = {d: [0, 0] for d in range(objective.draft_tokens)}
@@ -206,13 +205,19 @@ class _Run:
             raise Pard2Error(f"loss or gradient not finite in {_MAX_BAD_STEPS} steps in a row; lower optimizer.lr. The last checkpoint is whole")
         return float("nan")
 
-    def _rows(self, step: int) -> Iterator[list[Example]]:
-        """The documents of a step, grouped into rows; each epoch is a new permutation of all documents."""
+    def _rows(self, step: int, draw: torch.Generator) -> Iterator[tuple[list[Example], bool]]:
+        """The documents of a step, grouped into rows, and whether a row has features; each epoch is a new permutation of all documents.
+
+        Every document loses its features by itself; those that did share rows with their like.
+        """
         loop, count = self.config.loop, len(self.examples)
         numbers = range(step * loop.documents_per_step, (step + 1) * loop.documents_per_step)
-        chosen = [self.examples[_permutation(count, loop.seed, number // count)[number % count]] for number in numbers]
-        for start in range(0, len(chosen), loop.documents_per_row):
-            yield chosen[start : start + loop.documents_per_row]
+        documents = [self.examples[_permutation(count, loop.seed, number // count)[number % count]] for number in numbers]
+        kept = (torch.rand(len(documents), generator=draw) >= self.config.objective.feature_drop).tolist()
+        for use_features in (True, False):
+            alike = [document for document, keeps in zip(documents, kept, strict=True) if keeps == use_features]
+            for start in range(0, len(alike), loop.documents_per_row):
+                yield alike[start : start + loop.documents_per_row], use_features
 
     def evaluate(self) -> list[dict]:
         """Acceptance by real decoding in both modes; the draft as it stands is saved beside the run."""

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pard2.models.draft import Projection
+
 
 class StandardisedProjection(nn.Module):
     """Learns V in `scale * W f = unit * V (f / std)`, `unit = embedding_rms / sqrt(F)`.
@@ -14,11 +16,13 @@ class StandardisedProjection(nn.Module):
     is the same; `weight` is the W that a checkpoint holds.
     """
 
-    def __init__(self, start: nn.Linear, std: Tensor, scale: float, embedding_rms: float) -> None:
+    columns: Tensor
+
+    def __init__(self, start: Projection, std: Tensor, scale: float, embedding_rms: float) -> None:
         """start: the projection to start from, W [hidden, F] and perhaps a bias. std: [F], typical size of each feature."""
         super().__init__()
         std = std.clamp(min=1e-6)
-        unit = embedding_rms / start.in_features**0.5
+        unit = embedding_rms / start.weight.shape[1] ** 0.5
         self.register_buffer("columns", unit / (scale * std))  # [F]: W = V diag(columns)
         self.inner = nn.Parameter(start.weight.detach() / self.columns)
         self.bias = start.bias

@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from pard2.cli.weightless import weightless_target
+from pard2.models.weightless import weightless_target
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import PROJECTION_FILES, _read_projection_file, load_draft, read_spec
+from pard2.models.checkpoint import PROJECTION_FILES, read_projection_file, load_draft, read_spec
 from pard2.models.loading import load_config, load_tokenizer
 
 _REDOWNLOAD = "download it again"
@@ -62,14 +62,14 @@ def inspect_draft(directory: Path) -> DraftReport:
     stored = _stored_shapes(directory)
     lacks = _missing_weights(config, stored, spec is not None and spec.shared_vocabulary)
     tokenizer = load_tokenizer(name)
-    if tokenizer is None:
+    if tokenizer is None and not (spec and spec.shared_vocabulary):
         lacks.append("a tokenizer: only the sizes of the vocabularies can be compared with a target's")
 
     projection: dict[str, torch.Tensor] = {}
     dependent = False
     if spec is not None and spec.target_layers is not None:
         try:
-            projection = _read_projection_file(directory, name, required=True)
+            projection = read_projection_file(directory, name, required=True)
             dependent = "target_proj.weight" in projection
             if not dependent:
                 lacks.append(f"`target_proj.weight` in its projection file: {_REDOWNLOAD}, or use it target-independent (-m pard2-ti)")
