@@ -116,15 +116,16 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
         lm = _load_without_vocabulary(directory, name, config, dtype)
     else:
         lm = load_causal_lm(name, dtype, target.device)
-    projection = _projection(spec, extras, lm.config.get_text_config().hidden_size, target, name) if wanted else None
+    projection = _projection(spec, extras, lm.config.get_text_config().hidden_size, target, name, dtype) if wanted else None
     draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name)
     if spec is not None and spec.shared_vocabulary:
         if MASK_EMBEDDING not in extras:
             raise Pard2Error(f"{name!r} shares its target's vocabulary but lacks `{MASK_EMBEDDING}`; download it again")
         if draft.hidden_size != target.hidden_size:
             raise Pard2Error(f"{name!r} shares the vocabulary of a target {draft.hidden_size} wide; {target.name!r} is {target.hidden_size}")
-        draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), extras[MASK_EMBEDDING])
-    draft = draft.to(device=target.device, dtype=dtype).eval().requires_grad_(False)
+        draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), extras[MASK_EMBEDDING].to(dtype))
+    # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
+    draft = draft.to(target.device).eval().requires_grad_(False)
     if should_pack(target.device, dtype):
         pack_linears(draft)
     return draft
@@ -150,7 +151,7 @@ def check_vocabulary(name: str, vocab_size: int, tokenizer: Tokenizer | None, ta
         )
 
 
-def _projection(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, target: Target, name: str) -> nn.Linear:
+def _projection(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, target: Target, name: str, dtype: torch.dtype) -> nn.Linear:
     for layer in spec.target_layers:
         if not -target.num_states <= layer < target.num_states:
             raise Pard2Error(f"{name!r} wants hidden state {layer} of a target with {target.num_states}; was it trained for another? {_USE_TI}")
@@ -169,7 +170,7 @@ def _projection(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, target
         raise Pard2Error(f"{name!r}: config says pard2_proj_bias = {spec.bias}, the projection file {'has' if bias is not None else 'lacks'} a bias; {_USE_TI}")
     linear = nn.Linear(width, hidden, bias=spec.bias)
     linear.load_state_dict({"weight": weight} | ({"bias": bias} if bias is not None else {}))
-    return linear
+    return linear.to(dtype)
 
 
 def read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:

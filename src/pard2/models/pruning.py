@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import without_vocabulary
@@ -86,7 +87,7 @@ def cut_draft(
     if shared_vocabulary:
         lm = without_vocabulary(config, target.model.dtype)
     else:
-        lm = type(target.model)(config).to(target.model.dtype)
+        lm = AutoModelForCausalLM.from_config(config, dtype=target.model.dtype)
     _copy_layers(target, lm, layers, shared_vocabulary)
     projection = nn.Linear(spec.target_dim, text.hidden_size, bias=False)
     nn.init.zeros_(projection.weight)

@@ -1,6 +1,7 @@
 """The target: the frozen model whose distribution must be preserved, and the features it lends to the draft."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,8 +145,13 @@ class Target:
 
         input_ids: [B, T]. num_logits: logits of the last so many positions (None: all; 0: none).
         """
-        arguments = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        arguments.update(past_key_values=cache, use_cache=cache is not None)
+        arguments: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+        }
         logits = None
         if num_logits == 0:
             self._base(**arguments)
