@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parent.parent / "data"))
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.errors import Pard2Error
+from pard2.models import checkpoint
 from pard2.models.checkpoint import load_draft, read_spec, save_draft, spec_keys
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.pruning import cut_draft
@@ -151,6 +152,21 @@ def test_saving_in_bfloat16_rounds_once(target, tmp_path):
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     assert read_projection(tmp_path / "draft")["target_proj.weight"].dtype == torch.bfloat16
     assert json.loads((tmp_path / "draft" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_half_precision_does_not_round_the_rotary_frequencies(target, tmp_path, monkeypatch, pack):
+    """Rounded to bfloat16, positions drift apart by a radian within a few hundred tokens: lossless, and less is accepted."""
+    if pack and "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no FBGEMM")
+    frequencies = target.model.model.rotary_emb.inv_freq
+    assert not frequencies.equal(frequencies.bfloat16().float())
+    monkeypatch.setattr(checkpoint, "should_pack", lambda *_: pack)
+    for name, draft, whole in [("full", tiny_draft(target), True), ("shared", shared_draft(target), False)]:
+        save_draft(draft, tmp_path / name, vocabulary=whole)
+        loaded = load_draft(str(tmp_path / name), target, torch.bfloat16, True)
+        assert loaded.lm.model.rotary_emb.inv_freq.equal(frequencies), name
+        assert {p.dtype for p in loaded.parameters()} == {torch.float32 if pack else torch.bfloat16}
 
 
 # --- the released layout --------------------------------------------------------------------------

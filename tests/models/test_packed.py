@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from pard2.models.packed import PackedLinear, pack_linears, should_pack
 from tiny import tiny_model
@@ -39,13 +40,13 @@ def test_tiny_weights_are_not_lost():
 @needs_fbgemm
 def test_a_packed_model_is_the_bfloat16_model_in_float32():
     torch.manual_seed(0)
-    half = tiny_model(layers=3).bfloat16()
+    half = AutoModelForCausalLM.from_config(tiny_model(layers=3).config, dtype=torch.bfloat16).eval()
     exact = tiny_model(layers=3)
     exact.load_state_dict({key: tensor.float() for key, tensor in half.state_dict().items()})
-    packed = pack_linears(half)
-    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 3 * 7 + 1
+    pack_linears(half)
+    assert sum(isinstance(m, PackedLinear) for m in half.modules()) == 3 * 7 + 1
     with torch.no_grad():
-        torch.testing.assert_close(packed(IDS).logits, exact(IDS).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(half(IDS).logits, exact(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 @needs_fbgemm
@@ -54,8 +55,8 @@ def test_weights_that_float16_cannot_hold_stay_plain():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with torch.no_grad():
         model[1].weight[0, 0] = 1e6
-    packed = pack_linears(model)
-    assert isinstance(packed[0], PackedLinear) and type(packed[1]) is nn.Linear
+    pack_linears(model)
+    assert isinstance(model[0], PackedLinear) and type(model[1]) is nn.Linear
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 sys.path.append(str(Path(__file__).parent.parent / "data"))
 
@@ -70,6 +71,15 @@ def test_each_layer_keeps_its_kind_of_attention():
     assert len(set(kinds)) == 2
     assert cut_draft(target, [1, 2], MASK, 4, (-1,)).config.layer_types == [kinds[1], kinds[2]]
     assert target.config.layer_types == kinds
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_half_precision_target_lends_exact_rotary_frequencies(shared):
+    """Rounded ones would be trained with."""
+    exact = tiny_target().model.model.rotary_emb.inv_freq
+    half = Target(AutoModelForCausalLM.from_config(tiny_model().config, dtype=torch.bfloat16))
+    draft = cut_draft(half, [0], MASK, 4, (-1,), shared_vocabulary=shared)
+    assert draft.lm.dtype == torch.bfloat16 and draft.lm.model.rotary_emb.inv_freq.equal(exact)
 
 
 def test_training_the_draft_leaves_the_target_alone():
