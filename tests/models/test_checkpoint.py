@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-
-sys.path.append(str(Path(__file__).parent.parent / "data"))
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.errors import Pard2Error

@@ -1,16 +1,12 @@
 """Drafts cut out of a target."""
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
-
-sys.path.append(str(Path(__file__).parent.parent / "data"))
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.errors import Pard2Error

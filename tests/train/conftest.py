@@ -1,18 +1,14 @@
 """Fixtures of training runs that take a second."""
 
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from train_runs import CONVERSATIONS, save_target, write_records
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "data")]
-
-from train_runs import CONVERSATIONS, save_target, write_records  # noqa: E402 - the path comes first
-
-from pard2.config import TrainConfig  # noqa: E402
+from pard2.config import TrainConfig
 
 MakeConfig = Callable[..., TrainConfig]
 

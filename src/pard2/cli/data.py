@@ -128,9 +128,9 @@ def preview(
         from rich.console import Console
 
         from pard2.cli.loss_mask import render
-        from pard2.models.weightless import weightless_target
         from pard2.data.chat import tokenize_conversation
         from pard2.data.records import read_records
+        from pard2.models.weightless import weightless_target
 
     records = read_records(file)
     model = weightless_target(target)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pard2.engine.cache import KVCache
+from pard2.models.cache import KVCache
 from pard2.models.target import Target
 
 

@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pard2.engine.cache import KVCache
 from pard2.engine.draft_length import DraftLength
 from pard2.engine.methods import check_draft_tokens, check_method, choose_method, new_drafter
 from pard2.engine.prompts import Prompt, encode_prompt
@@ -21,6 +20,7 @@ from pard2.engine.statistics import FinishReason, Stats, Step
 from pard2.engine.timing import Stopwatch
 from pard2.engine.verification import verify_greedy
 from pard2.errors import Pard2Error
+from pard2.models.cache import KVCache
 from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft
 from pard2.models.loading import parse_dtype

@@ -167,7 +167,8 @@ def _projection(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, target
         raise Pard2Error(f"{name!r}: `target_proj.weight` is {list(weight.shape)}, expected {[hidden, width]}; {_USE_TI}")
     bias = tensors.get("target_proj.bias")
     if spec.bias != (bias is not None):
-        raise Pard2Error(f"{name!r}: config says pard2_proj_bias = {spec.bias}, the projection file {'has' if bias is not None else 'lacks'} a bias; {_USE_TI}")
+        fault = "lacks" if bias is None else "has"
+        raise Pard2Error(f"{name!r}: config says pard2_proj_bias = {spec.bias}, the projection file {fault} a bias; {_USE_TI}")
     linear = nn.Linear(width, hidden, bias=spec.bias)
     linear.load_state_dict({"weight": weight} | ({"bias": bias} if bias is not None else {}))
     return linear.to(dtype)

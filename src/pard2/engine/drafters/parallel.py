@@ -6,8 +6,8 @@ The three differ only in whether features are fed (METHOD: sections 2 and 5).
 import torch
 from torch import Tensor
 
-from pard2.engine.cache import KVCache
 from pard2.engine.drafters.base import Proposal
+from pard2.models.cache import KVCache
 from pard2.models.draft import Draft
 
 

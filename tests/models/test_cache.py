@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pard2.engine.cache import KVCache
+from pard2.models.cache import KVCache
 from tiny import tiny_model
 
 ARCHITECTURES = ["llama", "mistral", "gemma2"]  # the last two with a window of 8
