@@ -352,6 +352,7 @@ class Payload:
         return (os.mkdir, (str(self.path),))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_that_would_run_code_does_not_run(target, directory, tmp_path):
     torch.save({"target_proj.weight": Payload(tmp_path / "ran")}, directory / "warp_model.bin")
     said = "DRAFT/warp_model.bin is corrupt or holds more than tensors, so it was not loaded; download it again, or use it"
@@ -362,6 +363,7 @@ def test_a_pickle_that_would_run_code_does_not_run(target, directory, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_any_damage_to_the_projection_file_is_one_line(target, directory):
     """torch.load fails in many ways; each must end in the same message, and none in a traceback."""
     whole = (directory / "warp_model.bin").read_bytes()

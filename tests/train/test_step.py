@@ -34,10 +34,11 @@ def trained_slots(row: Row) -> dict[tuple[int, int, int], float]:
     return dict(zip(zip(*parts, strict=True), row.weights.tolist(), strict=True))
 
 
-def test_trained_slots_and_weights_are_those_of_a_loop():
-    """Among two documents, one with two answers: no prompt token is predicted, no chain leaves its answer."""
+@pytest.mark.parametrize("first", [1, 0])
+def test_trained_slots_and_weights_are_those_of_a_loop(first):
+    """Two answers in a document, and packed documents, of which one may be all answer: nothing predicts a prompt or a first token."""
     target = captured()
-    examples = [example(9, 1, (range(2, 5), range(6, 9))), example(5, 2, (range(3, 5),))]
+    examples = [example(9, 1, (range(2, 5), range(6, 9))), example(5, 2, (range(first, 4),)), example(4, 3, (range(3, 4),))]
     expected = {}
     for document, e in enumerate(examples):
         ids = torch.tensor([e.token_ids])

@@ -58,10 +58,6 @@ def prepare_row(target: Target, examples: list[Example], objective: ObjectiveCon
     features = torch.cat([output.features[i, :n] for i, n in enumerate(lengths)])
     states = torch.cat([output.last_state[i, :n] for i, n in enumerate(lengths)])
 
-    starts = torch.zeros_like(predicted)
-    starts[torch.tensor(lengths, device=target.device).cumsum(0)[:-1]] = True
-    starts[0] = True
-    predicted &= ~starts
     weights = cat_weights(layout, _token_logprobs(target, states, token_ids, predicted))
     length = torch.tensor(lengths, device=target.device)[layout.document]
     inside = layout.position + 1 < length
@@ -71,7 +67,7 @@ def prepare_row(target: Target, examples: list[Example], objective: ObjectiveCon
 
 
 def _token_logprobs(target: Target, states: Tensor, token_ids: Tensor, predicted: Tensor) -> Tensor:
-    """[N] log-probability that the target gives each answer token; 0 elsewhere, where no weight looks."""
+    """[N] log-probability that the target gives each answer token; elsewhere, and at a document's first token, no weight looks."""
     logprobs = torch.zeros(len(token_ids), device=states.device)
     for index in torch.nonzero(predicted)[:, 0].split(_LOGIT_ROWS):
         logits = target.head(states[index - 1]).float()
