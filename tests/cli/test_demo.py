@@ -36,22 +36,14 @@ def test_shipped_draft_changes_the_text(float32_engine: Engine, method: str) -> 
     assert completion.token_ids == greedy_reference(target, ids, 24)
 
 
-def test_shipped_projection_is_wrong_or_missing(float32_engine: Engine) -> None:
-    """A wrong projection is lossless and merely slow: only an acceptance floor tells."""
-
-    def acceptance_length(engine: Engine) -> float:
-        completions = list(engine.generate(list(PROMPTS[:2]), SamplingParams(max_tokens=48)))
-        return 1 + sum(c.stats.accepted for c in completions) / sum(c.stats.cycles for c in completions)
-
+@pytest.mark.parametrize("method", ["pard2-ti", "pard2-td"])
+def test_shipped_draft_or_the_way_it_is_fed_is_broken(float32_engine: Engine, method: str) -> None:
+    """Wrong weights, masks or features stay lossless and are merely slow: only an acceptance floor tells."""
     target, draft = float32_engine.target, float32_engine.draft
-    right = acceptance_length(Engine(target, draft, "pard2-td", draft.spec.draft_tokens))
-    assert right > 1.3
-    weight = draft.projection.weight.data
-    draft.projection.weight.data = weight.flip(1)
-    try:
-        assert acceptance_length(Engine(target, draft, "pard2-td", draft.spec.draft_tokens)) < right
-    finally:
-        draft.projection.weight.data = weight
+    engine = Engine(target, draft, method, draft.spec.draft_tokens)
+    completions = list(engine.generate(list(PROMPTS[:2]), SamplingParams(max_tokens=48)))
+    acceptance_length = 1 + sum(c.stats.accepted for c in completions) / sum(c.stats.cycles for c in completions)
+    assert acceptance_length > 1.4, acceptance_length
 
 
 def test_demo_says_different_texts_or_breaks() -> None:

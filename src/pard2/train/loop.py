@@ -5,6 +5,7 @@ checkpoint stands and ends with the same weights as one that was never killed.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +153,9 @@ class _Run:
                 last = step + 1 == loop.steps
                 if self.held_out and ((step + 1) % loop.evaluate_every == 0 or last):
                     record["evaluation"] = self.evaluate()
-                self.metrics.write(json.dumps(record).encode() + b"\n")
+                # JSON has no NaN, which a skipped step's figures are.
+                finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+                self.metrics.write(json.dumps(finite).encode() + b"\n")
                 self.metrics.flush()
                 if (step + 1) % loop.save_every == 0 or last:
                     save_state(self.output / "checkpoint", step + 1, self.config, self.draft, self.optimizer)
