@@ -45,9 +45,9 @@ def bootstrap(items: Sequence, statistic: Callable[[Sequence], float], samples: 
     return [round(float(np.percentile(values, q)), 4) for q in (2.5, 97.5)]
 
 
-def write_result(path: Path, results: list[dict], **more: object) -> None:
-    """`{"meta": .., "results": [..]}`, written beside and renamed."""
+def write_result(path: Path, about: dict, results: list[dict], **more: object) -> None:
+    """`{"meta": .., "results": [..]}`, written beside and renamed. about: `meta()` as it was when the run began."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps({"meta": meta(), "results": results, **more}, indent=1) + "\n")
+    beside.write_text(json.dumps({"meta": about, "results": results, **more}, indent=1) + "\n")
     beside.replace(path)

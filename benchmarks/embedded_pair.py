@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from common import bootstrap, write_result
+from common import bootstrap, meta, write_result
 from pard2.data.records import read_records
 from pard2.engine.engine import Completion, Engine, SamplingParams
 from pard2.engine.statistics import Stats
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--draft-tokens", nargs="+", default=["auto"], help="one or more of K and auto")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
+    about = meta()
 
     console = Console(stderr=True)
     first = Engine.from_pretrained(args.target, args.draft or embedded_draft(), "pard2-td", args.dtype)
@@ -53,7 +54,7 @@ def main() -> None:
             for key, engine in engines.items():
                 done[key].extend(engine.generate([prompt], params))
         results += [_result(suite.stem.removeprefix("eval_"), key, done) for key in engines]
-        write_result(args.json, results)
+        write_result(args.json, about, results)
         _show(console, results)
 
 

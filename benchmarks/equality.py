@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from common import write_result
+from common import meta, write_result
 from pard2.data.chat import prompt_ids
 from pard2.data.records import read_records
 from pard2.engine.audit import greedy_reference
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
+    about = meta()
 
     first = Engine.from_pretrained(args.target, args.draft or embedded_draft(), "pard2-td", "float32")
     engines = {method: Engine(first.target, first.draft, method) for method in args.methods}
@@ -44,7 +45,7 @@ def main() -> None:
             else:
                 differing.append({"id": record["id"], "method": method})
     results = [{"method": m, "dtype": "float32", "prompts": len(records), "new_tokens": args.new_tokens, "equal": n} for m, n in equal.items()]
-    write_result(args.json, results, differing=differing)
+    write_result(args.json, about, results, differing=differing)
     for result in results:
         print(f"{result['method']:<9} {result['equal']} of {result['prompts']} equal")
 

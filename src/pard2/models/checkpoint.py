@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from pard2.errors import Pard2Error
 from pard2.files import whole_directory
 from pard2.models.draft import DEFAULT_SCALE, Draft, DraftSpec, SharedEmbedding
+from pard2.models.embedded import embedded_draft
+from pard2.models.gguf import EMBEDDED_TARGET
 from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, resolve
 from pard2.models.packed import pack_linears, should_pack
 from pard2.models.target import Target
@@ -91,13 +93,15 @@ def spec_keys(spec: DraftSpec) -> dict[str, Any]:
 
 
 def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: bool | None = None) -> Draft:
-    """Load a draft for a target and check that the two fit.
+    """Load a draft, by directory, hub id or `smollm2`, for a target and check that the two fit.
 
     target_dependent: True requires the projection; False leaves it aside; None loads it if the
     config names one. Raises `Pard2Error` with what would work for: a missing or ill-shaped projection, missing
     `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, a
     pickle that holds more than tensors.
     """
+    if name == EMBEDDED_TARGET:
+        name = embedded_draft()
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)
     if target_dependent and (spec is None or spec.target_layers is None):
