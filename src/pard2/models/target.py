@@ -1,5 +1,6 @@
 """The target: the frozen model whose distribution must be preserved, and the features it lends to the draft."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,10 @@ class Target:
         can be read.
         """
         where, kind = parse_device(device), parse_dtype(dtype)
+        if pack and where.type == "cpu":
+            # With a mask, transformers copies keys and values for every group of heads; torch's CPU kernel needs no copies.
+            # Without them, verifying two tokens costs what one plain step does. Training does not pass here.
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         model = load_causal_lm(name, kind, where)
         if pack and should_pack(where, kind):
             pack_linears(model)
