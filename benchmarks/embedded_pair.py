@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from common import bootstrap, meta, write_result
-from pard2.data.records import read_records
+from pard2.data.records import read_records, up_to_user
 from pard2.engine.engine import Completion, Engine, SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.models.embedded import embedded_draft
@@ -46,7 +46,7 @@ def main() -> None:
     results = []
     for suite in args.suites:
         records = read_records(suite)[: args.prompts]
-        prompts = [[m for m in record["messages"] if m["role"] != "assistant"] for record in records]
+        prompts = [up_to_user(record) for record in records]
         for engine in engines.values():
             list(engine.generate(prompts[:WARM_UP], SamplingParams(max_tokens=32)))
         done: dict[tuple[str, str], list[Completion]] = {key: [] for key in engines}

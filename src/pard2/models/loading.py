@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from pard2.errors import Pard2Error
+from pard2.errors import Pard2Error, first_line
 from pard2.models.gguf import EMBEDDED_TARGET, dequantised, embedded_gguf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,5 +109,4 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenize
 def _unreadable(name: str, error: Exception) -> Pard2Error:
     if not Path(name).exists() and isinstance(error, OSError):
         return Pard2Error(f"no model {name!r}: no such directory, and the hub has no such id or cannot be reached; {_WAYS}")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return Pard2Error(f"cannot load the model {name!r}: {reason}")
+    return Pard2Error(f"cannot load the model {name!r}: {first_line(error)}")

@@ -1,10 +1,9 @@
 """Half-precision linear layers for CPUs without native bfloat16 arithmetic.
 
-There, PyTorch multiplies a bfloat16 matrix by K rows as K separate vector products, so that
-verifying 5 tokens costs five plain steps. FBGEMM's packed half-precision kernel reads the same
-bytes once and multiplies in float32: 1 row and 5 rows then take nearly the same time
-(docs/results/). Weights stay bfloat16 values; activations are float32, hence never less exact
-than the bfloat16 arithmetic they replace.
+There, PyTorch multiplies a bfloat16 matrix by K rows as K separate vector products, so that verifying 5
+tokens costs five plain steps. FBGEMM's packed half-precision kernel reads the same bytes once and multiplies
+in float32: 1 row and 5 rows then take nearly the same time. Weights stay bfloat16 values; activations are
+float32, hence never less exact than the bfloat16 arithmetic they replace.
 """
 
 import torch

@@ -58,7 +58,7 @@ class Target:
         where, kind = parse_device(device), parse_dtype(dtype)
         if pack and where.type == "cpu":
             # With a mask, transformers copies keys and values for every group of heads; torch's CPU kernel needs no copies.
-            # Without them, verifying two tokens costs what one plain step does. Training does not pass here.
+            # Training does not pass here.
             os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         model = load_causal_lm(name, kind, where)
         if pack and should_pack(where, kind):

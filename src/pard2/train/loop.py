@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -236,6 +237,7 @@ class _Run:
         return results
 
 
+@lru_cache(maxsize=2)  # an epoch has many steps, and a step may span two
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=generator(seed, 0, epoch)).tolist()
 

@@ -75,18 +75,22 @@ def _token_logprobs(target: Target, states: Tensor, token_ids: Tensor, predicted
     return logprobs
 
 
-def row_loss(draft: Draft, target: Target, row: Row, total: Tensor | float, objective: ObjectiveConfig) -> LossOutput:
-    """The draft's loss on a row, as its share of a global batch whose weights sum to `total`."""
+def row_states(draft: Draft, row: Row) -> Tensor:
+    """[S, hidden] final states of the draft's training pass at every slot of a row."""
     layout = row.layout
-    states = draft.states(
+    return draft.states(
         slot_tokens(layout, row.token_ids, draft.spec.mask_token)[None],
         slot_features(layout, row.features)[None] if row.use_features else None,
         attention_mask(layout)[None, None],
         layout.position[None],
     )[0]
-    predicted = layout.predicted_index[row.trained]
+
+
+def row_loss(draft: Draft, target: Target, row: Row, total: Tensor | float, objective: ObjectiveConfig) -> LossOutput:
+    """The draft's loss on a row, as its share of a global batch whose weights sum to `total`."""
+    predicted = row.layout.predicted_index[row.trained]
     return chunked_loss(
-        states[row.trained],
+        row_states(draft, row)[row.trained],
         draft.lm.get_output_embeddings().weight,
         row.teacher_states,
         target.head,
