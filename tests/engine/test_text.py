@@ -119,7 +119,8 @@ def naive_shown(tokenizer: PreTrainedTokenizerFast, tokens: list[int], stop: tup
 def test_any_tokens_in_any_pushes_with_any_stop_strings_give_the_text_of_the_whole(kind, data):
     tokenizer = TOKENIZERS[kind]
     pushes = data.draw(st.lists(st.lists(st.sampled_from(TOKENS[kind]), max_size=5), max_size=12))
-    stop = tuple(data.draw(st.lists(st.text("ab .\n😀é" + LOST, min_size=1, max_size=4), max_size=3)))
+    letters = data.draw(st.sampled_from(["ab", "ab .\n😀é" + LOST]))
+    stop = tuple(data.draw(st.lists(st.text(letters, min_size=1, max_size=4), max_size=3)))
     tokens = [token for push in pushes for token in push]
     text, kept = naive(tokenizer, tokens, stop)
 
@@ -144,6 +145,12 @@ def test_a_character_split_over_four_tokens_is_shown_when_whole():
     parts = level(*(bytes([byte]) for byte in EMOJI))
     assert run(TextStream(LEVEL), *([part] for part in parts)) == ["", "", "", "😀", ""]
     assert run(TextStream(LEVEL), level("a") + parts[:3], parts[3:] + parts[:2], parts[2:]) == ["a", "😀", "😀", ""]
+
+
+@pytest.mark.parametrize("before", range(36))
+def test_a_character_is_whole_wherever_the_window_drops_its_old_tokens(before):
+    tokens = level(*["b"] * before, *(bytes([byte]) for byte in EMOJI * 2), "a")
+    assert "".join(run(TextStream(LEVEL), *([token] for token in tokens))) == "b" * before + "😀😀a"
 
 
 def test_a_replacement_character_of_the_text_itself_is_not_waited_for_forever():
@@ -228,6 +235,14 @@ def test_a_stop_string_inside_a_token_keeps_the_token_and_cuts_the_text():
 def test_a_failed_beginning_of_a_stop_string_is_shown():
     assert run(TextStream(LEVEL, ("b.\n",)), level("b"), level("."), level("a", "b"), level(".")) == ["", "", "b.a", "", "b."]
     assert run(TextStream(LEVEL, ("aab",)), level("a"), level("a"), level("a"), level("a"), level("b")) == ["", "", "a", "a", "", ""]
+
+
+@pytest.mark.parametrize("stop", [("ab.", "b\n"), ("b\n", "ab.")])
+def test_text_is_held_back_for_the_stop_string_that_may_have_begun_first(stop):
+    stream = TextStream(LEVEL, stop)
+    assert stream.push(level("b", "ab")) == TextDelta("b")
+    assert stream.push(level(".")) == TextDelta("", kept=1)
+    assert stream.text == "b"
 
 
 def test_of_overlapping_stop_strings_the_first_completed_wins_and_on_a_tie_the_first_started():

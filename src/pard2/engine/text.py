@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 _REPLACEMENT = "\ufffd"  # what decoders put in place of bytes that are no UTF-8, or not yet
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a byte-fallback token
 
-# A character has at most four bytes, a token at least one: what is unfinished at a text's end lies within its last four tokens.
-_CONTEXT = 4
+# An unfinished character has at most three bytes, and a token at least one.
+_CONTEXT = 3
 _LONGEST_WINDOW = 16  # tokens; dropping old ones costs another decode, so it is not done for every push
 
 
@@ -165,5 +165,4 @@ class TextStream:
 
     def _end(self, last: str) -> None:
         self._shown.append(last)
-        self._held = ""
         self._ended = True
