@@ -1,0 +1,136 @@
+"""From the target's logits to the distribution that the caller asked for: pure functions on the rows of one sequence's block.
+
+The order is transformers': bias, penalties, temperature, top-k, top-p, min-p. Whatever comes out here is the p of
+METHOD: section 6; how tokens are drawn from it is none of this file's business.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pard2.engine.sampling import SamplingParams
+
+_BLOCK = 64
+# Tokens that the nucleus is looked for among, before the whole vocabulary is sorted: at usual settings the first is enough.
+_NUCLEUS_SIZES = (64, 1024)
+
+
+class TokenCounts:
+    """Which tokens one sequence holds, and how often its answer says each.
+
+    seen: [V] bool, in the prompt or the answer. said: [V] float32, occurrences in the answer. tokens: [S], every id that was
+    seen, answers' repeats included: penalties touch these columns alone.
+    """
+
+    def __init__(self, prompt: Sequence[int], vocab_size: int, device: torch.device | str = "cpu") -> None:
+        self.tokens = torch.tensor(sorted(set(prompt)), dtype=torch.long, device=device)
+        self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.said = torch.zeros(vocab_size, device=device)
+        self.seen[self.tokens] = True
+
+    def add(self, tokens: Tensor) -> None:
+        """Count emitted tokens, [m] on the device of the counts."""
+        self.tokens = torch.cat([self.tokens, tokens])
+        self.seen[tokens] = True
+        self.said.index_add_(0, tokens, torch.ones_like(tokens, dtype=self.said.dtype))
+
+
+def probabilities(logits: Tensor, params: SamplingParams, counts: TokenCounts | None, proposed: Tensor) -> Tensor:
+    """The distributions that tokens are drawn from: softmax of `process_logits`, [T, V], float32 or wider."""
+    return process_logits(logits, params, counts, proposed).softmax(-1)
+
+
+def process_logits(logits: Tensor, params: SamplingParams, counts: TokenCounts | None, proposed: Tensor) -> Tensor:
+    """Logits [T, V] after all that `params` asks for, float32 or wider; the input itself where it asks for nothing.
+
+    Row i follows the block's first i proposed tokens, so its penalties count proposed[:i] as said: proposed is [k], k < T (a
+    draft that draws its tokens at once has none of them to count yet). counts: of all before the block; None will do unless `params.penalised`.
+    Greedy logits are biased and penalised alone. A row keeps its largest logit, so none is empty. Tokens as probable as
+    the last one kept are kept too (transformers: the same for top-k and min-p; for top-p its sort's order decides).
+    """
+    if not params.processed:
+        return logits.to(_wide(logits.dtype))
+    scores = logits.to(_wide(logits.dtype), copy=True)  # everything below is in place
+    if params.logit_bias is not None:
+        biased = torch.tensor(list(params.logit_bias), device=scores.device)
+        scores[:, biased] += torch.tensor(list(params.logit_bias.values()), dtype=scores.dtype, device=scores.device)
+    if params.penalised:
+        assert counts is not None, "penalties need counts"
+        _penalise(scores, params, counts, proposed)
+    if params.temperature not in (0, 1):
+        scores.div_(params.temperature)
+    if params.truncated:
+        scores.masked_fill_(scores < _smallest_kept(scores, params), -torch.inf)
+    return scores
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _penalise(scores: Tensor, params: SamplingParams, counts: TokenCounts, proposed: Tensor) -> None:
+    """Repetition (divide or multiply, by sign), presence and frequency penalties (subtract), in place."""
+    tokens = torch.cat([counts.tokens, proposed])  # [C]; an id may repeat: all its columns are given the same value
+    read = torch.ones(len(scores), len(proposed), dtype=scores.dtype, device=scores.device).tril(-1)  # [T, k], row i: 1 for proposed[:i]
+    new = read @ (proposed[:, None] == tokens).to(scores.dtype)  # [T, C]
+    said = counts.said[tokens] + new
+    logits = scores[:, tokens]
+    repeated = torch.where(logits < 0, logits * params.repetition_penalty, logits / params.repetition_penalty)
+    logits = torch.where(counts.seen[tokens] | (new > 0), repeated, logits)
+    scores[:, tokens] = logits - params.presence_penalty * (said > 0) - params.frequency_penalty * said
+
+
+def _smallest_kept(scores: Tensor, params: SamplingParams) -> Tensor:
+    """[T, 1]: the logit that a token must reach to survive top-k, top-p and min-p. Each cuts off a tail, so the highest cut decides."""
+    top_k = params.top_k if 0 < params.top_k < scores.shape[-1] else None
+    if top_k is not None:
+        best = _largest(scores, top_k)
+        smallest = best[:, -1:]
+        if params.top_p < 1:
+            ties = (scores >= smallest).sum(-1, keepdim=True) - top_k  # top-k keeps them, so they hold a share as well
+            total = torch.logaddexp(best.logsumexp(-1, keepdim=True), smallest + ties.log())
+            smallest = _nucleus_end(best, total, params.top_p)
+    elif params.top_p < 1:
+        best, total = _nucleus_candidates(scores, params.top_p)
+        smallest = _nucleus_end(best, total, params.top_p)
+    else:
+        best = scores.amax(-1, keepdim=True)
+        smallest = torch.full_like(best, -torch.inf)
+    if params.min_p > 0:
+        smallest = torch.maximum(smallest, best[:, :1] + math.log(params.min_p))
+    return smallest
+
+
+def _nucleus_candidates(scores: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row in falling order, [T, M], enough to hold the share `top_p` of it; and its logsumexp, [T, 1]."""
+    total = scores.logsumexp(-1, keepdim=True)
+    if scores.device.type == "cpu":  # elsewhere the host would have to wait for the answer, and sorting is fast
+        for size in _NUCLEUS_SIZES:
+            if size < scores.shape[-1]:
+                best = _largest(scores, size)
+                if bool(((best - total).exp().sum(-1) >= top_p).all()):
+                    return best, total
+    return scores.sort(descending=True).values, total
+
+
+def _nucleus_end(best: Tensor, total: Tensor, top_p: float) -> Tensor:
+    """[T, 1]: the last logit of falling `best` [T, M] before which less than the share `top_p` of exp(total) has been seen."""
+    share = (best - total).exp()
+    before = share.cumsum(-1, dtype=torch.float64) - share
+    count = (before < top_p).sum(-1, keepdim=True).clamp(min=1)  # 0 for NaN alone, which is the caller's to notice
+    return best.gather(1, count - 1)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """[T, count]: the largest values of each row, in falling order.
+
+    They lie in the `count` blocks with the largest maxima, so only those are searched, several times faster than the row.
+    """
+    if scores.shape[-1] < 4 * count * _BLOCK:
+        return scores.topk(count).values
+    blocks = F.pad(scores, (0, -scores.shape[-1] % _BLOCK), value=-torch.inf).unflatten(-1, (-1, _BLOCK))
+    chosen = blocks.amax(-1).topk(count, sorted=False).indices
+    return blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1).topk(count).values

@@ -1,0 +1,113 @@
+"""Sampling settings: what is refused, and by which flag."""
+
+import math
+
+import pytest
+
+from pard2.engine.sampling import SamplingParams
+from pard2.errors import Pard2Error
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("flag", "settings"),
+    [
+        ("--max-new-tokens", {"max_tokens": 0}),
+        ("--max-new-tokens", {"max_tokens": 2.5}),
+        ("--temperature", {"temperature": -0.1}),
+        ("--temperature", {"temperature": NAN}),
+        ("--temperature", {"temperature": math.inf}),
+        ("--temperature", {"temperature": 1e-30}),  # would divide logits to infinity
+        ("--temperature", {"temperature": "hot"}),
+        ("--top-k", {"top_k": -1}),
+        ("--top-k", {"top_k": True}),
+        ("--top-p", {"top_p": 0.0}),
+        ("--top-p", {"top_p": 1.01}),
+        ("--top-p", {"top_p": NAN}),
+        ("--min-p", {"min_p": -0.01}),
+        ("--min-p", {"min_p": 1.01}),
+        ("--min-p", {"min_p": NAN}),
+        ("--repetition-penalty", {"repetition_penalty": 0.0}),
+        ("--repetition-penalty", {"repetition_penalty": -1.0}),
+        ("--repetition-penalty", {"repetition_penalty": NAN}),
+        ("--repetition-penalty", {"repetition_penalty": math.inf}),
+        ("--presence-penalty", {"presence_penalty": 2.1}),
+        ("--presence-penalty", {"presence_penalty": NAN}),
+        ("--frequency-penalty", {"frequency_penalty": -2.1}),
+        ("--frequency-penalty", {"frequency_penalty": NAN}),
+        ("--logit-bias", {"logit_bias": {3: 101.0}}),
+        ("--logit-bias", {"logit_bias": {3: NAN}}),
+        ("--logit-bias", {"logit_bias": {3: -math.inf}}),
+        ("--logit-bias", {"logit_bias": {-1: 1.0}}),
+        ("--logit-bias", {"logit_bias": {"3": 1.0}}),
+        ("--seed", {"seed": -1}),
+        ("--seed", {"seed": 2**63}),
+        ("--n", {"n": 0}),
+        ("--n", {"n": 129}),
+        ("--stop", {"stop": ""}),
+        ("--stop", {"stop": ["end", ""]}),
+        ("--stop", {"stop": "x" * 257}),
+        ("--stop", {"stop": [str(i) for i in range(17)]}),
+        ("--stop", {"stop": [7]}),
+        ("--logprobs", {"logprobs": -1}),
+        ("--logprobs", {"logprobs": 21}),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_line_by_its_flag(flag, settings):
+    with pytest.raises(Pard2Error) as refusal:
+        SamplingParams(**settings)
+    message = str(refusal.value)
+    assert message.startswith(f"{flag} ") and "\n" not in message
+
+
+def test_the_ends_of_every_range_are_accepted():
+    SamplingParams(
+        max_tokens=1,
+        temperature=1e5,
+        top_k=10**9,
+        top_p=1,
+        min_p=1,
+        repetition_penalty=1e-5,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={0: -100, 5: 100.0},
+        seed=2**63 - 1,
+        n=128,
+        stop=["x" * 256] * 16,
+        logprobs=20,
+    )
+    SamplingParams(temperature=1e-5, min_p=0, seed=0, stop=[], logprobs=0)
+
+
+def test_one_stop_text_is_not_taken_for_a_list_of_characters():
+    assert SamplingParams(stop="END").stop == ("END",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams().stop == ()
+
+
+def test_a_bias_changed_after_validation_does_not_get_in():
+    bias = {1: 2.0}
+    params = SamplingParams(logit_bias=bias)
+    bias[1] = 1e9
+    assert params.logit_bias == {1: 2.0}
+
+
+def test_a_bias_of_a_token_past_the_vocabulary_is_refused_before_it_indexes_anything():
+    params = SamplingParams(logit_bias={60: 1.0, 61: 1.0})
+    params.check_vocabulary(62)
+    with pytest.raises(Pard2Error, match="^--logit-bias names token 61: the vocabulary ends at 60$"):
+        params.check_vocabulary(61)
+
+
+def test_nothing_is_processed_that_needs_no_processing():
+    assert not SamplingParams().processed
+    assert not SamplingParams(temperature=1.0).processed
+    assert not SamplingParams(top_k=5, top_p=0.5, min_p=0.1).processed  # greedy: its choice survives every cut
+    assert not SamplingParams(logit_bias={}).processed
+    for settings in ({"temperature": 0.5}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "top_p": 0.5}, {"temperature": 1.0, "min_p": 0.5}):
+        assert SamplingParams(**settings).processed
+    for settings in ({"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": -0.1}):
+        assert SamplingParams(**settings).penalised and SamplingParams(**settings).processed
+    assert SamplingParams(logit_bias={1: 1.0}).processed and not SamplingParams(logit_bias={1: 1.0}).penalised
+    assert SamplingParams().greedy and not SamplingParams(temperature=0.1).greedy
