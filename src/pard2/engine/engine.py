@@ -1,48 +1,38 @@
-"""Lossless decoding: a drafter proposes, the target verifies, and what comes out is the target's own greedy text.
+"""Lossless decoding: a drafter proposes, the target verifies, and what comes out is what the target alone would say.
 
-The engine runs the cycle of METHOD: section 5 for one sequence at a time. It does not know how proposals
-come about (drafters), which of them stand (verification) or how many to ask for (draft length).
+The engine is what callers hold: it takes requests, keeps them in a queue, and runs cycles for whoever waits. What
+happens in a cycle is `Batch`'s business.
 """
 
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+import asyncio
+import secrets
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Sequence as ListOf
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
 
-from pard2.engine.draft_length import DraftLength
-from pard2.engine.methods import check_draft_tokens, check_method, choose_method, new_drafter
+from pard2.engine.batch import Batch
+from pard2.engine.capacity import cache_positions
+from pard2.engine.choosing import DraftSampling, VerificationRule
+from pard2.engine.draft_length import DraftLengths
+from pard2.engine.methods import check_draft_tokens, check_method, check_rules, choose_method, new_drafter
 from pard2.engine.prompts import Prompt, encode_prompt
+from pard2.engine.request import Completion, OnStep, Request
 from pard2.engine.sampling import SamplingParams
-from pard2.engine.statistics import FinishReason, Stats, Step
-from pard2.engine.timing import Stopwatch
-from pard2.engine.verification import verify_greedy
+from pard2.engine.sequence import Sequence
+from pard2.engine.statistics import Step, Totals
+from pard2.engine.text import TextStream
 from pard2.errors import Pard2Error
-from pard2.models.cache import KVCache
 from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft
 from pard2.models.loading import parse_dtype
 from pard2.models.target import Target
 
-_ROOM = 1024  # new tokens that the caches make room for at first
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What one prompt brought.
-
-    token_ids: the new tokens, with the end-of-answer token where finish_reason is "stop". text: without
-    it and other special tokens; None where the target has no tokenizer. prompt_tokens: how many the prompt had.
-    """
-
-    token_ids: list[int]
-    text: str | None
-    finish_reason: FinishReason
-    prompt_tokens: int
-    stats: Stats
-    method: str
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -50,17 +40,44 @@ class Engine:
 
     method: one of `ar`, `vsd`, `pard`, `pard2-ti`, `pard2-td`; by default the best that the draft allows.
     draft_tokens: how many tokens to propose in a cycle, or "auto", which adapts to what past cycles accepted
-    and cost, from prompt to prompt. The draft must be in evaluation mode. Engines may share models, and completions of
-    one engine may be streamed in turns. Raises `Pard2Error` where method, draft and draft_tokens do not fit.
+    and cost, for each sequence, from prompt to prompt. max_batch: sequences decoded at once; others wait. cache_tokens: positions of the
+    cache, for all of them together; by default as many as `capacity.cache_positions` finds room for.
+
+    Where a request samples: draft_sampling "greedy" proposes the draft's most probable tokens, and the text depends on the
+    seed alone, whatever is proposed; "sampled" draws proposals from the draft, judged one by one (verification "token") or as
+    blocks ("block").
+
+    The draft must be in evaluation mode. Engines may share models. One thread at a time decodes; others wait for it.
+    Raises `Pard2Error` where method, draft and options do not fit.
     """
 
-    def __init__(self, target: Target, draft: Draft | None = None, method: str | None = None, draft_tokens: int | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self,
+        target: Target,
+        draft: Draft | None = None,
+        method: str | None = None,
+        draft_tokens: int | Literal["auto"] = "auto",
+        *,
+        max_batch: int = 16,
+        cache_tokens: int | None = None,
+        draft_sampling: DraftSampling = "greedy",
+        verification: VerificationRule = "token",
+    ) -> None:
+        check_rules(max_batch, cache_tokens, draft_sampling, verification)
         self.target = target
         self.draft = draft
         self.method = choose_method(method, draft)
         self.draft_tokens = check_draft_tokens(draft_tokens, self.method, draft)
-        self._adaptive = DraftLength(self.draft_tokens) if draft_tokens == "auto" and self.draft_tokens else None
-        target.capture(new_drafter(self.method, target, draft, 0).feature_layers)  # refuse layers that the target lacks at once
+        self.cache_tokens = cache_tokens or cache_positions(target, draft if self.method != "ar" else None, max_batch)
+        drafter = new_drafter(self.method, target, draft, self.cache_tokens)
+        target.check_layers(drafter.feature_layers)
+        adaptive = draft_tokens == "auto" and self.draft_tokens > 0
+        lengths = DraftLengths(self.draft_tokens, drafter.sequential) if adaptive else None
+        self._batch = Batch(target, drafter, self.cache_tokens, max_batch, self.draft_tokens, lengths, draft_sampling, verification)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._lock = threading.Lock()
+        self._worker: ThreadPoolExecutor | None = None
 
     @classmethod
     def from_pretrained(
@@ -71,111 +88,211 @@ class Engine:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         draft_tokens: int | Literal["auto"] = "auto",
+        *,
+        max_batch: int = 16,
+        cache_tokens: int | None = None,
+        draft_sampling: DraftSampling = "greedy",
+        verification: VerificationRule = "token",
     ) -> "Engine":
         """Load both models by hub id or directory. dtype: bfloat16 by default. device: the GPU where there is one.
 
         Raises `Pard2Error` for whatever cannot be loaded or does not fit together.
         """
+        check_rules(max_batch, cache_tokens, draft_sampling, verification)  # before the long load
         if method is not None:
-            check_method(method, draft is not None)  # before the long load
+            check_method(method, draft is not None)
         loaded = Target.from_pretrained(target, dtype, device)
-        if draft is None or method == "ar":
-            return cls(loaded, None, method, draft_tokens)
-        target_dependent = None if method is None else method == "pard2-td"
-        return cls(loaded, load_draft(draft, loaded, parse_dtype(dtype), target_dependent), method, draft_tokens)
+        found = None
+        if draft is not None and method != "ar":
+            target_dependent = None if method is None else method == "pard2-td"
+            found = load_draft(draft, loaded, parse_dtype(dtype), target_dependent)
+        return cls(
+            loaded,
+            found,
+            method,
+            draft_tokens,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
+            draft_sampling=draft_sampling,
+            verification=verification,
+        )
 
-    def generate(self, prompts: Iterable[Prompt], params: SamplingParams | None = None, raw: bool = False) -> Iterator[Completion]:
-        """Complete prompts one after the other, in order.
+    @property
+    def totals(self) -> Totals:
+        """What this engine has done so far, every pass counted once."""
+        return self._batch.totals
 
-        raw: take texts as they are, without the chat template. All prompts are checked before the first is decoded:
-        raises `Pard2Error` for one that is empty or longer than the context.
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs; then all of the cache is free."""
+        return not self._waiting and not self._running
+
+    @property
+    def free_cache_tokens(self) -> int:
+        """Positions of the cache that no sequence owns."""
+        return self._batch.cache.free
+
+    # --- all at once ------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | ListOf[SamplingParams] | None = None,
+        raw: bool = False,
+    ) -> Iterator[Completion]:
+        """Complete prompts together, up to `max_batch` at once; completions come in the prompts' order, n for each.
+
+        params: for all prompts, or one for each. raw: take texts as they are, without the chat template. All prompts are checked
+        before the first is decoded: raises `Pard2Error` for one that is empty or does not fit. What fails later (finish_reason
+        "error") fails alone. Closing the iterator cancels what has not been made yet.
         """
         if isinstance(prompts, str):
             raise Pard2Error("generate takes a list of prompts; wrap a single one in [...]")
-        encoded = [encode_prompt(self.target, prompt, raw) for prompt in prompts]
-        return (self._complete(ids, params or SamplingParams()) for ids in encoded)
+        prompts = list(prompts)
+        each = list(params) if isinstance(params, ListOf) else [params or SamplingParams()] * len(prompts)
+        if len(each) != len(prompts):
+            raise Pard2Error(f"generate got {len(prompts)} prompts and {len(each)} SamplingParams; give one for all, or one for each")
+        return self._generate([self._request(prompt, one, raw) for prompt, one in zip(prompts, each, strict=True)])
+
+    def _generate(self, requests: list[Request]) -> Iterator[Completion]:
+        try:
+            self._enqueue(requests)
+            for request in requests:
+                while not request.done:
+                    self.step()
+                yield from request.completions()
+        finally:
+            for request in requests:
+                request.cancel()  # does nothing to those that are done
+            self._tidy()
+
+    # --- piece by piece ---------------------------------------------------------------------------
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> Iterator[Step]:
         """Complete one prompt step by step: the prompt's pass, then each cycle; `Stats.of(steps)` sums them up.
 
-        The last step carries the finish reason. Raises as `generate` does.
+        The last step of a completion carries the finish reason; `step.text` is what may be shown by then. Other streams and requests
+        of this engine go on meanwhile. Closing the iterator cancels the request. Raises as `generate` does, and `Pard2Error` when
+        it fails on the way.
         """
-        return self._decode(encode_prompt(self.target, prompt, raw), params or SamplingParams())
+        return self._stream(self._request(prompt, params or SamplingParams(), raw))
 
-    def _complete(self, prompt: list[int], params: SamplingParams) -> Completion:
-        steps = list(self._decode(prompt, params))
-        token_ids = [token for step in steps for token in step.token_ids]
-        finish = steps[-1].finish_reason
-        assert finish is not None
-        text = None
-        if self.target.tokenizer is not None:
-            said = token_ids[:-1] if finish == "stop" else token_ids
-            text = str(self.target.tokenizer.decode(said, skip_special_tokens=True))
-        return Completion(token_ids, text, finish, len(prompt), Stats.of(steps), self.method)
+    def _stream(self, request: Request) -> Iterator[Step]:
+        try:
+            self._enqueue([request])
+            while True:
+                yield from request.take_steps()
+                if request.done and not any(sequence.steps for sequence in request.sequences):
+                    break
+                self.step()
+            _raise_failure(request)
+        finally:
+            request.cancel()
+            self._tidy()
 
-    @torch.inference_mode()  # on a generator, in force only while it runs
-    def _decode(self, prompt: list[int], params: SamplingParams) -> Iterator[Step]:
-        started = time.perf_counter()
+    def astream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> AsyncIterator[Step]:
+        """`stream` for asyncio: any number of them share this engine's batches. Cancelling the task cancels the request."""
+        return self._astream(self._request(prompt, params or SamplingParams(), raw))
+
+    async def _astream(self, request: Request) -> AsyncIterator[Step]:
+        try:
+            await self._in_worker(lambda: self._enqueue([request]))
+            while True:
+                for step in request.take_steps():
+                    yield step
+                if request.done and not any(sequence.steps for sequence in request.sequences):
+                    break
+                await self._in_worker(lambda: self._step_for(request))
+            _raise_failure(request)
+        finally:
+            request.cancel()
+            # Not awaited: a cancelled task may not wait.
+            self._get_worker().submit(self._tidy)
+
+    def _step_for(self, request: Request) -> None:
+        """A cycle, unless others' cycles have brought this request something while it waited for its turn."""
+        if not request.done and not any(sequence.steps for sequence in request.sequences):
+            self.step()
+
+    async def _in_worker(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._get_worker(), work)
+
+    def _get_worker(self) -> ThreadPoolExecutor:
+        # One thread, always the same: every further one would bring a pool of torch threads of its own.
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="pard2")
+        return self._worker
+
+    # --- request by request -----------------------------------------------------------------------
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False, on_step: OnStep | None = None) -> Request:
+        """Put a prompt into the queue. It is decoded by `step`, whoever calls it; `on_step` sees each of its steps.
+
+        Raises `Pard2Error` as `generate` does.
+        """
+        request = self._request(prompt, params or SamplingParams(), raw, on_step)
+        self._enqueue([request])
+        return request
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let who fits join, read prompts, and run one cycle; does nothing when idle."""
+        with self._lock:
+            self._sweep()
+            for request in self._waiting:
+                if not all(self._batch.admit(s) for s in request.sequences if s.memory is None and s.finish_reason is None):
+                    break  # first come, first served: a small request does not overtake a large one for ever
+            try:
+                self._batch.prefill()
+                self._batch.decode()
+            except BaseException as error:
+                # A pass that failed left caches and readings half-written; a request must not go on from there.
+                for sequence in self._batch.sequences:
+                    sequence.end("error", f"decoding stopped: {type(error).__name__}: {error}")
+                raise
+            finally:
+                self._sweep()
+
+    def _enqueue(self, requests: list[Request]) -> None:
+        with self._lock:
+            self._waiting.extend(requests)
+
+    def _tidy(self) -> None:
+        with self._lock:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Report steps, free what is finished, and move requests from the queue to those that run."""
+        everyone = [*self._running, *self._waiting]
+        for request in everyone:
+            request.report()
+        self._batch.dismiss_finished()
+        self._waiting = deque(r for r in self._waiting if any(s.memory is None and s.finish_reason is None for s in r.sequences))
+        self._running = [r for r in everyone if not r.done and r not in self._waiting]
+
+    def _request(self, prompt: Prompt, params: SamplingParams, raw: bool, on_step: OnStep | None = None) -> Request:
+        ids = encode_prompt(self.target, prompt, raw)
+        params.check_vocabulary(self.target.vocab_size)
+        if params.stop and self.target.tokenizer is None:
+            raise Pard2Error(f"--stop needs a tokenizer, which {self.target.name!r} lacks")
         # The last token is never read by the target, so it may lie just past the context.
-        limit = min(params.max_tokens, self.target.context_length - len(prompt) + 1)
+        limit = min(params.max_tokens, self.target.context_length - len(ids) + 1)
+        if len(ids) + limit > self.cache_tokens:
+            raise Pard2Error(
+                f"a prompt of {len(ids)} tokens and an answer of {limit} do not fit the cache of {self.cache_tokens}; "
+                "give a smaller --max-new-tokens or a larger --cache-tokens"
+            )
         stops = frozenset() if params.ignore_eos else self.target.eos_token_ids
-        capacity = len(prompt) + min(limit, _ROOM) + self.draft_tokens
-        cache = KVCache(self.target.num_states - 1, capacity)
-        drafter = new_drafter(self.method, self.target, self.draft, capacity)
-        watch = Stopwatch(self.target.device)
-
-        tokens = torch.tensor([prompt], device=self.target.device)
-        nothing = tokens[:, :0]
-        logits, features = self._run(tokens, cache, drafter.feature_layers, num_logits=1)
-        if drafter.limit(len(prompt) + 1) > 0:
-            drafter.prefill(tokens, features)
-        verification = verify_greedy(logits, nothing)
-        emitted, finish = _cut(verification.token_ids, stops, limit)
-        yield Step(tuple(emitted), 0, 0, time.perf_counter() - started, finish_reason=finish)
-
-        features = None if features is None else features[:, -1:]
-        count = 1  # tokens emitted so far
-        while finish is None:
-            started = time.perf_counter()
-            wanted = self.draft_tokens if self._adaptive is None else self._adaptive.choose()
-            k = min(wanted, drafter.limit(len(prompt) + count), limit - count - 1)
-            watch.mark()
-            proposed = nothing
-            if k > 0:
-                drafter.absorb(verification.tokens, features)
-                proposed = drafter.propose(k).token_ids
-            watch.mark()
-            logits, features = self._run(torch.cat([verification.tokens[:, -1:], proposed], dim=1), cache, drafter.feature_layers)
-            watch.mark()
-            verification = verify_greedy(logits, proposed)
-            accepted = verification.accepted
-            cache.truncate(cache.length - (k - accepted))
-            features = None if features is None else features[:, : accepted + 1]
-            emitted, finish = _cut(verification.token_ids, stops, limit - count)
-            count += len(emitted)
-            draft_seconds, verify_seconds = watch.stretches()
-            seconds = time.perf_counter() - started
-            if self._adaptive is not None and k > 0:
-                self._adaptive.observe(k, accepted, seconds)
-            if len(emitted) <= accepted:  # cut inside the accepted block: see Step
-                k = accepted = len(emitted) - 1
-            yield Step(tuple(emitted), accepted, k, seconds, draft_seconds, verify_seconds, finish)
-
-    def _run(self, token_ids: Tensor, cache: KVCache, layers: tuple[int, ...], num_logits: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits and features of new tokens [1, T]."""
-        if self.target.feature_layers != layers:  # another engine may have used this target since
-            self.target.capture(layers)
-        output = self.target.forward(token_ids, cache, num_logits)
-        assert output.logits is not None
-        return output.logits, output.features
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        tokenizer = self.target.tokenizer
+        sequences = [
+            Sequence(ids, params, seed, index, limit, stops, None if tokenizer is None else TextStream(tokenizer, tuple(params.stop)))
+            for index in range(params.n)
+        ]
+        return Request(sequences, self.method, on_step)
 
 
-def _cut(token_ids: list[int], stops: frozenset[int], room: int) -> tuple[list[int], FinishReason | None]:
-    """What of a block may be emitted (nothing after a stop token), and whether it ends the answer.
-
-    A block is never longer than `room`, because no more than `room - 1` tokens are proposed.
-    """
-    for i, token in enumerate(token_ids):
-        if token in stops:
-            return token_ids[: i + 1], "stop"
-    return token_ids, "length" if len(token_ids) == room else None
+def _raise_failure(request: Request) -> None:
+    failed = next((sequence for sequence in request.sequences if sequence.finish_reason == "error"), None)
+    if failed is not None:
+        raise Pard2Error(str(failed.error))

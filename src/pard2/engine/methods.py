@@ -64,10 +64,24 @@ def check_draft_tokens(asked: int | Literal["auto"], method: str, draft: Draft |
     return 0 if method == "ar" else asked
 
 
-def new_drafter(method: str, target: Target, draft: Draft | None, capacity: int) -> Drafter:
-    """A fresh drafter for one sequence. capacity: positions to make room for at first."""
+def check_rules(max_batch: int, cache_tokens: int | None, draft_sampling: str, verification: str) -> None:
+    """Raises `Pard2Error` for engine options that mean nothing, or nothing together."""
+    if max_batch < 1:
+        raise Pard2Error(f"--batch-size {max_batch}: at least 1 is needed")
+    if cache_tokens is not None and cache_tokens < 2:
+        raise Pard2Error(f"--cache-tokens {cache_tokens}: at least a prompt and an answer must fit")
+    if draft_sampling not in ("greedy", "sampled"):
+        raise Pard2Error(f"--draft-sampling {draft_sampling!r} is neither greedy nor sampled")
+    if verification not in ("token", "block"):
+        raise Pard2Error(f"--verification {verification!r} is neither token nor block")
+    if verification == "block" and draft_sampling == "greedy":
+        raise Pard2Error("--verification block gains nothing with greedy proposals; add --draft-sampling sampled")
+
+
+def new_drafter(method: str, target: Target, draft: Draft | None, positions: int) -> Drafter:
+    """The drafter of a method. positions: of its cache, for all sequences together."""
     if method == "ar" or draft is None:
-        return PlainDrafter()
+        return PlainDrafter(target.device)
     if method == "vsd":
-        return AutoregressiveDrafter(draft, target.vocab_size, capacity)
-    return ParallelDrafter(draft, method == "pard2-td", target.vocab_size, capacity)
+        return AutoregressiveDrafter(draft, target.vocab_size, positions)
+    return ParallelDrafter(draft, method == "pard2-td", target.vocab_size, positions)

@@ -1,21 +1,36 @@
 """What decoding did and how long it took, step by step and summed up."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length"]
+# The OpenAI API's, and two of our own for what ended before its time.
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probabilities of the TARGET at one emitted token, before temperature and any other processing.
+
+    top: the most probable tokens with theirs, best first, as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """The tokens that one pass of the target brought: first the prompt's pass, then one Step for each cycle.
+    """The tokens that one pass of the target brought one sequence: first the prompt's pass, then one Step for each cycle.
 
     token_ids: what was emitted; the last one is the target's own, the `accepted` before it are the draft's.
-    Where an end-of-answer token cuts an accepted block, that token counts as the target's own and what was
+    Where the answer's end cuts an accepted block, its last token counts as the target's own and what was
     proposed behind it, having been neither accepted nor rejected, does not count in `proposed`.
-    seconds: wall time, of which draft_seconds and verify_seconds went into the two models.
-    finish_reason: None but in the last step; "stop" for an end-of-answer token, "length" for a limit.
+    seconds: wall time, of which draft_seconds and verify_seconds went into the two models; sequences of a batch share a cycle,
+    and each has all of its seconds. finish_reason: None but in the last step; "stop" for an end-of-answer token or a stop
+    string, "length" for a limit. text: may be shown now (`TextStream`); None without a tokenizer. logprobs: of token_ids, where asked for.
+    index: of the completion among the n of its request.
     """
 
     token_ids: tuple[int, ...]
@@ -25,6 +40,9 @@ class Step:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     finish_reason: FinishReason | None = None
+    text: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,9 @@ class Stats:
     @classmethod
     def of(cls, steps: Iterable[Step]) -> "Stats":
         """Sum up the steps of one completion, the first of which is the prefill."""
-        prefill, *cycles = steps
+        prefill, *cycles = [step for step in steps if step.token_ids] or [None]
+        if prefill is None:  # ended before its first token
+            return cls()
         return cls(
             tuple(step.accepted for step in cycles),
             tuple(step.proposed for step in cycles),
@@ -117,3 +137,34 @@ class Stats:
             "other_seconds": self.other_seconds,
             "tokens_per_second": self.tokens_per_second,
         }
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What an engine has done so far, every pass counted once however many sequences shared it.
+
+    tokens: emitted in cycles, those of the prompts' passes (one each) left out. Seconds: wall time.
+    """
+
+    cycles: int = 0
+    tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def __sub__(self, other: "Totals") -> "Totals":
+        return Totals(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the cycles alone; 0 without a cycle."""
+        return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def other_seconds(self) -> float:
+        """Decoding time outside the two models."""
+        return self.decode_seconds - self.draft_seconds - self.verify_seconds

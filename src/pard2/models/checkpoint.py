@@ -23,7 +23,7 @@ from pard2.models.draft import DEFAULT_SCALE, Draft, DraftSpec, SharedEmbedding
 from pard2.models.embedded import embedded_draft
 from pard2.models.gguf import EMBEDDED_TARGET
 from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, resolve
-from pard2.models.packed import pack_linears, should_pack
+from pard2.models.packed import should_pack
 from pard2.models.target import Target
 
 PROJECTION_FILES = ("warp_model.bin", "warp_model.safetensors")
@@ -131,7 +131,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
     draft = draft.to(target.device).eval().requires_grad_(False)
     if should_pack(target.device, dtype):
-        pack_linears(draft)
+        draft.pack()
     return draft
 
 

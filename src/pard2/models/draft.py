@@ -4,6 +4,7 @@ It knows what a row of input is (METHOD: section 2) and nothing about decoding o
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -12,6 +13,11 @@ from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
+from pard2.models.decoder import Decoder
+from pard2.models.packed import pack_linears
+from pard2.models.ragged import RaggedBatch
+from pard2.models.states import StateRecorder
+from pard2.models.support import context_limit, new_decoder
 
 DEFAULT_TARGET_LAYERS = (-1, -8, -16, -24)
 DEFAULT_SCALE = 0.02
@@ -104,6 +110,7 @@ class Draft(nn.Module):
         self.projection = projection
         self.tokenizer = tokenizer
         self.name = name
+        self._pack = False
 
     @property
     def config(self):
@@ -116,6 +123,15 @@ class Draft(nn.Module):
     @property
     def num_layers(self) -> int:
         return self.config.num_hidden_layers
+
+    @property
+    def context_length(self) -> int:
+        return context_limit(self.config)
+
+    @property
+    def decoder_dtype(self) -> torch.dtype:
+        """Of activations, and so of the cache."""
+        return self.lm.dtype
 
     @property
     def vocab_size(self) -> int:
@@ -165,6 +181,28 @@ class Draft(nn.Module):
             use_cache=cache is not None,
             logits_to_keep=num_logits,
         ).logits
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What runs ragged batches; made when the draft is where and of the dtype that it shall decode in.
+
+        Raises `Pard2Error` for an architecture that cannot be batched.
+        """
+        return new_decoder(self.lm, self.name, StateRecorder(self.lm), self._pack)
+
+    def pack(self) -> None:
+        """Turn the linear layers to packed form, for a CPU without bfloat16 arithmetic (`packed`)."""
+        self._pack = True
+        _ = self.decoder
+        pack_linears(self)
+
+    @torch.no_grad()
+    def run(self, token_ids: Tensor, features: Tensor | None, batch: RaggedBatch, logit_rows: Tensor | None) -> Tensor | None:
+        """Run the new rows of several sequences: logits [R, vocabulary] of the rows asked for, None where none were.
+
+        token_ids: [N]. features: [N, target_dim] as for `embed`, or None.
+        """
+        return self.decoder.run(batch, None, self.embed(token_ids, features), logit_rows).logits
 
     def states(self, token_ids: Tensor, features: Tensor | None, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Final states [B, S, hidden], before the head, for training.

@@ -34,6 +34,11 @@ class PackedLinear(nn.Module):
         return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
 
 
+def can_pack(weight: Tensor) -> bool:
+    """False for a matrix with values outside float16's range."""
+    return bool(weight.abs().max() <= _LARGEST)
+
+
 def pack_linears(model: nn.Module) -> None:
     """Replace, in place, every linear layer of a frozen model by its packed form; the rest will run in float32.
 
@@ -42,7 +47,7 @@ def pack_linears(model: nn.Module) -> None:
     packed: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.abs().max() <= _LARGEST:
+            if type(child) is nn.Linear and can_pack(child.weight):
                 packed.setdefault(id(child), PackedLinear(child.weight, child.bias))
                 setattr(module, name, packed[id(child)])
     model.float()

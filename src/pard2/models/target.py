@@ -1,17 +1,22 @@
 """The target: the frozen model whose distribution must be preserved, and the features it lends to the draft."""
 
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
+from pard2.models.decoder import Decoder, DecoderOutput
 from pard2.models.loading import load_causal_lm, load_tokenizer, parse_device, parse_dtype
-from pard2.models.packed import pack_linears, should_pack
+from pard2.models.packed import should_pack
+from pard2.models.ragged import RaggedBatch
+from pard2.models.states import StateRecorder
+from pard2.models.support import context_limit, new_decoder
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,14 @@ class Target:
     i-th block, and the last one (-1) the state AFTER the final norm (METHOD: section 1).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, name: str = "target") -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, name: str = "target", pack: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self._layers: tuple[int, ...] = ()
-        self._captured: dict[int, Tensor] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._base = model.base_model
-        self.blocks_name, self._blocks = _decoder_blocks(model)
-        self._base.register_forward_hook(self._capture_last)
+        self._states = StateRecorder(model)
+        self._pack = pack
+        if pack:
+            _ = self.decoder  # at once, before anybody reads weights
 
     @classmethod
     def from_pretrained(
@@ -56,14 +59,13 @@ class Target:
         can be read.
         """
         where, kind = parse_device(device), parse_dtype(dtype)
-        if pack and where.type == "cpu":
-            # With a mask, transformers copies keys and values for every group of heads; torch's CPU kernel needs no copies.
-            # Training does not pass here.
-            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         model = load_causal_lm(name, kind, where)
-        if pack and should_pack(where, kind):
-            pack_linears(model)
-        return cls(model, load_tokenizer(name), name)
+        return cls(model, load_tokenizer(name), name, pack and should_pack(where, kind))
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What runs ragged batches. Raises `Pard2Error` for an architecture that cannot be batched."""
+        return new_decoder(self.model, self.name, self._states, self._pack)
 
     # --- what it is -------------------------------------------------------------------------------
 
@@ -80,17 +82,27 @@ class Target:
         return self.config.hidden_size
 
     @property
+    def decoder_dtype(self) -> torch.dtype:
+        """Of activations, and so of the cache."""
+        return self.model.dtype
+
+    @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
     @property
+    def blocks_name(self) -> str:
+        """Name of the list of decoder blocks in the model's state dict."""
+        return self._states.blocks_name
+
+    @property
     def num_states(self) -> int:
         """Number of `hidden_states`: the embedding's output and one for each block."""
-        return len(self._blocks) + 1
+        return self._states.num_states
 
     @property
     def context_length(self) -> int:
-        return self.config.max_position_embeddings
+        return context_limit(self.config)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -105,35 +117,25 @@ class Target:
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
-        return self._layers
+        return self._states.layers
 
-    def capture(self, layers: tuple[int, ...] | list[int]) -> None:
-        """Choose the hidden states that every later forward pass returns as features, in this order.
-
-        Raises `Pard2Error` for a layer that this target does not have.
-        """
+    def check_layers(self, layers: Iterable[int]) -> None:
+        """Raises `Pard2Error` for a hidden state that this target does not have."""
         for layer in layers:
             if not -self.num_states <= layer < self.num_states:
                 raise Pard2Error(
                     f"feature layer {layer} does not exist in {self.name!r}, which has {self.num_states} hidden states "
                     f"(-{self.num_states} to {self.num_states - 1})"
                 )
-        for hook in self._hooks:
-            hook.remove()
-        self._layers, self._hooks = tuple(layers), []
-        for index in sorted({layer % self.num_states for layer in layers}):
-            if index < len(self._blocks):
-                # The input of block i is hidden state i.
-                self._hooks.append(self._blocks[index].register_forward_pre_hook(self._capture_input(index), with_kwargs=True))
 
-    def _capture_input(self, index: int):
-        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self._captured[index] = args[0] if args else kwargs["hidden_states"]
+    def capture(self, layers: Iterable[int]) -> None:
+        """Choose the hidden states that every later `forward` returns as features, in this order.
 
-        return hook
-
-    def _capture_last(self, _module: nn.Module, _args: tuple, output) -> None:
-        self._captured[len(self._blocks)] = output[0]
+        Raises `Pard2Error` for a layer that this target does not have.
+        """
+        layers = tuple(layers)
+        self.check_layers(layers)
+        self._states.choose(layers)
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -159,24 +161,19 @@ class Target:
         }
         logits = None
         if num_logits == 0:
-            self._base(**arguments)
+            self.model.base_model(**arguments)
         else:
             logits = self.model(**arguments, logits_to_keep=num_logits or 0).logits
-        captured, self._captured = self._captured, {}
-        features = torch.cat([captured[layer % self.num_states] for layer in self._layers], dim=-1) if self._layers else None
-        return TargetOutput(logits, features, captured[len(self._blocks)])
+        features, last_state = self._states.take()
+        return TargetOutput(logits, features, last_state)
+
+    @torch.no_grad()
+    def run(self, token_ids: Tensor, batch: RaggedBatch, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
+        """Run the new rows of several sequences. token_ids: [N]. logit_rows: [R] rows whose logits are wanted; None for none."""
+        return self.decoder.run(batch, token_ids, None, logit_rows, layers)
 
     def head(self, state: Tensor) -> Tensor:
         """Logits [..., vocabulary] of final states [..., hidden], as the model's own forward computes them."""
         logits = self.model.get_output_embeddings()(state)
         cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma; absent elsewhere
         return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of decoder blocks and its name in the model's state dict."""
-    count = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise Pard2Error(f"cannot find the {count} decoder blocks of {type(model).__name__}; this architecture is not supported")

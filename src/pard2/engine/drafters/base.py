@@ -1,28 +1,82 @@
-"""What the engine knows of a drafter: it reads the prompt, proposes, and learns what became of it.
+"""What the engine knows of a drafter: it reads what each sequence says, and guesses how all of them go on.
 
-A drafter serves one sequence. It knows nothing of the target but the features that it is handed,
-and cannot change what is emitted: a bad proposal costs time, never correctness.
+A drafter serves every sequence of a batch, and keeps for each what it has read. It knows nothing of the target but the
+features that it is handed, and cannot change what is emitted: a bad proposal costs time, never correctness.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from pard2.models.kv_cache import Extent
+
+# Rows after which the draft reads what it has put off, so that features do not pile up.
+MOST_PENDING = 512
+
+
+@dataclass
+class Reading:
+    """How far the draft has read one sequence.
+
+    extent: its part of the draft's cache; None for a drafter without one. length: positions of it that hold tokens known to be in the
+    text. guessed: positions behind them that hold the draft's own guesses. pending: tokens that it has yet to read, with
+    their features, chunk by chunk. closed: the text has outgrown the draft, which reads no further.
+    """
+
+    extent: Extent | None
+    length: int = 0
+    guessed: int = 0
+    pending: list[int] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    closed: bool = False
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """Guesses for the next k tokens. token_ids: [1, k], on the drafter's device."""
+class Ask:
+    """A wish for k >= 0 tokens of one sequence; with none, its reading is merely brought up to date where too much is pending."""
+
+    reading: Reading
+    k: int
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """token_ids: guesses for all asks, one ask after the other, [sum of k]. passes: rows of each pass that the draft made."""
 
     token_ids: Tensor
+    passes: tuple[int, ...]
+
+    def of(self, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
+        """Each ask's [k]."""
+        return torch.split(self.token_ids, [ask.k for ask in asks])
+
+
+# Turns a draft's logits [R, vocabulary] into tokens [R]; row r is guess number `places[r]` of ask number `asks[r]`.
+Choose = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
 
 
 class Drafter(Protocol):
-    """One sequence's drafter. Feature rows are the target's, at the position BEFORE the token they come with."""
+    """Feature rows are the target's, at the position BEFORE the token they come with."""
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
         """The target's hidden states that it wants to be handed; none for `()`."""
+        ...
+
+    @property
+    def sequential(self) -> bool:
+        """True where every further guess costs a pass."""
+        ...
+
+    def open(self, positions: int) -> Reading | None:
+        """Begin to read a sequence that will be at most so long; None where there is no room now."""
+        ...
+
+    def close(self, reading: Reading) -> None:
+        """Forget a sequence and free its memory."""
         ...
 
     def limit(self, length: int) -> int:
@@ -33,17 +87,13 @@ class Drafter(Protocol):
         """
         ...
 
-    def prefill(self, token_ids: Tensor, features: Tensor | None) -> None:
-        """Read the prompt. token_ids: [1, P]. features: [1, P, F], row t the target's at position t."""
-        ...
+    def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
+        """Take note of tokens that the text goes on with: of the prompt, accepted ones, the target's own.
 
-    def absorb(self, token_ids: Tensor, features: Tensor | None) -> None:
-        """Take in what was emitted since the last proposal (or the prompt): its accepted tokens and the target's own.
-
-        token_ids: [1, m], m >= 1. features: [1, m, F], row i the target's at the position before token i.
+        features: [len(token_ids), F], row i the target's at the position before token i, zero before the first.
         """
         ...
 
-    def propose(self, k: int) -> Proposal:
-        """Guess the k >= 1 tokens that follow everything absorbed."""
+    def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
+        """Guess the tokens that follow everything absorbed. choose: takes each guess from its logits."""
         ...

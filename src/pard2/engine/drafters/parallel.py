@@ -3,68 +3,93 @@
 The three differ only in whether features are fed (METHOD: sections 2 and 5).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from pard2.engine.drafters.base import Proposal
-from pard2.models.cache import KVCache
+from pard2.engine.drafters.base import MOST_PENDING, Ask, Choose, Proposals, Reading
 from pard2.models.draft import Draft
+from pard2.models.kv_cache import KVCache
+from pard2.models.ragged import RaggedBatch, Segment
 
 
 class ParallelDrafter:
-    """Proposes k tokens in one pass over [the real tokens that its cache lacks, k - 1 masks].
+    """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet to read and k - 1 masks.
 
     Tokens are never shifted. Features are, by one: the real token at t comes with f[t-1], the first token with the zero
-    feature, and every mask with its anchor's. Attention over this row is plain causal, so the first guesses do
+    feature, and every mask with its anchor's. Attention over these rows is plain causal, so the first guesses do
     not depend on how many masks follow.
 
     target_dependent: feed features (the draft must have a projection). vocab_size: the target's;
-    ids from there on are never proposed. capacity: positions to make room for at first.
+    ids from there on are never proposed. positions: of the draft's cache, for all sequences together.
     """
 
-    def __init__(self, draft: Draft, target_dependent: bool, vocab_size: int, capacity: int) -> None:
+    sequential = False
+
+    def __init__(self, draft: Draft, target_dependent: bool, vocab_size: int, positions: int) -> None:
         assert draft.spec is not None, "the draft has no mask token"
         self.draft = draft
-        self.cache = KVCache(draft.num_layers, capacity)
+        self.cache = KVCache(draft.num_layers, positions)
         self.feature_layers = (draft.spec.target_layers or ()) if target_dependent else ()
         self._vocab_size = vocab_size
-        self._context_length: int = draft.config.max_position_embeddings
         self._draft_tokens = draft.spec.draft_tokens
-        self._masks = torch.full((1, self._draft_tokens - 1), draft.spec.mask_token, device=draft.lm.device)
-        self._pending: Tensor | None = None  # [1, m] real tokens that the cache lacks
-        self._features: Tensor | None = None  # [1, m, F], the feature that belongs to each of them
+        self._mask = draft.spec.mask_token
+        self._device = draft.lm.device
+
+    def open(self, positions: int) -> Reading | None:
+        extent = self.cache.reserve(min(positions, self.draft.context_length))
+        return None if extent is None else Reading(extent)
+
+    def close(self, reading: Reading) -> None:
+        assert reading.extent is not None
+        self.cache.release(reading.extent)
 
     def limit(self, length: int) -> int:
-        return max(0, min(self._draft_tokens, self._context_length - length + 1))
+        return max(0, min(self._draft_tokens, self.draft.context_length - length + 1))
 
-    def prefill(self, token_ids: Tensor, features: Tensor | None) -> None:
-        self._check(features)
-        if features is not None:
-            features = torch.cat([torch.zeros_like(features[:, :1]), features[:, :-1]], dim=1)
-        self.draft.forward(self._known(token_ids), features, self.cache, num_logits=1)
-
-    def absorb(self, token_ids: Tensor, features: Tensor | None) -> None:
-        self._check(features)
-        self._pending = self._known(token_ids)
-        self._features = features
-
-    def propose(self, k: int) -> Proposal:
-        assert self._pending is not None, "absorb comes first"
-        masks = self._masks[:, : k - 1]
-        token_ids = torch.cat([self._pending, masks], dim=1)
-        features = self._features
-        if features is not None:
-            anchor = features[:, -1:].expand(-1, masks.shape[1], -1)
-            features = torch.cat([features, anchor], dim=1)
-        logits = self.draft.forward(token_ids, features, self.cache, num_logits=k)
-        self.cache.truncate(self.cache.length - masks.shape[1])
-        return Proposal(logits[..., : self._vocab_size].argmax(-1))
-
-    def _check(self, features: Tensor | None) -> None:
+    def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
         # In the wrong mode everything would still run, and merely accept less.
         if (features is None) == bool(self.feature_layers):
             raise ValueError("features belong to target-dependent drafting, and to it alone")
-
-    def _known(self, token_ids: Tensor) -> Tensor:
+        assert reading.extent is not None
+        if reading.closed or reading.length + len(reading.pending) + len(token_ids) > reading.extent.size:
+            reading.closed = True
+            reading.pending, reading.features = [], []
+            return
         # A padded target vocabulary may exceed the draft's; a stand-in for such an id costs a guess, nothing else.
-        return token_ids.clamp(max=self.draft.vocab_size - 1)
+        last = self.draft.vocab_size - 1
+        reading.pending += [min(token, last) for token in token_ids]
+        if features is not None:
+            reading.features.append(features)
+
+    def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
+        segments, rows, features, logit_rows = [], [], [], []
+        numbers, places = [], []
+        for number, ask in enumerate(asks):
+            reading, k = ask.reading, ask.k
+            read = len(reading.pending)
+            if k == 0 and read < MOST_PENDING:
+                continue
+            assert reading.extent is not None and read > 0, "absorb comes first"
+            masks = max(0, k - 1)
+            if k:
+                logit_rows += range(len(rows) + read - 1, len(rows) + read + masks)
+                numbers += [number] * k
+                places += range(k)
+            rows += reading.pending + [self._mask] * masks
+            segments.append(Segment(reading.extent, reading.length, read + masks))
+            if self.feature_layers:
+                features += [*reading.features, reading.features[-1][-1:].expand(masks, -1)]
+            # The masks' keys and values lie behind the new length: forgotten.
+            reading.length += read
+            reading.pending, reading.features = [], []
+        if not rows:
+            return Proposals(torch.zeros(0, dtype=torch.long, device=self._device), ())
+        batch = RaggedBatch(self.cache, segments, self._device)
+        token_ids = torch.tensor(rows, device=self._device)
+        wanted = torch.tensor(logit_rows, device=self._device) if logit_rows else None
+        logits = self.draft.run(token_ids, torch.cat(features) if features else None, batch, wanted)
+        if logits is None:
+            return Proposals(token_ids[:0], (len(rows),))
+        return Proposals(choose(logits[:, : self._vocab_size], numbers, places), (len(rows),))

@@ -1,0 +1,153 @@
+"""Tokens for a whole batch: each sequence by its own settings, and one wait for the device for all of them."""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence as ListOf
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pard2.engine.processors import probabilities, process_logits
+from pard2.engine.randomness import Purpose, block_uniforms, uniforms
+from pard2.engine.sampling import SamplingParams
+from pard2.engine.sequence import Sequence
+from pard2.engine.statistics import TokenLogprob
+from pard2.engine.verification import Choices, choose_by_block, choose_by_rejection, choose_coupled, choose_greedy, inverse_cdf
+
+DraftSampling = Literal["greedy", "sampled"]
+VerificationRule = Literal["token", "block"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a pass of the target brought one sequence, on the host.
+
+    block: the accepted tokens and the target's own next one. accepted: len(block) - 1. sound: False if the logits that the block
+    was chosen by hold NaN, or nothing finite.
+    """
+
+    block: list[int]
+    accepted: int
+    sound: bool
+    logprobs: list[TokenLogprob] | None
+
+
+class ProposalChooser:
+    """Takes a draft's guesses from its logits: the most probable ones, or, for sequences that sample, drawn ones.
+
+    q: [k, vocabulary] by sequence, what its guesses were drawn from; no entry where the most probable ones were taken.
+    """
+
+    def __init__(self, sequences: ListOf[Sequence], sampling: DraftSampling, vocab_size: int) -> None:
+        self._sequences = sequences
+        self._sampling = sampling
+        self._vocab_size = vocab_size
+        self._drawn: dict[int, list[Tensor]] = {}
+
+    def __call__(self, logits: Tensor, numbers: ListOf[int], places: ListOf[int]) -> Tensor:
+        tokens = logits.argmax(-1)
+        if self._sampling == "greedy":
+            return tokens
+        for number in dict.fromkeys(numbers):
+            sequence = self._sequences[number]
+            if sequence.params.greedy:
+                continue
+            rows = [row for row, owner in enumerate(numbers) if owner == number]
+            q = probabilities(logits[rows], _without_penalties(sequence.params), None, tokens[:0])
+            q = F.pad(q, (0, self._vocab_size - q.shape[-1]))  # a draft may know fewer tokens than its target
+            u = uniforms(sequence.seed, sequence.index, len(sequence.tokens) + places[rows[0]], len(rows), Purpose.DRAFT, q.device)
+            tokens[rows] = inverse_cdf(q, u)
+            self._drawn.setdefault(number, []).append(q)
+        return tokens
+
+    def q(self, number: int) -> Tensor | None:
+        return torch.cat(self._drawn[number]) if number in self._drawn else None
+
+
+def _without_penalties(params: SamplingParams) -> SamplingParams:
+    """What a draft draws by. Its tokens are drawn at once, so none has those before it to be penalised by."""
+    return dataclasses.replace(params, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, seed=None)
+
+
+def choose(
+    sequences: ListOf[Sequence],
+    logits: Tensor,
+    proposals: ListOf[Tensor],
+    drawn: Callable[[int], Tensor | None],
+    rule: VerificationRule,
+) -> list[Chosen]:
+    """What each sequence says next. logits: the target's, [sum of (k + 1), V], k + 1 rows of each sequence. proposals: [k] of each.
+
+    drawn: what a sequence's proposals were drawn from (`ProposalChooser.q`).
+    """
+    highest, top = logits.max(-1)  # NaN, where there is one
+    counts = [len(proposed) + 1 for proposed in proposals]
+    tokens: list[Tensor] = []
+    accepted: list[Tensor] = []
+    extras: list[Tensor] = []
+    for number, (sequence, proposed, rows, best) in enumerate(
+        zip(sequences, proposals, logits.split(counts), top.split(counts), strict=True)
+    ):
+        choices = _choose_one(sequence, rows, best, proposed, drawn(number), rule)
+        tokens.append(choices.tokens)
+        accepted.append(choices.accepted)
+        if sequence.params.logprobs is not None:
+            extras.append(_logprobs(rows, choices.tokens, sequence.params.logprobs))
+    sound = highest.isfinite()
+    # The only wait for the device in a cycle. Token ids are exact in float64.
+    parts = [torch.stack(accepted), sound, *tokens, *extras]
+    values = torch.cat([part.double() for part in parts]).tolist()
+    return _unpack(sequences, counts, values)
+
+
+def _choose_one(sequence: Sequence, logits: Tensor, best: Tensor, proposed: Tensor, q: Tensor | None, rule: VerificationRule) -> Choices:
+    params = sequence.params
+    k, start = len(proposed), len(sequence.tokens)
+    if params.greedy:
+        if params.processed:
+            return choose_greedy(process_logits(logits, params, sequence.counts, proposed), proposed)
+        agreed = (best[:k] == proposed).long().cumprod(0).sum()
+        return Choices(best, agreed)
+    p = probabilities(logits, params, sequence.counts, proposed)
+    if q is None:
+        return choose_coupled(p, proposed, uniforms(sequence.seed, sequence.index, start, k + 1, Purpose.TARGET, p.device))
+    numbers, decide = (uniforms, choose_by_rejection) if rule == "token" else (block_uniforms, choose_by_block)
+    u_accept = numbers(sequence.seed, sequence.index, start, k, Purpose.ACCEPT, p.device)
+    u_target = numbers(sequence.seed, sequence.index, start, k + 1, Purpose.TARGET, p.device)
+    return decide(p, q, proposed, u_accept, u_target)
+
+
+def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:
+    """[(k + 1) * (1 + 2 top)]: for each row the log-probability of its token, then the top ones and whose they are."""
+    logprobs = logits.float().log_softmax(-1)
+    values, ids = logprobs.topk(top, dim=-1)
+    return torch.cat([logprobs.gather(-1, tokens[:, None]).double(), values.double(), ids.double()], dim=-1).flatten()
+
+
+def _unpack(sequences: ListOf[Sequence], counts: list[int], values: list[float]) -> list[Chosen]:
+    total = sum(counts)
+    accepted = [int(value) for value in values[: len(counts)]]
+    sound = values[len(counts) :][:total]
+    tokens = values[len(counts) + total :][:total]
+    at = len(counts) + 2 * total
+    chosen = []
+    row = 0
+    for sequence, count, kept in zip(sequences, counts, accepted, strict=True):
+        block = [int(token) for token in tokens[row : row + kept + 1]]
+        logprobs = None
+        top = sequence.params.logprobs
+        if top is not None:
+            width = 1 + 2 * top
+            rows = [values[at + i * width : at + (i + 1) * width] for i in range(kept + 1)]
+            logprobs = [
+                TokenLogprob(token, r[0], tuple((int(t), v) for v, t in zip(r[1 : 1 + top], r[1 + top :], strict=True)))
+                for token, r in zip(block, rows, strict=True)
+            ]
+            at += count * width
+        # Rows behind the first that the target disagrees with were computed from tokens that it did not say.
+        chosen.append(Chosen(block, kept, all(sound[row : row + kept + 1]), logprobs))
+        row += count
+    return chosen

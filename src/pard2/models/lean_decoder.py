@@ -1,0 +1,132 @@
+"""The forward pass of Llama-like models in as few operations as it takes, for ragged batches.
+
+A pass over one row is some hundred small operations between matrices that are read once; run through transformers' modules,
+the small operations cost more than the matrices. This is the fast twin of `TransformersDecoder`, and the tests hold
+it against that. Query, key and value projection are one matrix here, gate and up another.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pard2.models.decoder import DecoderOutput
+from pard2.models.fused import FusedLinear, fuse
+from pard2.models.packed import PackedLinear, pack_linears
+from pard2.models.ragged import RaggedBatch
+
+Linear = FusedLinear | PackedLinear
+
+_ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"}
+
+
+def is_lean(model: PreTrainedModel) -> bool:
+    """True for a model that `LeanDecoder` computes as its own code does."""
+    if type(model).__name__ not in _ARCHITECTURES or model.config.hidden_act != "silu":
+        return False
+    # Anything but plain linear layers (adapters, quantised weights) is left to its own code.
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    inner = [module for name, module in model.base_model.layers.named_modules() if name.endswith(names)]
+    return len(inner) == len(names) * len(model.base_model.layers) and all(type(module) is nn.Linear for module in inner)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention_norm: Tensor
+    qkv: Linear
+    query_norm: Tensor | None  # Qwen 3 normalises each head
+    key_norm: Tensor | None
+    attention_out: nn.Module
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: nn.Module
+    window: int | None
+
+
+class LeanDecoder:
+    """Runs ragged batches with the weights of a transformers model.
+
+    pack: in packed form, for a CPU without bfloat16 arithmetic (`packed`); the model's own layers are packed with them.
+    """
+
+    def __init__(self, model: PreTrainedModel, pack: bool = False) -> None:
+        config = model.config
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._head_dim: int = model.base_model.layers[0].self_attn.head_dim
+        self._eps: float = config.rms_norm_eps
+        self._model = model
+        layers = model.base_model.layers
+        fused = [
+            (fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], pack), fuse(layer.mlp, ["gate_proj", "up_proj"], pack)) for layer in layers
+        ]
+        if pack:
+            pack_linears(model)
+        windows = [config.sliding_window if kind == "sliding_attention" else None for kind in _layer_types(config)]
+        self._layers = [_read_layer(*found) for found in zip(layers, fused, windows, strict=True)]
+
+    def run(
+        self, batch: RaggedBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
+    ) -> DecoderOutput:
+        base = self._model.base_model
+        x = base.embed_tokens(token_ids) if embeddings is None else embeddings
+        cos, sin = base.rotary_emb(x, batch.position_ids[None])
+        half = self._head_dim // 2
+        # rotate_half(x) * sin, with the sign moved from x to sin.
+        cos, sin = cos[0, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[0, :, None]
+        wanted = {layer % (len(self._layers) + 1) for layer in layers}
+        states = {}
+        for index, layer in enumerate(self._layers):
+            if index in wanted:
+                states[index] = x
+            x = x + layer.attention_out(self._attend(index, layer, self._norm(x, layer.attention_norm), batch, cos, sin))
+            gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate).mul_(up))
+        x = self._norm(x, base.norm.weight)
+        states[len(self._layers)] = x
+        features = torch.cat([states[layer % (len(self._layers) + 1)] for layer in layers], dim=-1) if layers else None
+        if logit_rows is None:
+            return DecoderOutput(None, features)
+        head = self._model.get_output_embeddings()
+        return DecoderOutput(head(x if len(logit_rows) == len(x) else x[logit_rows]), features)
+
+    def _attend(self, index: int, layer: _Layer, x: Tensor, batch: RaggedBatch, cos: Tensor, sin: Tensor) -> Tensor:
+        """[N, H * head_dim] from normalised states [N, hidden]."""
+        rows, rotated = len(x), self._heads + self._kv_heads
+        qkv = layer.qkv(x).view(rows, rotated + self._kv_heads, self._head_dim)
+        qk = qkv[:, :rotated]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            qk = torch.cat([self._norm(qk[:, : self._heads], layer.query_norm), self._norm(qk[:, self._heads :], layer.key_norm)], dim=1)
+        swapped = qk.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+        qk = torch.addcmul(qk * cos, swapped, sin)
+        output = batch.attend(index, qk[:, : self._heads], qk[:, self._heads :], qkv[:, rotated:], self._head_dim**-0.5, layer.window)
+        return output.reshape(rows, -1)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+        return F.rms_norm(x, weight.shape, weight, self._eps)
+
+
+def _layer_types(config: PreTrainedConfig) -> list[str]:
+    if hasattr(config, "layer_types") and config.layer_types is not None:
+        return config.layer_types
+    windowed = hasattr(config, "sliding_window") and config.sliding_window is not None  # Mistral: all layers or none
+    return ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
+
+
+def _read_layer(layer: nn.Module, fused: tuple[Linear, Linear], window: int | None) -> _Layer:
+    attention = layer.self_attn
+    normed = hasattr(attention, "q_norm")
+    return _Layer(
+        layer.input_layernorm.weight,
+        fused[0],
+        attention.q_norm.weight if normed else None,
+        attention.k_norm.weight if normed else None,
+        attention.o_proj,
+        layer.post_attention_layernorm.weight,
+        fused[1],
+        layer.mlp.down_proj,
+        window,
+    )

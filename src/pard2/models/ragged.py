@@ -1,0 +1,115 @@
+"""New rows of several sequences in one forward pass, each attending to its own past alone.
+
+N rows lie one after the other without padding, `segment.count` of each sequence, so that linear layers see one
+[N, hidden] matrix, and a sequence's result does not depend on what shares its batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pard2.models.kv_cache import Extent, KVCache
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`count` new rows of one sequence, whose extent holds `past` positions already."""
+
+    extent: Extent
+    past: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.past + self.count > self.extent.size:
+            raise ValueError(f"{self.count} rows after {self.past} do not fit an extent of {self.extent.size} positions")
+
+
+class RaggedBatch:
+    """Where the rows of one pass stand, and their attention. Shapes: H query heads, KV key-value heads, D head_dim."""
+
+    def __init__(self, cache: KVCache, segments: Sequence[Segment], device: torch.device) -> None:
+        self.cache = cache
+        self.segments = tuple(segments)
+        self.device = device
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return sum(s.count for s in self.segments)
+
+    @cached_property
+    def position_ids(self) -> Tensor:
+        """[N] position of each row within its own sequence."""
+        return torch.cat([torch.arange(s.past, s.past + s.count, device=self.device) for s in self.segments])
+
+    @cached_property
+    def _slots(self) -> Tensor:
+        """[N] positions of the cache that the rows go to."""
+        return torch.cat([torch.arange(s.extent.start + s.past, s.extent.start + s.past + s.count, device=self.device) for s in self.segments])
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None, softcap: float | None = None
+    ) -> Tensor:
+        """Store the rows' keys and values, and attend: [N, H, D].
+
+        queries: [N, H, D]. keys, values: [N, KV, D]. window: a row sees itself and the window - 1 positions before it.
+        softcap: scores become cap * tanh(score / cap) (Gemma 2).
+        """
+        held_keys, held_values = self.cache.layer(layer, keys, values)
+        if len(self.segments) == 1:
+            first = self.segments[0].extent.start + self.segments[0].past
+            held_keys[first : first + len(keys)] = keys
+            held_values[first : first + len(values)] = values
+        else:
+            held_keys.index_copy_(0, self._slots, keys)
+            held_values.index_copy_(0, self._slots, values)
+        outputs = []
+        row = 0
+        for number, segment in enumerate(self.segments):
+            end = segment.past + segment.count
+            # Positions before the first row's window are seen by no row.
+            begin = 0 if window is None else max(0, segment.past - window + 1)
+            here = slice(segment.extent.start + begin, segment.extent.start + end)
+            q = queries[row : row + segment.count].transpose(0, 1)
+            k, v = held_keys[here].transpose(0, 1), held_values[here].transpose(0, 1)
+            mask = self._mask(number, window)
+            if softcap is None:
+                # Rows without a past need no mask in memory.
+                causal = mask is not None and begin == segment.past and (window is None or window >= segment.count)
+                output = F.scaled_dot_product_attention(
+                    q[None], k[None], v[None], attn_mask=None if causal else mask, is_causal=causal, scale=scale, enable_gqa=True
+                )[0]
+            else:
+                output = _capped_attention(q, k, v, mask, scale, softcap)
+            outputs.append(output.transpose(0, 1))
+            row += segment.count
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _mask(self, number: int, window: int | None) -> Tensor | None:
+        """[count, positions read] of a segment, True where a row may look; None for a single row, which sees all that is read."""
+        segment = self.segments[number]
+        if segment.count == 1:
+            return None
+        key = (number, window)
+        if key not in self._masks:
+            begin = 0 if window is None else max(0, segment.past - window + 1)
+            at = torch.arange(segment.past, segment.past + segment.count, device=self.device)[:, None]
+            seen = torch.arange(begin, segment.past + segment.count, device=self.device)
+            mask = seen <= at
+            self._masks[key] = mask if window is None else mask & (seen > at - window)
+        return self._masks[key]
+
+
+def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """[H, T, D] with softly capped scores, for which torch has no kernel. q: [H, T, D]; k, v: [KV, S, D]."""
+    groups = q.shape[0] // k.shape[0]
+    scores = q @ k.repeat_interleave(groups, 0).transpose(1, 2) * scale
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v.repeat_interleave(groups, 0)
