@@ -1,5 +1,6 @@
 """What goes to standard error: plans, progress and errors. Standard output is for results alone."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,10 @@ def record_progress(description: str, total: int, done: int) -> Iterator[Callabl
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    times = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
     began, tokens = time.perf_counter(), 0
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(), console=console) as progress:
+    # Results that share the terminal must go through the bar's console; those that go to a file or a pipe must not.
+    with Progress(*columns, *times, console=console, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(description, total=total, completed=done, rate="")
 
         def advance(records: int, new_tokens: int) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pard2.data.records import Message, read_records, up_to_user
 from pard2.errors import Pard2Error
 
 EMBEDDED = "smollm2"
@@ -32,6 +33,21 @@ DraftTokensOption = Annotated[
     str, typer.Option("--draft-tokens", metavar="K|auto", help="Tokens proposed in a cycle; auto adapts to what is accepted and what it costs.")
 ]
 
+PromptsOption = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of conversations, each answered from its last user turn on.")
+]
+DraftSamplingOption = Annotated[
+    str,
+    typer.Option("--draft-sampling", metavar="greedy|sampled", help="What a draft proposes above temperature 0: its first choices, or drawn tokens."),
+]
+VerificationOption = Annotated[
+    str, typer.Option("--verification", metavar="token|block", help="How drawn proposals are judged: one by one, or as blocks, of which more stands.")
+]
+CacheTokensOption = Annotated[
+    int | None,
+    typer.Option("--cache-tokens", metavar="N", help="Positions of the key-value cache, for all sequences together; by default what memory allows."),
+]
+
 
 def choose_draft(target: str, draft: str | None, method: str | None) -> str | None:
     """The draft's directory or hub id; the embedded one for the embedded target where none is named."""
@@ -43,12 +59,16 @@ def choose_draft(target: str, draft: str | None, method: str | None) -> str | No
 
 
 def parse_draft_tokens(text: str) -> int | Literal["auto"]:
+    """Raises `Pard2Error` for what no draft can propose, before one is loaded to ask what it was trained for."""
     if text == "auto":
         return "auto"
     try:
-        return int(text)
+        asked = int(text)
     except ValueError:
         raise Pard2Error(f"--draft-tokens {text!r} is neither a number nor 'auto'") from None
+    if asked < 1:
+        raise Pard2Error(f"--draft-tokens {asked}: at least 1 is needed; for no draft at all use -m ar")
+    return asked
 
 
 def parse_numbers(flag: str, text: str) -> list[int]:
@@ -57,6 +77,30 @@ def parse_numbers(flag: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise Pard2Error(f"{flag} {text!r} is not a list of numbers such as 0,9,19,29") from None
+
+
+def parse_logit_bias(words: list[str]) -> dict[int, float]:
+    """`["42=-100", "7=1.5"]` as biases by token id. Raises `Pard2Error` for another form, and for a token named twice."""
+    biases: dict[int, float] = {}
+    for word in words:
+        token, _, bias = word.partition("=")
+        try:
+            number, value = int(token), float(bias)
+        except ValueError:
+            raise Pard2Error(f"--logit-bias {word!r} is not of the form ID=BIAS, such as 42=-100") from None
+        if number in biases:
+            raise Pard2Error(f"--logit-bias names token {number} twice; give one bias for each")
+        biases[number] = value
+    return biases
+
+
+def read_prompts(file: Path) -> list[list[Message]]:
+    """The conversations of a JSONL file, each up to its last user turn. Raises `Pard2Error` for one in which no user speaks."""
+    records = read_records(file)
+    for record in records:
+        if not up_to_user(record):
+            raise Pard2Error(f"--prompts {file}: record {record['id']} has no user message")
+    return [up_to_user(record) for record in records]
 
 
 def check_new_directory(path: Path, force: bool) -> None:
