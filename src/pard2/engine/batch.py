@@ -69,11 +69,11 @@ class Batch:
             self.cache.release(extent)
             return False
         sequence.memory = Memory(extent, reading)
+        self.sequences.append(sequence)  # before anything that may fail: who is listed here is freed
         if sequence.params.penalised:
             sequence.counts = TokenCounts(sequence.prompt, self._target.vocab_size, self._target.device)
         if self._lengths is not None:
             sequence.acceptance = self._lengths.acceptance()
-        self.sequences.append(sequence)
         return True
 
     def dismiss_finished(self) -> None:
@@ -154,7 +154,7 @@ class Batch:
             return
         ks = self._choose_lengths(sequences)
         chooser = ProposalChooser(sequences, self._draft_sampling, self._target.vocab_size)
-        self._watch.mark()
+        self._watch.start()
         asks = [Ask(_memory(sequence).reading, k) for sequence, k in zip(sequences, ks, strict=True)]
         proposals = self._drafter.propose(asks, chooser)
         self._watch.mark()

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from collections.abc import Sequence as ListOf
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Literal, TypeVar
 
 import torch
@@ -76,7 +77,9 @@ class Engine:
         self._batch = Batch(target, drafter, self.cache_tokens, max_batch, self.draft_tokens, lengths, draft_sampling, verification)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
-        self._lock = threading.Lock()
+        # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its memory happens to be freed.
+        self._lock = threading.RLock()
+        self._in_pass = False
         self._worker: ThreadPoolExecutor | None = None
 
     @classmethod
@@ -234,41 +237,60 @@ class Engine:
         self._enqueue([request])
         return request
 
-    @torch.inference_mode()
     def step(self) -> None:
-        """Let who fits join, read prompts, and run one cycle; does nothing when idle."""
+        """Let who fits join, read prompts, and run one cycle; does nothing when idle.
+
+        Raises what a failing pass raises, `Pard2Error` where memory did not suffice; every request that was being decoded then ends with
+        finish_reason "error", and those that wait go on with the next step.
+        """
         with self._lock:
             self._sweep()
-            for request in self._waiting:
-                if not all(self._batch.admit(s) for s in request.sequences if s.memory is None and s.finish_reason is None):
-                    break  # first come, first served: a small request does not overtake a large one for ever
+            self._in_pass = True
             try:
-                self._batch.prefill()
-                self._batch.decode()
+                self._admit()
+                with torch.inference_mode():
+                    self._batch.prefill()
+                    self._batch.decode()
             except BaseException as error:
                 # A pass that failed left caches and readings half-written; a request must not go on from there.
                 for sequence in self._batch.sequences:
                     sequence.end("error", f"decoding stopped: {type(error).__name__}: {error}")
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise Pard2Error(f"{self.target.device} ran out of memory; give a smaller --batch-size or --cache-tokens") from error
                 raise
             finally:
+                self._in_pass = False
                 self._sweep()
+
+    def _admit(self) -> None:
+        """First come, first served: a small request does not overtake a large one for ever."""
+        while self._waiting:
+            request = self._waiting[0]
+            if not all(self._batch.admit(s) for s in request.sequences if s.memory is None and s.finish_reason is None):
+                return
+            self._running.append(self._waiting.popleft())
 
     def _enqueue(self, requests: list[Request]) -> None:
         with self._lock:
             self._waiting.extend(requests)
 
     def _tidy(self) -> None:
+        """Forget what was cancelled, at once. In the middle of a pass, whose sequences must stay, `step` does so after it."""
         with self._lock:
-            self._sweep()
+            if not self._in_pass:
+                self._running += [request for request in self._waiting if request.done]
+                self._waiting = deque(request for request in self._waiting if not request.done)
+                self._sweep()
 
     def _sweep(self) -> None:
-        """Report steps, free what is finished, and move requests from the queue to those that run."""
-        everyone = [*self._running, *self._waiting]
-        for request in everyone:
+        """Report steps, free what is finished, and forget requests that are done.
+
+        The queue, which may be long, is not searched: only its first request may have sequences that run already.
+        """
+        for request in [*self._running, *islice(self._waiting, 1)]:
             request.report()
         self._batch.dismiss_finished()
-        self._waiting = deque(r for r in self._waiting if any(s.memory is None and s.finish_reason is None for s in r.sequences))
-        self._running = [r for r in everyone if not r.done and r not in self._waiting]
+        self._running = [request for request in self._running if not request.done]
 
     def _request(self, prompt: Prompt, params: SamplingParams, raw: bool, on_step: OnStep | None = None) -> Request:
         ids = encode_prompt(self.target, prompt, raw)

@@ -29,7 +29,7 @@ class Completion:
     error: str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One prompt with its n sequences. on_step: called with each step of each sequence as it is made.
 
@@ -69,8 +69,12 @@ class Request:
             try:
                 self.on_step(step)
             except Exception as error:
+                message = f"the callback raised {type(error).__name__}: {error}"
                 for sequence in self.sequences:
-                    sequence.end("error", f"the callback raised {type(error).__name__}: {error}")
+                    sequence.end("error", message)
+                # It may have ended by itself in the very step that could not be handed over.
+                failed = self.sequences[step.index]
+                failed.finish_reason, failed.error = "error", message
                 return
 
     def completions(self) -> list[Completion]:

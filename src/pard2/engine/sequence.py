@@ -1,5 +1,6 @@
 """One completion in the making: what it has said, where its past lies, and when it ends."""
 
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -23,9 +24,11 @@ class Memory:
     reading: Reading
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
-    """prompt: token ids. seed: of its random numbers. index: among the n completions of its request. limit: new tokens at most.
+    """One thread decodes it while another may end it (a cancelled stream): saying and ending exclude each other.
+
+    prompt: token ids. seed: of its random numbers. index: among the n completions of its request. limit: new tokens at most.
 
     stops: token ids that end it. text: its detokeniser, None without a tokenizer.
     """
@@ -49,6 +52,7 @@ class Sequence:
     counts: TokenCounts | None = None
     acceptance: Acceptance | None = None
     prefill_seconds: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def positions(self) -> int:
@@ -75,8 +79,22 @@ class Sequence:
     ) -> None:
         """Say a block, accepted tokens and the target's own, as far as the answer goes; what lies behind its end is dropped.
 
-        A block is never longer than the room left, because no more than that is proposed.
+        A block is never longer than the room left, because no more than that is proposed. Does nothing once it has ended.
         """
+        with self._lock:
+            if self.finish_reason is None:
+                self._emit(block, accepted, proposed, seconds, draft_seconds, verify_seconds, logprobs)
+
+    def _emit(
+        self,
+        block: list[int],
+        accepted: int,
+        proposed: int,
+        seconds: float,
+        draft_seconds: float,
+        verify_seconds: float,
+        logprobs: list[TokenLogprob] | None,
+    ) -> None:
         kept = next((i + 1 for i, token in enumerate(block) if token in self.stops), len(block))
         finish: FinishReason | None = "stop" if block[kept - 1] in self.stops else None
         shown = None
@@ -102,9 +120,10 @@ class Sequence:
         )
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
-        """End before its time, with what has been said so far."""
-        if self.finish_reason is not None:
-            return
-        self.finish_reason, self.error = reason, error
-        rest = None if self.text is None else self.text.finish()
-        self.steps.append(Step((), 0, 0, 0.0, finish_reason=reason, text=rest, index=self.index))
+        """End before its time, with what has been said so far. Does nothing once it has ended."""
+        with self._lock:
+            if self.finish_reason is not None:
+                return
+            self.finish_reason, self.error = reason, error
+            rest = None if self.text is None else self.text.finish()
+            self.steps.append(Step((), 0, 0, 0.0, finish_reason=reason, text=rest, index=self.index))

@@ -17,6 +17,13 @@ class Stopwatch:
         self._events: list[torch.cuda.Event] | None = [] if device.type == "cuda" else None
         self._times: list[float] = []
 
+    def start(self) -> None:
+        """The first mark. Those of a cycle that an error broke off are forgotten."""
+        self._times.clear()
+        if self._events is not None:
+            self._events.clear()
+        self.mark()
+
     def mark(self) -> None:
         if self._events is None:
             self._times.append(time.perf_counter())
