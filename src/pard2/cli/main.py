@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from pard2 import __version__
-from pard2.cli import data, demo, draft, generate, train, verify
+from pard2.cli import bench, data, demo, draft, generate, train, verify
 from pard2.cli.console import print_error
 from pard2.errors import Pard2Error
 
@@ -46,6 +46,7 @@ app.add_typer(draft.app, name="draft")
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,107 @@
+"""What a benchmark runs: configurations, and the chunks of prompts that they decode in turn. It runs nothing."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from pard2.bench.suites import Suite
+
+DraftTokens = int | Literal["auto"]
+
+# Sequences leave a batch one by one and the last ones run in thin company; in chunks of several batches that weighs little.
+_BATCHES_IN_CHUNK = 4
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A way to decode. draft_tokens: 0 for `ar`, which proposes nothing."""
+
+    method: str
+    batch_size: int
+    draft_tokens: DraftTokens
+    temperature: float
+
+    @property
+    def base(self) -> "Configuration":
+        """Plain decoding under the same conditions, which speed is compared with."""
+        return Configuration("ar", self.batch_size, 0, self.temperature)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Prompts first .. first + count - 1 of a suite, to be decoded by every configuration of a batch size before the next chunk."""
+
+    suite: str
+    repeat: int
+    batch_size: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides what is measured. dtype, device: names. ignore_eos: answers of exactly max_new_tokens."""
+
+    target: str
+    draft: str | None
+    dtype: str
+    device: str
+    suites: tuple[Suite, ...]
+    configurations: tuple[Configuration, ...]
+    max_new_tokens: int
+    ignore_eos: bool = False
+    repeats: int = 1
+    seed: int = 0
+
+    @property
+    def prompts(self) -> int:
+        """Of all suites together."""
+        return sum(len(suite.prompts) for suite in self.suites)
+
+    @property
+    def most_tokens(self) -> int:
+        """New tokens of all configurations, if no answer ends early."""
+        return self.prompts * self.repeats * len(self.configurations) * self.max_new_tokens
+
+    def at(self, batch_size: int) -> list[Configuration]:
+        return [configuration for configuration in self.configurations if configuration.batch_size == batch_size]
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The work in its order. Batch sizes take turns, too: each has its own chunks, and all get through a suite side by side."""
+        for suite in self.suites:
+            for repeat in range(self.repeats):
+                pieces = [
+                    Chunk(suite.name, repeat, size, first, count)
+                    for size in dict.fromkeys(configuration.batch_size for configuration in self.configurations)
+                    for first, count in _cut(len(suite.prompts), 1 if size == 1 else _BATCHES_IN_CHUNK * size)
+                ]
+                yield from sorted(pieces, key=lambda piece: (piece.first + piece.count, piece.batch_size))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, by which the same plan is known again."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {
+            "suites": [{"name": suite.name, "prompts": len(suite.prompts), "digest": suite.digest} for suite in self.suites],
+            "configurations": [dataclasses.asdict(configuration) for configuration in self.configurations],
+        }
+
+
+def configurations(
+    methods: Sequence[str], batch_sizes: Sequence[int], draft_tokens: Sequence[DraftTokens], temperatures: Sequence[float]
+) -> tuple[Configuration, ...]:
+    """Every combination once, with `ar` as the base of each batch size and temperature."""
+    found = []
+    for size in batch_sizes:
+        for temperature in temperatures:
+            found.append(Configuration("ar", size, 0, temperature))
+            found += [Configuration(method, size, k, temperature) for method in methods if method != "ar" for k in draft_tokens]
+    return tuple(dict.fromkeys(found))
+
+
+def _cut(length: int, size: int) -> list[tuple[int, int]]:
+    """(first, count) of even pieces of at least `size`, or of one piece where there is less."""
+    number = max(1, length // size)
+    bounds = [length * i // number for i in range(number + 1)]
+    return [(first, end - first) for first, end in pairwise(bounds)]

@@ -1,0 +1,92 @@
+"""Result files: written whole after every chunk, and read back by a run that goes on."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pard2.bench.environment import meta
+from pard2.bench.measurement import Measurement
+from pard2.bench.plan import Chunk, Plan
+from pard2.bench.report import summarise
+from pard2.errors import Pard2Error
+
+
+class ResultFile:
+    """The measurements of a plan, kept at `path` where there is one: `meta`, `plan`, `results`, and `chunks`, which results come from.
+
+    A file of the same plan is gone on with. Raises `Pard2Error` for one of another plan or machine, unless replace is given, for one
+    that is something else, and for a place that cannot be written.
+    """
+
+    def __init__(self, path: Path | None, plan: Plan, replace: bool = False) -> None:
+        self.path = path
+        self.plan = plan
+        self.measurements: list[Measurement] = []
+        self._about = meta()
+        if path is None:
+            return
+        if path.exists() and not replace:
+            self._read(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()  # a place that cannot be written is found before the long run
+        except OSError as error:
+            raise Pard2Error(f"--json: cannot write {path}: {error.strerror}") from None
+
+    @property
+    def done(self) -> set[Chunk]:
+        return {measurement.chunk for measurement in self.measurements}
+
+    def add(self, measurements: Iterable[Measurement]) -> None:
+        """Take in a whole chunk, by every configuration of its batch size."""
+        self.measurements += measurements
+        if self.path is not None:
+            chunks = [measurement.as_dict() for measurement in self.measurements]
+            write_result(self.path, self._about, summarise(self.plan, self.measurements), plan=self.plan.as_dict(), chunks=chunks)
+
+    def _read(self, path: Path) -> None:
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            about, plan = held["meta"], held["plan"]
+            measurements = [Measurement.from_dict(values) for values in held["chunks"]]
+            machine = {key: about[key] for key in ("versions", "hardware")}
+        except OSError as error:
+            raise Pard2Error(f"--json: cannot read {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise Pard2Error(f"--json: {path} exists and is no result of `pard2 bench`; name another file") from None
+        changed = _first_difference(plan, self.plan.as_dict()) or _first_difference(machine, self._about)
+        if changed is not None:
+            raise Pard2Error(f"--json: {path} holds a run with another {changed}; name another file, or replace it with --force")
+        if measurements:
+            again = {key: self._about[key] for key in ("argv", "commit", "date")}
+            self._about = about | {"resumed": [*about.get("resumed", []), again]}
+            self.measurements = measurements
+
+
+def _first_difference(held: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """The first key of `held` whose value is not ours. Through JSON, where a tuple is a list."""
+    return next((key for key, value in held.items() if json.loads(json.dumps(ours.get(key))) != value), None)
+
+
+def write_result(path: Path, about: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:
+    """`{"meta": .., "results": [..], ..}`, a line for each item of a list, written beside and renamed.
+
+    about: `meta()` as it was when the run began. Raises `Pard2Error` where the place cannot be written; what was there is kept.
+    """
+    values = {"meta": about, "results": results, **more}
+    text = ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in values.items())
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise Pard2Error(f"cannot write {path}: {error.strerror}; what it held before is kept") from None
+
+
+def _lines(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, indent=1)
+    return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"

@@ -1,0 +1,119 @@
+"""Runs a plan: each chunk by every configuration in turn, so that a change of the machine's speed hits all of them alike."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from pard2.bench.measurement import Measurement
+from pard2.bench.plan import Chunk, Configuration, Plan
+from pard2.bench.progress import TimeLeft, duration, live_table
+from pard2.bench.report import summarise
+from pard2.bench.result_file import ResultFile
+from pard2.engine.capacity import free_bytes, position_bytes
+from pard2.engine.engine import Engine
+from pard2.engine.prompts import encode_prompt
+from pard2.engine.request import Completion
+from pard2.engine.sampling import SamplingParams
+from pard2.errors import Pard2Error
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+
+_WARM_UP_TOKENS = 32
+
+
+class Runner:
+    """One engine for each configuration, all on the same two models. Engines live as long as the run, and what `auto` learns with them.
+
+    Raises `Pard2Error` for prompts, methods or draft lengths that do not fit the models, and for caches that do not fit the memory.
+    """
+
+    def __init__(self, plan: Plan, target: Target, draft: Draft | None) -> None:
+        self.plan = plan
+        self._prompts = {suite.name: [_encode(target, i, p) for i, p in zip(suite.ids, suite.prompts, strict=True)] for suite in plan.suites}
+        longest = max(len(prompt) for prompts in self._prompts.values() for prompt in prompts) + plan.max_new_tokens
+        self.cache_bytes = 0
+        self._engines: dict[Configuration, Engine] = {}
+        for one in plan.configurations:
+            # Room for a whole batch, however the gaps between its members lie.
+            positions = (2 * one.batch_size - 1) * longest
+            used = draft if one.method != "ar" else None
+            k = one.draft_tokens or "auto"
+            self._engines[one] = Engine(target, used, one.method, k, max_batch=one.batch_size, cache_tokens=positions)
+            size = position_bytes(target.config, target.decoder_dtype)
+            size += 0 if used is None else position_bytes(used.config, used.decoder_dtype)
+            self.cache_bytes += positions * size
+        free = free_bytes(target.device)
+        if self.cache_bytes > free:
+            raise Pard2Error(
+                f"the caches of {len(plan.configurations)} configurations take {self.cache_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+                "compare fewer at once, or smaller --batch-size"
+            )
+
+    def warm_up(self, announce: Callable[[Configuration], None]) -> float:
+        """Let each configuration decode a little, untimed in the results. Returns the seconds that the plan may take at most, roughly."""
+        prompts = next(iter(self._prompts.values()))
+        tokens = min(_WARM_UP_TOKENS, self.plan.max_new_tokens)
+        seconds = 0.0
+        for one, engine in self._engines.items():
+            announce(one)
+            texts = [prompts[i % len(prompts)] for i in range(one.batch_size)]
+            started = time.perf_counter()
+            _complete(engine, texts, [SamplingParams(tokens, temperature=one.temperature, seed=0, ignore_eos=True)] * len(texts))
+            seconds += (time.perf_counter() - started) / (len(texts) * tokens)
+        return seconds * self.plan.prompts * self.plan.repeats * self.plan.max_new_tokens
+
+    def measure(self, chunk: Chunk, announce: Callable[[Configuration], None]) -> list[Measurement]:
+        """Decode a chunk by every configuration of its batch size. announce: told which one is next."""
+        prompts = self._prompts[chunk.suite][chunk.first : chunk.first + chunk.count]
+        # Every other chunk the other way round, so that nobody always comes first.
+        configurations = self.plan.at(chunk.batch_size)
+        order = configurations[::-1] if (chunk.first // chunk.count + chunk.repeat) % 2 else configurations
+        completions, totals, seconds = {}, {}, {}
+        for one in order:
+            announce(one)
+            engine = self._engines[one]
+            params = [self._params(one, index) for index in range(chunk.first, chunk.first + chunk.count)]
+            before, started = engine.totals, time.perf_counter()
+            completions[one] = _complete(engine, prompts, params)
+            totals[one], seconds[one] = engine.totals - before, time.perf_counter() - started
+        return [Measurement.of(one, chunk, completions[one], completions[one.base], totals[one], seconds[one]) for one in configurations]
+
+    def _params(self, configuration: Configuration, index: int) -> SamplingParams:
+        """The same numbers for a prompt whatever the configuration, so that all of them say the same."""
+        plan = self.plan
+        return SamplingParams(plan.max_new_tokens, temperature=configuration.temperature, seed=plan.seed + index, ignore_eos=plan.ignore_eos)
+
+
+def run(runner: Runner, file: ResultFile, console: Console) -> None:
+    """Measure what the file lacks, chunk by chunk, showing on the console what is known so far."""
+    done = file.done
+    missing = [chunk for chunk in runner.plan.chunks() if chunk not in done]
+    if not missing:
+        return
+    with live_table(console) as live:
+        live.show([], "warming up", None)
+        most = runner.warm_up(live.announce)
+        console.print(f"at most about {duration(most * len(missing) / (len(missing) + len(done)))}", style="dim")
+        left = TimeLeft(missing)
+        for number, chunk in enumerate(missing):
+            where = f"{chunk.suite}, chunk {number + 1} of {len(missing)}"
+            live.show(summarise(runner.plan, file.measurements), where, left.estimate(number))
+            measurements = runner.measure(chunk, live.announce)
+            left.observe(chunk, sum(one.seconds for one in measurements))
+            file.add(measurements)
+
+
+def _encode(target: Target, record_id: str, messages: list[dict[str, str]]) -> list[int]:
+    try:
+        return encode_prompt(target, messages)
+    except Pard2Error as error:
+        raise Pard2Error(f"-s: record {record_id}: {error}") from None
+
+
+def _complete(engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> list[Completion]:
+    completions = list(engine.generate(prompts, params))
+    for completion in completions:
+        if completion.finish_reason == "error":
+            raise Pard2Error(f"-m {engine.method} failed: {completion.error}")
+    return completions
