@@ -83,7 +83,9 @@ def test_every_row_is_what_transformers_makes_of_it_alone(prompt, answer, propos
 @pytest.mark.parametrize("spread", [0.1, 1.5, 6.0])  # from nuclei of nearly everything to nuclei of a few
 @pytest.mark.parametrize("values", [{"top_p": 0.9}, {"top_k": 40, "top_p": 0.8}, {"top_k": 5}, {"top_p": 0.95, "min_p": 0.1}, {"min_p": 0.02}])
 def test_a_partial_search_finds_the_same_tokens_as_sorting_the_vocabulary(vocab, spread, values):
-    assert_same_rows(random_logits(2, vocab, spread), SamplingParams(temperature=0.9, **values), [1], [], [2])
+    # All below 0, so that padding by anything but -inf would show; and rows with nuclei of different sizes.
+    logits = random_logits(2, vocab, spread) * torch.tensor([[1.0], [3.0]]) - 50
+    assert_same_rows(logits, SamplingParams(temperature=0.9, **values), [1], [], [2])
 
 
 def test_penalties_computed_once_per_block_would_miss_the_proposals_before_a_row():
@@ -146,6 +148,17 @@ def test_the_most_extreme_settings_leave_a_distribution(temperature, penalty):
     logits = torch.tensor([[300.0, -300.0, 250.0, -torch.inf]])  # a padded vocabulary ends in -inf
     p = probabilities(logits, params, TokenCounts([0, 1, 3], 4), NOTHING)
     torch.testing.assert_close(p.sum(-1), torch.ones(1))
+
+
+@pytest.mark.parametrize("vocab", [5, 100, 20000])
+def test_logits_of_a_broken_checkpoint_do_not_raise_in_the_middle_of_a_batch(vocab):
+    logits = random_logits(3, vocab)
+    logits[1, 2], logits[2] = torch.nan, torch.nan
+    for values in ({"top_p": 0.5}, {"top_k": 3, "top_p": 0.5, "min_p": 0.1}):
+        params = SamplingParams(temperature=0.5, **values)
+        p = probabilities(logits, params, None, NOTHING)
+        assert bool(p[1:].isnan().any(-1).all())  # for the engine to notice
+        assert torch.equal(p[0], probabilities(logits[:1], params, None, NOTHING)[0])
 
 
 def test_greedy_logits_are_penalised_and_biased_but_not_cut():

@@ -30,7 +30,7 @@ def choose_greedy(logits: Tensor, proposed: Tensor) -> Choices:
 
     logits: [k + 1, V]. proposed: [k].
     """
-    return _agreeing(logits.argmax(-1), proposed)
+    return _agreeing(logits.max(-1).indices, proposed)  # argmax is several times slower for bfloat16 on a CPU
 
 
 def choose_coupled(p: Tensor, proposed: Tensor, u: Tensor) -> Choices:
