@@ -1,24 +1,34 @@
 """pard2: train PARD-2 drafts, decode losslessly with them, measure them, hand them on."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from pard2.engine.engine import Completion, Engine
-    from pard2.engine.sampling import SamplingParams
+from pard2.errors import Pard2Error
 
-__all__ = ["Completion", "Engine", "SamplingParams", "__version__"]
+if TYPE_CHECKING:
+    from pard2.engine.engine import Engine
+    from pard2.engine.request import Completion, Request
+    from pard2.engine.sampling import SamplingParams
+    from pard2.engine.statistics import Stats, Step, TokenLogprob, Totals
+
+__all__ = ["Completion", "Engine", "Pard2Error", "Request", "SamplingParams", "Stats", "Step", "TokenLogprob", "Totals", "__version__"]
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Completion": "pard2.engine.request",
+    "Engine": "pard2.engine.engine",
+    "Request": "pard2.engine.request",
+    "SamplingParams": "pard2.engine.sampling",
+    "Stats": "pard2.engine.statistics",
+    "Step": "pard2.engine.statistics",
+    "TokenLogprob": "pard2.engine.statistics",
+    "Totals": "pard2.engine.statistics",
+}
 
 
 def __getattr__(name: str) -> Any:
     # On first use: importing torch takes seconds, which `pard2 --help` need not wait for.
-    if name in ("Completion", "Engine"):
-        from pard2.engine import engine
-
-        return getattr(engine, name)
-    if name == "SamplingParams":
-        from pard2.engine.sampling import SamplingParams
-
-        return SamplingParams
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'pard2' has no attribute {name!r}")

@@ -54,8 +54,10 @@ def demo(
         from pard2.engine.engine import Engine
         from pard2.engine.sampling import SamplingParams
 
-        drafted = Engine.from_pretrained(EMBEDDED, choose_draft(EMBEDDED, None, None), "pard2-td", dtype, draft_tokens=asked)
-        engines = {method: Engine(drafted.target, drafted.draft, method, asked if method != "ar" else "auto") for method in METHODS}
+        drafted = Engine.from_pretrained(EMBEDDED, choose_draft(EMBEDDED, None, None), "pard2-td", dtype, draft_tokens=asked, max_batch=1)
+        engines = {
+            method: drafted if method == drafted.method else Engine(drafted.target, drafted.draft, method, asked, max_batch=1) for method in METHODS
+        }
     params = SamplingParams(max_tokens=max_new_tokens)
     with working("warming up"):
         for engine in engines.values():
