@@ -19,7 +19,8 @@ class StateRecorder:
         self.layers: tuple[int, ...] = ()
         self._captured: dict[int, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        model.base_model.register_forward_hook(self._capture_last)
+        # The module around the blocks ends with the final norm. It need not be `base_model`, which OPT passes by.
+        model.get_submodule(self.blocks_name.rpartition(".")[0]).register_forward_hook(self._capture_last)
 
     @property
     def num_states(self) -> int:

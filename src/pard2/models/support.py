@@ -1,12 +1,18 @@
 """Which causal LMs ragged passes can run, and which decoder suits each."""
 
-from transformers import PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
+from collections.abc import Sequence
 
-from pard2.errors import Pard2Error
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pard2.errors import Pard2Error, first_line
 from pard2.models.decoder import Decoder
+from pard2.models.kv_cache import Extent, KVCache
+from pard2.models.lean_cpu import LeanCpuDecoder, has_kernels
 from pard2.models.lean_decoder import LeanDecoder, is_lean
 from pard2.models.packed import pack_linears
+from pard2.models.ragged import RaggedBatch, Segment
 from pard2.models.states import StateRecorder
 from pard2.models.transformers_decoder import TransformersDecoder
 
@@ -14,28 +20,31 @@ from pard2.models.transformers_decoder import TransformersDecoder
 def new_decoder(model: PreTrainedModel, name: str, states: StateRecorder, pack: bool = False) -> Decoder:
     """The decoder that suits a model. pack: pack its linear layers for a CPU without bfloat16 arithmetic (`packed`).
 
-    Raises `Pard2Error`, by name, for an architecture whose attention cannot be taken over.
+    Runs a model of an architecture that the lean decoder does not know once, over three tokens.
+    Raises `Pard2Error`, by name, for one whose attention cannot be taken over.
     """
     check_supported(model, name)
     if is_lean(model):
-        return LeanDecoder(model, pack)
+        return LeanCpuDecoder(model, pack) if has_kernels(model, pack) else LeanDecoder(model, pack)
     if pack:
         pack_linears(model)
-    return TransformersDecoder(model, states)
+    decoder = TransformersDecoder(model, states)
+    _try(decoder, name, states)
+    return decoder
 
 
 def context_limit(config: PreTrainedConfig) -> int:
     """Positions that a model may be run over, prompt and answer together."""
     limit = config.max_position_embeddings
     rope = config.rope_parameters if hasattr(config, "rope_parameters") else None
-    if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+    if rope and rope.get("rope_type") == "longrope":
         # Beyond this length transformers switches every sequence of a batch to other frequencies, its cached past excepted.
         return min(limit, int(rope.get("original_max_position_embeddings") or limit))
     return limit
 
 
 def check_supported(model: PreTrainedModel, name: str) -> None:
-    """Raises `Pard2Error` for an architecture that ragged passes would run wrongly."""
+    """Raises `Pard2Error` for an architecture that ragged passes would run wrongly, as far as its config tells; see `new_decoder`."""
     config = model.config.get_text_config()
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
@@ -45,6 +54,62 @@ def check_supported(model: PreTrainedModel, name: str) -> None:
         raise Pard2Error(f"{name!r} ({kind}) has {other[0]} layers; only full and sliding-window attention are supported")
     if not model._supports_attention_backend:
         raise Pard2Error(f"{name!r} ({kind}) computes its attention in its own way, which cannot be batched; this architecture is not supported")
-    rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, dict) and rope.get("rope_type") == "dynamic":
+    if "dynamic" in _rope_types(config):
         raise Pard2Error(f"{name!r} ({kind}) has dynamic rotary frequencies, which change with the longest text of a batch; not supported")
+
+
+def attention_windows(config: PreTrainedConfig) -> list[int | None]:
+    """Each layer's sliding window in positions, as the config says it; None for full attention."""
+    window = config.sliding_window if hasattr(config, "sliding_window") else None
+    if hasattr(config, "layer_types") and config.layer_types is not None:
+        return [window if kind == "sliding_attention" else None for kind in config.layer_types]
+    return [window] * config.num_hidden_layers  # Mistral and its kin: all layers or none
+
+
+class _Trial(RaggedBatch):
+    """A pass that notes which layers attended, and with what windows."""
+
+    def __init__(self, cache: KVCache, segments: Sequence[Segment], device: torch.device) -> None:
+        super().__init__(cache, segments, device)
+        self.attended: list[tuple[int, int | None]] = []
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None, softcap: float | None = None
+    ) -> Tensor:
+        self.attended.append((layer, window))
+        return super().attend(layer, queries, keys, values, scale, window, softcap)
+
+
+@torch.no_grad()
+def _try(decoder: TransformersDecoder, name: str, states: StateRecorder) -> None:
+    """Run three rows of two sequences, so that what a config does not tell is found before the first text, and not by its being wrong.
+
+    Raises `Pard2Error` unless every layer attends through the batch, once, with the window that its config names.
+    """
+    model = decoder.model
+    windows = attention_windows(model.config.get_text_config())
+    trial = _Trial(KVCache(len(windows), 3), [Segment(Extent(0, 2), 0, 2), Segment(Extent(2, 1), 0, 1)], model.device)
+    tokens, wanted = torch.zeros(3, dtype=torch.long, device=model.device), torch.tensor([2], device=model.device)
+    way = f"{name!r} ({type(model).__name__}) cannot be decoded in batches"
+    try:
+        logits = decoder.run(trial, tokens, None, wanted, states.layers).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a modeling file makes of rows that it did not expect
+        raise Pard2Error(f"{way}: {first_line(error)}") from error
+    if [layer for layer, _ in trial.attended] != list(range(len(windows))):
+        raise Pard2Error(f"{way}: its layers do not each attend once, in the usual way")
+    for (layer, window), said in zip(trial.attended, windows, strict=True):
+        if window != said:
+            raise Pard2Error(f"{way}: layer {layer} attends with a window of {window}, where its config says {said}")
+    if logits is None or len(logits) != 1:
+        raise Pard2Error(f"{way}: it does not give the logits of chosen positions")
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    """Kinds of rotary embedding in use; Gemma 3 has one for each kind of layer."""
+    rope = config.rope_parameters if hasattr(config, "rope_parameters") else None
+    if not rope:
+        return set()
+    each = [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]
+    return {part["rope_type"] for part in each if "rope_type" in part}

@@ -28,12 +28,21 @@ def _ragged_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **unused: object,
+    is_causal: bool | None = None,
+    position_ids: Tensor | None = None,
+    **others: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, N, D], key and value [1, KV, N, D] to ([1, N, H, D], None)."""
-    if s_aux is not None:
-        raise Pard2Error(f"{type(module).__name__} has attention sinks, which are not supported")
+    """transformers' attention interface: query [1, H, N, D], key and value [1, KV, N, D] to ([1, N, H, D], None).
+
+    Raises `Pard2Error` for what it is asked to do beside.
+    """
+    if attention_mask is not None:
+        raise Pard2Error(f"{type(module).__name__} masks its attention in its own way")
+    if is_causal is False or (hasattr(module, "is_causal") and not module.is_causal):
+        raise Pard2Error(f"{type(module).__name__} lets tokens see those after them")
+    for name, other in others.items():  # what goes by without meaning for the attention is no tensor
+        if isinstance(other, Tensor):
+            raise Pard2Error(f"{type(module).__name__} has attention sinks" if name == "s_aux" else f"{type(module).__name__} attends by {name!r}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     assert isinstance(module.layer_idx, int)
