@@ -69,6 +69,10 @@ class Engine:
         self.draft = draft
         self.method = choose_method(method, draft)
         self.draft_tokens = check_draft_tokens(draft_tokens, self.method, draft)
+        # A model that cannot be decoded in batches is refused now, not in the middle of a text.
+        _ = target.decoder
+        if draft is not None and self.method != "ar":
+            _ = draft.decoder
         self.cache_tokens = cache_tokens or cache_positions(target, draft if self.method != "ar" else None, max_batch)
         drafter = new_drafter(self.method, target, draft, self.cache_tokens)
         target.check_layers(drafter.feature_layers)
