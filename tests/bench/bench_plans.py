@@ -1,0 +1,39 @@
+"""Plans and measurements for the tests of `bench`."""
+
+from chat_tokenizer import VOCABULARY, byte_tokenizer
+from pard2.bench.measurement import Answer, Measurement
+from pard2.bench.plan import Chunk, Configuration, Plan, configurations
+from pard2.bench.suites import Suite
+from pard2.engine.statistics import Totals
+from pard2.models.target import Target
+from tiny import tiny_model
+
+AR = Configuration("ar", 1, 0, 0.0)
+TD = Configuration("pard2-td", 1, 4, 0.0)
+
+
+def suite(name: str = "gsm8k", prompts: int = 4) -> Suite:
+    ids = tuple(f"{name}-{i}" for i in range(prompts))
+    return Suite(name, ids, tuple([{"role": "user", "content": "ask " * (1 + i % 3)}] for i in range(prompts)))
+
+
+def plan(
+    *suites: Suite,
+    methods: tuple[str, ...] = ("pard2-ti", "pard2-td"),
+    sizes: tuple[int, ...] = (1,),
+    ks: tuple = ("auto",),
+    heats: tuple[float, ...] = (0.0,),
+    new_tokens: int = 10,
+    repeats: int = 1,
+    seed: int = 0,
+) -> Plan:
+    found = configurations(methods, sizes, ks, heats)
+    return Plan("target", "draft", "float32", "cpu", suites or (suite(),), found, new_tokens, True, repeats, seed)
+
+
+def measurement(one: Configuration, chunk: Chunk, tokens: int, seconds: float, answers: list[Answer]) -> Measurement:
+    return Measurement(one, chunk, Totals(tokens, tokens, 0.5, seconds, seconds / 4, seconds / 2), tuple(answers), (), (), seconds)
+
+
+def chat_target(seed: int = 0) -> Target:
+    return Target(tiny_model(layers=3, vocab=VOCABULARY, seed=seed, initializer_range=0.2), byte_tokenizer(), "tiny")

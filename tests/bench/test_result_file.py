@@ -1,0 +1,86 @@
+"""Result files: whole at every moment, and gone on with by the same plan alone."""
+
+import json
+
+import pytest
+from bench_plans import AR, TD, measurement, plan, suite
+
+from pard2.bench.measurement import Answer
+from pard2.bench.plan import Chunk
+from pard2.bench.result_file import ResultFile, write_result
+from pard2.errors import Pard2Error
+
+
+def small_plan(**more):
+    return plan(suite(prompts=2), methods=("pard2-td",), ks=(4,), **more)
+
+
+def chunk_of(index):
+    chunk = Chunk("gsm8k", 0, 1, index, 1)
+    return [measurement(one, chunk, 10, seconds, [Answer(11, 10, 0, True)]) for one, seconds in ((AR, 10.0), (TD, 5.0))]
+
+
+def test_what_was_measured_before_is_lost(tmp_path):
+    first = ResultFile(tmp_path / "r.json", small_plan())
+    first.add(chunk_of(0))
+    second = ResultFile(tmp_path / "r.json", small_plan())
+    assert second.measurements == first.measurements and second.done == {Chunk("gsm8k", 0, 1, 0, 1)}
+    second.add(chunk_of(1))
+    held = json.loads((tmp_path / "r.json").read_text())
+    assert list(held)[:2] == ["meta", "results"]
+    assert {"argv", "commit", "versions", "hardware", "date"} <= set(held["meta"]) and len(held["meta"]["resumed"]) == 1
+    assert [(r["method"], r["prompts"]) for r in held["results"]] == [("ar", 2), ("pard2-td", 2)]
+
+
+def test_kill_while_writing_leaves_half_a_file(tmp_path, monkeypatch):
+    file = ResultFile(tmp_path / "r.json", small_plan())
+    file.add(chunk_of(0))
+    before = (tmp_path / "r.json").read_bytes()
+    monkeypatch.setattr("pathlib.Path.replace", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        file.add(chunk_of(1))
+    assert (tmp_path / "r.json").read_bytes() == before
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("change", "named"), [({"new_tokens": 11}, "max_new_tokens"), ({"seed": 1}, "seed"), ({"heats": (1.0,)}, "configurations")])
+def test_results_of_two_plans_are_mixed(tmp_path, change, named):
+    ResultFile(tmp_path / "r.json", small_plan()).add(chunk_of(0))
+    with pytest.raises(Pard2Error, match=f"another {named}.*--force"):
+        ResultFile(tmp_path / "r.json", small_plan(**change))
+    assert ResultFile(tmp_path / "r.json", small_plan(**change), replace=True).done == set()
+
+
+def test_results_of_two_machines_are_mixed(tmp_path):
+    path = tmp_path / "r.json"
+    ResultFile(path, small_plan()).add(chunk_of(0))
+    held = json.loads(path.read_text())
+    held["meta"]["hardware"]["cores"] = 77
+    path.write_text(json.dumps(held))
+    with pytest.raises(Pard2Error, match="another hardware"):
+        ResultFile(path, small_plan())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"meta": {}, "plan": {}, "chunks": [{}]}', "\xff"])
+def test_somebody_elses_file_is_overwritten(tmp_path, text):
+    path = tmp_path / "r.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(Pard2Error, match="no result of `pard2 bench`"):
+        ResultFile(path, small_plan())
+    assert path.read_text(encoding="latin-1") == text
+
+
+def test_place_that_cannot_be_written_is_found_after_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Pard2Error, match="--json: cannot write"):
+        ResultFile(tmp_path / "file" / "r.json", small_plan())
+    with pytest.raises(Pard2Error, match="--json: cannot read"):
+        ResultFile(tmp_path, small_plan())
+
+
+def test_file_of_a_script_is_no_json(tmp_path):
+    write_result(tmp_path / "new" / "r.json", {"date": "d"}, [{"a": 1}, {"a": 2}], more=[], other=[1])
+    assert json.loads((tmp_path / "new" / "r.json").read_text()) == {"meta": {"date": "d"}, "results": [{"a": 1}, {"a": 2}], "more": [], "other": [1]}

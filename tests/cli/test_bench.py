@@ -1,0 +1,68 @@
+"""`bench`: what it writes and prints, and what a user can get wrong."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    file = tmp_path / "eval_small.jsonl"
+    records = [{"id": str(i), "messages": [{"role": "user", "content": text}]} for i, text in enumerate(("hello", "hi there", "yes"))]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+@pytest.fixture
+def bench(pard2, target_directory, suite_file):
+    common = ("bench", "-t", target_directory, "-s", suite_file, "--dtype", "float32", "--device", "cpu", "--max-new-tokens", 6, "--prompts", 2)
+    return lambda *options: pard2(*common, *options)
+
+
+def test_results_and_table(bench, draft_directory, lm_directory, tmp_path):
+    options = ("-d", draft_directory, "-m", "pard,pard2-ti,pard2-td", "--batch-size", "1,2", "--draft-tokens", "auto,2", "--temperature", "0,1")
+    result = bench(*options, "--json", tmp_path / "r.json")
+    assert result.code == 0, result
+    held = json.loads((tmp_path / "r.json").read_text())
+    assert len(held["results"]) == 2 * 2 * (1 + 3 * 2)
+    assert {r["suite"] for r in held["results"]} == {"small"} and {r["prompts"] for r in held["results"]} == {2}
+    assert all(r["equal_outputs"] == 2 for r in held["results"])
+    assert "28 configurations x 2 prompts" in result.err and "336 tokens at most" in result.err and "at most about" in result.err
+    assert result.out.count("pard2-td") == 8 and "speed-up" in result.out
+
+
+def test_same_command_goes_on_and_another_is_refused(bench, tmp_path):
+    assert bench("--json", tmp_path / "r.json").code == 0
+    before = (tmp_path / "r.json").read_bytes()
+    again = bench("--json", tmp_path / "r.json")
+    assert again.code == 0 and "2 of 2 chunks are there" in again.err and (tmp_path / "r.json").read_bytes() == before
+    assert "another max_new_tokens" in bench("--json", tmp_path / "r.json", "--max-new-tokens", 5).error
+    assert bench("--json", tmp_path / "r.json", "--max-new-tokens", 5, "--force").code == 0
+
+
+def test_default_method_is_the_drafts_best(bench, draft_directory, lm_directory):
+    assert "pard2-td" in bench("-d", draft_directory).out
+    assert "vsd" in bench("-d", lm_directory).out
+
+
+def test_bad_input_is_one_line_with_the_flag(bench, draft_directory, lm_directory, suite_file, tmp_path):
+    draft = ("-d", draft_directory)
+    assert "-m 'fast' is not one of" in bench(*draft, "-m", "ar,fast").error
+    assert "needs a draft" in bench("-m", "pard2-td").error
+    assert "--batch-size '1,x'" in bench("--batch-size", "1,x").error
+    assert "--batch-size 0" in bench("--batch-size", "1,0").error
+    assert "--temperature -1.0" in bench("--temperature", "-1").error
+    assert "--draft-tokens 7" in bench(*draft, "--draft-tokens", "auto,7").error
+    assert "--draft-tokens 'many'" in bench(*draft, "--draft-tokens", "many").error
+    assert "is not a PARD-2 draft" in bench("-d", lm_directory, "-m", "pard2-td").error
+    assert "cannot read" in bench("-s", tmp_path / "none.jsonl").error
+    assert "another suite is called 'small'" in bench("-s", f"{suite_file},{suite_file}").error
+    (tmp_path / "mute.jsonl").write_text('{"id": "7", "messages": [{"role": "system", "content": "x"}]}\n')
+    assert "record 7 has no user message" in bench("-s", tmp_path / "mute.jsonl").error
+    (tmp_path / "other.json").write_text("{}")
+    assert "no result of `pard2 bench`" in bench("--json", tmp_path / "other.json").error
+
+
+def test_refused_run_leaves_a_file(bench, draft_directory, tmp_path):
+    bench("-d", draft_directory, "--draft-tokens", "7", "--json", tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
