@@ -19,7 +19,7 @@ class FusedLinear:
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
         # Under inference mode the views could never be trained again.
         with torch.inference_mode(False), torch.no_grad():
-            self.weight = torch.cat([part.weight for part in parts])
+            self.weight = torch.cat([part.weight.data for part in parts])
             biases = [part.bias for part in parts]
             assert all(b is None for b in biases) or all(b is not None for b in biases), "all parts have a bias, or none"
             self.bias = None if biases[0] is None else torch.cat(biases)
@@ -30,7 +30,7 @@ class FusedLinear:
                     part.bias.data = self.bias[row : row + part.out_features]
                 row += part.out_features
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
@@ -48,8 +48,8 @@ class PackedPart(nn.Module):
 
 def fuse(module: nn.Module, names: Sequence[str], pack: bool) -> "FusedLinear | PackedLinear":
     """Fuse the linear layers of these names. pack: in packed form (`packed`), if their weights allow it."""
-    parts = [module.get_submodule(name) for name in names]
-    fused = FusedLinear(parts)  # type: ignore[arg-type]
+    parts = [part for name in names if isinstance(part := module.get_submodule(name), nn.Linear)]
+    fused = FusedLinear(parts)
     if not (pack and can_pack(fused.weight)):
         return fused
     whole = PackedLinear(fused.weight, fused.bias)

@@ -7,6 +7,7 @@ is moved or evicted, a crop is a change of a number, and the attention of one se
 from bisect import insort
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from pard2.errors import Pard2Error
@@ -33,8 +34,8 @@ class KVCache:
     def __init__(self, num_layers: int, positions: int) -> None:
         self.positions = positions
         self._gaps = [Extent(0, positions)]  # free extents by position; neighbours are always merged
-        self._keys: list[Tensor | None] = [None] * num_layers
-        self._values: list[Tensor | None] = [None] * num_layers
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+        self._arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def free(self) -> int:
@@ -63,18 +64,26 @@ class KVCache:
                 merged.append(gap)
         self._gaps = merged
 
-    def layer(self, number: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The buffers [positions, kv_heads, head_dim] of a layer. keys, values: [N, kv_heads, head_dim], for shape and kind.
+    def layer(self, number: int, kv_heads: int, key_width: int, value_width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys [positions, kv_heads, key_width] and values [positions, kv_heads, value_width], of `like`'s dtype and device.
 
         Raises `Pard2Error` where memory does not suffice.
         """
-        held_keys, held_values = self._keys[number], self._values[number]
-        if held_keys is None or held_values is None:
+        held = self._layers[number]
+        if held is None:
             try:
-                held_keys = self._keys[number] = keys.new_empty(self.positions, *keys.shape[1:])
-                held_values = self._values[number] = values.new_empty(self.positions, *values.shape[1:])
+                held = like.new_empty(self.positions, kv_heads, key_width), like.new_empty(self.positions, kv_heads, value_width)
             except RuntimeError:  # torch.OutOfMemoryError on CUDA, a plain RuntimeError on the CPU
                 raise Pard2Error(
-                    f"a cache of {self.positions} positions does not fit on {keys.device}; ask for fewer with cache_tokens (--cache-tokens)"
+                    f"a cache of {self.positions} positions does not fit on {like.device}; ask for fewer with cache_tokens (--cache-tokens)"
                 ) from None
-        return held_keys, held_values
+            self._layers[number] = held
+        return held
+
+    def arrays(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """A layer's buffers as arrays of the same memory, on a CPU, once `layer` has made them."""
+        if number not in self._arrays:
+            held = self._layers[number]
+            assert held is not None, "layer comes first"
+            self._arrays[number] = held[0].numpy(), held[1].numpy()
+        return self._arrays[number]

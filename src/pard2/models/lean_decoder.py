@@ -5,7 +5,9 @@ the small operations cost more than the matrices. This is the fast twin of `Tran
 it against that. Query, key and value projection are one matrix here, gate and up another.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from pard2.models.fused import FusedLinear, fuse
 from pard2.models.packed import PackedLinear, pack_linears
 from pard2.models.ragged import RaggedBatch
 
-Linear = FusedLinear | PackedLinear
+Linear = Callable[[Tensor], Tensor]
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"}
 
@@ -38,10 +40,10 @@ class _Layer:
     qkv: Linear
     query_norm: Tensor | None  # Qwen 3 normalises each head
     key_norm: Tensor | None
-    attention_out: nn.Module
+    attention_out: Linear
     mlp_norm: Tensor
     gate_up: Linear
-    down: nn.Module
+    down: Linear
     window: int | None
 
 
@@ -56,15 +58,16 @@ class LeanDecoder:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = model.base_model.layers[0].self_attn.head_dim
+        self._intermediate: int = config.intermediate_size
         self._eps: float = config.rms_norm_eps
         self._model = model
+        self._table: Tensor | None = None
         layers = model.base_model.layers
-        fused = [
-            (fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], pack), fuse(layer.mlp, ["gate_proj", "up_proj"], pack)) for layer in layers
-        ]
+        fused = [(fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], pack), fuse(layer.mlp, ["gate_proj", "up_proj"], pack)) for layer in layers]
         if pack:
             pack_linears(model)
         windows = [config.sliding_window if kind == "sliding_attention" else None for kind in _layer_types(config)]
+        self._windows = set(windows)
         self._layers = [_read_layer(*found) for found in zip(layers, fused, windows, strict=True)]
 
     def run(
@@ -72,10 +75,7 @@ class LeanDecoder:
     ) -> DecoderOutput:
         base = self._model.base_model
         x = base.embed_tokens(token_ids) if embeddings is None else embeddings
-        cos, sin = base.rotary_emb(x, batch.position_ids[None])
-        half = self._head_dim // 2
-        # rotate_half(x) * sin, with the sign moved from x to sin.
-        cos, sin = cos[0, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[0, :, None]
+        cos, sin = (part[:, None].to(x.dtype) for part in self._rotation(batch))
         wanted = {layer % (len(self._layers) + 1) for layer in layers}
         states = {}
         for index, layer in enumerate(self._layers):
@@ -84,23 +84,40 @@ class LeanDecoder:
             x = x + layer.attention_out(self._attend(index, layer, self._norm(x, layer.attention_norm), batch, cos, sin))
             gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate).mul_(up))
-        x = self._norm(x, base.norm.weight)
-        states[len(self._layers)] = x
-        features = torch.cat([states[layer % (len(self._layers) + 1)] for layer in layers], dim=-1) if layers else None
+        states[len(self._layers)] = self._norm(x, base.norm.weight)
+        return self._output(states, logit_rows, layers)
+
+    def _output(self, states: dict[int, Tensor], logit_rows: Tensor | None, layers: tuple[int, ...]) -> DecoderOutput:
+        """Features of the layers asked for, and the head's word on the rows asked for."""
+        count = len(self._layers)
+        features = torch.cat([states[layer % (count + 1)] for layer in layers], dim=-1) if layers else None
         if logit_rows is None:
             return DecoderOutput(None, features)
+        last = states[count]
         head = self._model.get_output_embeddings()
-        return DecoderOutput(head(x if len(logit_rows) == len(x) else x[logit_rows]), features)
+        return DecoderOutput(head(last if len(logit_rows) == len(last) else last[logit_rows]), features)
+
+    def _rotation(self, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [N, head_dim / 2] of the rows' positions, in float32, from a table that doubles when it is outgrown."""
+        needed = max(segment.past + segment.count for segment in batch.segments)
+        if self._table is None or needed > self._table.shape[1] or self._table.device != batch.device:
+            # Inference tensors could not be used by a later pass outside of inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                positions = torch.arange(max(256, 2 * needed), device=batch.device)
+                like = torch.empty(0, dtype=torch.float32, device=batch.device)
+                both = self._model.base_model.rotary_emb(like, positions[None])
+                self._table = torch.stack([part[0, :, : self._head_dim // 2] for part in both])
+        return self._table[0][batch.position_ids], self._table[1][batch.position_ids]
 
     def _attend(self, index: int, layer: _Layer, x: Tensor, batch: RaggedBatch, cos: Tensor, sin: Tensor) -> Tensor:
-        """[N, H * head_dim] from normalised states [N, hidden]."""
+        """[N, H * head_dim] from normalised states [N, hidden]. cos, sin: [N, 1, head_dim / 2]."""
         rows, rotated = len(x), self._heads + self._kv_heads
         qkv = layer.qkv(x).view(rows, rotated + self._kv_heads, self._head_dim)
         qk = qkv[:, :rotated]
         if layer.query_norm is not None and layer.key_norm is not None:
             qk = torch.cat([self._norm(qk[:, : self._heads], layer.query_norm), self._norm(qk[:, self._heads :], layer.key_norm)], dim=1)
-        swapped = qk.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-        qk = torch.addcmul(qk * cos, swapped, sin)
+        a, b = qk.chunk(2, dim=-1)
+        qk = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
         output = batch.attend(index, qk[:, : self._heads], qk[:, self._heads :], qkv[:, rotated:], self._head_dim**-0.5, layer.window)
         return output.reshape(rows, -1)
 
@@ -116,17 +133,17 @@ def _layer_types(config: PreTrainedConfig) -> list[str]:
     return ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
 
 
-def _read_layer(layer: nn.Module, fused: tuple[Linear, Linear], window: int | None) -> _Layer:
+def _read_layer(layer: Any, fused: tuple[FusedLinear | PackedLinear, FusedLinear | PackedLinear], window: int | None) -> _Layer:
     attention = layer.self_attn
     normed = hasattr(attention, "q_norm")
     return _Layer(
         layer.input_layernorm.weight,
-        fused[0],
+        fused[0].forward,
         attention.q_norm.weight if normed else None,
         attention.k_norm.weight if normed else None,
-        attention.o_proj,
+        attention.o_proj.forward,  # past the look for hooks, which costs as much as a small operation
         layer.post_attention_layernorm.weight,
-        fused[1],
-        layer.mlp.down_proj,
+        fused[1].forward,
+        layer.mlp.down_proj.forward,
         window,
     )

@@ -22,6 +22,10 @@ def should_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return bool(has.get("avx2") and has.get("f16c") and not (has.get("avx512_bf16") or has.get("amx_bf16")))
 
 
+# Past a look for Python implementations of the operator, which costs more than a small product.
+_linear = torch.ops.quantized.linear_dynamic_fp16.default._op
+
+
 class PackedLinear(nn.Module):
     """`y = x W^T + b` with W kept in FBGEMM's packed float16 form; x and y [..., in], [..., out] are float32."""
 
@@ -31,7 +35,7 @@ class PackedLinear(nn.Module):
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), None if bias is None else bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+        return _linear(x, self._packed)
 
 
 def can_pack(weight: Tensor) -> bool:

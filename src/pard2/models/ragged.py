@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +37,7 @@ class RaggedBatch:
         self.segments = tuple(segments)
         self.device = device
         self._masks: dict[tuple[int, int | None], Tensor] = {}
+        self._visible: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def rows(self) -> int:
@@ -45,12 +47,31 @@ class RaggedBatch:
     @cached_property
     def position_ids(self) -> Tensor:
         """[N] position of each row within its own sequence."""
-        return torch.cat([torch.arange(s.past, s.past + s.count, device=self.device) for s in self.segments])
+        return torch.from_numpy(self._positions).to(self.device)
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """[N] positions of the cache that the rows go to, on the host."""
+        return self._positions + self._starts
+
+    def visible(self, window: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the cache begin .. end - 1 that each row sees, its own included: [N] and [N], on the host."""
+        if window not in self._visible:
+            begins = self._starts if window is None else self._starts + np.maximum(0, self._positions - window + 1)
+            self._visible[window] = begins, self.slots + 1
+        return self._visible[window]
+
+    @cached_property
+    def _positions(self) -> np.ndarray:
+        return np.concatenate([np.arange(s.past, s.past + s.count) for s in self.segments])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.repeat([s.extent.start for s in self.segments], [s.count for s in self.segments])
 
     @cached_property
     def _slots(self) -> Tensor:
-        """[N] positions of the cache that the rows go to."""
-        return torch.cat([torch.arange(s.extent.start + s.past, s.extent.start + s.past + s.count, device=self.device) for s in self.segments])
+        return torch.from_numpy(self.slots).to(self.device)
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None, softcap: float | None = None
@@ -60,7 +81,7 @@ class RaggedBatch:
         queries: [N, H, D]. keys, values: [N, KV, D]. window: a row sees itself and the window - 1 positions before it.
         softcap: scores become cap * tanh(score / cap) (Gemma 2).
         """
-        held_keys, held_values = self.cache.layer(layer, keys, values)
+        held_keys, held_values = self.cache.layer(layer, keys.shape[1], keys.shape[2], values.shape[2], keys)
         if len(self.segments) == 1:
             first = self.segments[0].extent.start + self.segments[0].past
             held_keys[first : first + len(keys)] = keys
@@ -68,6 +89,12 @@ class RaggedBatch:
         else:
             held_keys.index_copy_(0, self._slots, keys)
             held_values.index_copy_(0, self._slots, values)
+        return self.attend_stored(held_keys, held_values, queries, scale, window, softcap)
+
+    def attend_stored(
+        self, held_keys: Tensor, held_values: Tensor, queries: Tensor, scale: float, window: int | None = None, softcap: float | None = None
+    ) -> Tensor:
+        """`attend` with the rows' keys and values stored already. held_keys, held_values: a layer of the cache, [positions, KV, D]."""
         outputs = []
         row = 0
         for number, segment in enumerate(self.segments):

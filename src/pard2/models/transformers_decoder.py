@@ -44,9 +44,9 @@ def _ragged_attention(
         if isinstance(other, Tensor):
             raise Pard2Error(f"{type(module).__name__} has attention sinks" if name == "s_aux" else f"{type(module).__name__} attends by {name!r}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     assert isinstance(module.layer_idx, int)
-    return _current.get().attend(module.layer_idx, *rows, scale, sliding_window, softcap)[None], None
+    return _current.get().attend(module.layer_idx, queries, keys, values, scale, sliding_window, softcap)[None], None
 
 
 # Unknown to transformers' mask functions, so no mask is built.

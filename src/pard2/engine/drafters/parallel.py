@@ -64,8 +64,12 @@ class ParallelDrafter:
             reading.features.append(features)
 
     def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
-        segments, rows, features, logit_rows = [], [], [], []
-        numbers, places = [], []
+        segments: list[Segment] = []
+        rows: list[int] = []
+        features: list[Tensor] = []
+        logit_rows: list[int] = []
+        numbers: list[int] = []  # whose guess each logit row is, and which one
+        places: list[int] = []
         for number, ask in enumerate(asks):
             reading, k = ask.reading, ask.k
             read = len(reading.pending)

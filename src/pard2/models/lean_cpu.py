@@ -1,0 +1,84 @@
+"""`LeanDecoder` on a CPU in float32, with compiled kernels for all that lies between the matrices."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pard2.models.decoder import DecoderOutput
+from pard2.models.lean_decoder import LeanDecoder
+from pard2.models.ragged import RaggedBatch
+
+# Pairs of rows and positions in a segment, on average, up to which one thread is faster than torch's kernel is to start.
+_SMALL_ATTENTION = 512
+
+
+def has_kernels(model: PreTrainedModel, pack: bool) -> bool:
+    """Whether `LeanCpuDecoder` can run a model: one that computes in float32 on a CPU, with numba installed (extra `cpu`)."""
+    return model.device.type == "cpu" and (pack or model.dtype == torch.float32) and find_spec("numba") is not None
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """A layer's norm weights, in the memory of its parameters; empty where it has none."""
+
+    attention: np.ndarray
+    query: np.ndarray
+    key: np.ndarray
+    mlp: np.ndarray
+
+
+class LeanCpuDecoder(LeanDecoder):
+    """The same passes as `LeanDecoder`'s, for models that `has_kernels` allows."""
+
+    def __init__(self, model: PreTrainedModel, pack: bool = False) -> None:
+        super().__init__(model, pack)
+        self._norms = [_Arrays(*map(_array, (layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm))) for layer in self._layers]
+        self._last_norm = _array(model.base_model.norm.weight)
+
+    def run(
+        self, batch: RaggedBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
+    ) -> DecoderOutput:
+        from pard2.models import cpu_kernels as kernels  # numba is an extra
+
+        given = self._model.base_model.embed_tokens(token_ids) if embeddings is None else embeddings
+        cos, sin = (part.numpy() for part in self._rotation(batch))
+        rows, eps, scale = len(given), self._eps, self._head_dim**-0.5
+        # The residual stream changes in place; what it takes in next is kept apart until a norm reads both.
+        stream = given.clone(memory_format=torch.contiguous_format)
+        normed, hidden = torch.empty_like(stream), stream.new_empty(rows, self._intermediate)
+        queries, attended = (stream.new_empty(rows, self._heads, self._head_dim) for _ in range(2))
+        stream_, normed_, hidden_, queries_, attended_ = (tensor.numpy() for tensor in (stream, normed, hidden, queries, attended))
+        update = np.zeros_like(stream_)
+        flat = attended.view(rows, -1)
+        visible = {window: batch.visible(window) for window in self._windows}
+        small = {w: int((ends - begins).sum()) <= _SMALL_ATTENTION * len(batch.segments) for w, (begins, ends) in visible.items()}
+        wanted = {layer % (len(self._layers) + 1) for layer in layers}
+        states = {}
+        for index, (layer, norms) in enumerate(zip(self._layers, self._norms, strict=True)):
+            kernels.add_and_norm(stream_, update, norms.attention, eps, normed_)
+            if index in wanted:
+                states[index] = stream.clone()
+            qkv = layer.qkv(normed).numpy()
+            keys, values = batch.cache.layer(index, self._kv_heads, self._head_dim, self._head_dim, stream)
+            keys_, values_ = batch.cache.arrays(index)
+            kernels.rotate_and_store(qkv, cos, sin, norms.query, norms.key, eps, batch.slots, queries_, keys_, values_)
+            if small[layer.window]:
+                kernels.attend(queries_, keys_, values_, *visible[layer.window], scale, attended_)
+                seen = flat
+            else:
+                seen = batch.attend_stored(keys, values, queries, scale, layer.window).reshape(rows, -1)
+            update = layer.attention_out(seen).numpy()
+            kernels.add_and_norm(stream_, update, norms.mlp, eps, normed_)
+            kernels.silu_and_multiply(layer.gate_up(normed).numpy(), hidden_)
+            update = layer.down(hidden).numpy()
+        kernels.add_and_norm(stream_, update, self._last_norm, eps, normed_)
+        states[len(self._layers)] = normed
+        return self._output(states, logit_rows, layers)
+
+
+def _array(weight: Tensor | None) -> np.ndarray:
+    return np.zeros(0, np.float32) if weight is None else weight.detach().numpy()
