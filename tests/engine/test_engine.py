@@ -162,52 +162,57 @@ def test_times_cover_the_cycle():
     assert min(stats.prefill_seconds, stats.draft_seconds, stats.verify_seconds, stats.other_seconds) > 0
 
 
-def test_target_reads_the_prompt_once_and_takes_features_only_for_td():
+def test_target_reads_the_prompt_once_and_takes_features_only_for_td(monkeypatch):
     target = tiny_target()
+    run = target.run
     for method, features in [("pard2-td", True), ("pard2-ti", False), ("ar", False)]:
         seen = []
-        forward = target.forward
-        target.forward = lambda ids, *args, forward=forward, seen=seen, **kwargs: (
-            seen.append((ids.shape[1], forward(ids, *args, **kwargs))) or seen[-1][1]
-        )
+        monkeypatch.setattr(target, "run", lambda ids, *rest, seen=seen: seen.append((len(ids), run(ids, *rest))) or seen[-1][1])
         complete(Engine(target, tiny_draft(target), method, 3))
-        del target.forward
-        assert [length for length, _ in seen].count(len(PROMPT)) == 1 and max(length for length, _ in seen[1:]) <= 4
+        assert seen[0][0] == len(PROMPT) and max(rows for rows, _ in seen[1:]) <= 4
         assert all((output.features is not None) == features for _, output in seen)
+        assert len(seen[0][1].logits) == 1, "a head over a whole prompt is a waste"
         assert all(output.logits.is_inference() for _, output in seen)
 
 
 def test_callers_code_between_steps_is_not_in_inference_mode():
     """Else a trainer that evaluates by decoding would find its tensors frozen."""
-    for _ in Engine(tiny_target()).stream(PROMPT, SamplingParams(3)):
+    engine, seen = Engine(tiny_target()), []
+    for _ in engine.stream(PROMPT, SamplingParams(3)):
         assert not torch.is_inference_mode_enabled()
+    request = engine.submit(PROMPT, SamplingParams(3), on_step=lambda step: seen.append(torch.is_inference_mode_enabled()))
+    while not request.done:
+        engine.step()
+    assert seen == [False] * 3
 
 
-def test_auto_learns_from_prompt_to_prompt_and_keeps_to_what_was_trained():
+def test_auto_begins_by_trying_learns_from_prompt_to_prompt_and_keeps_to_what_was_trained():
     target = tiny_target()
     engine = Engine(target, tiny_draft(target), "pard2-td")
-    outs = list(engine.generate([PROMPT] * 2, SamplingParams(40)))
-    assert outs[0].token_ids == outs[1].token_ids == greedy(target, PROMPT, 40)
-    assert outs[0].stats.proposed_per_cycle[:3] == (6, 6, 1)
-    assert outs[1].stats.proposed_per_cycle[:3] != (6, 6, 1)  # it need not begin again
-    assert max(outs[0].stats.proposed_per_cycle) == 6
+    first = complete(engine, max_tokens=40)
+    learnt = engine._batch._lengths.population.rates()
+    second = complete(engine, max_tokens=40)
+    assert first.token_ids == second.token_ids == greedy(target, PROMPT, 40)
+    assert first.stats.proposed_per_cycle[0] == max(first.stats.proposed_per_cycle) == 6
+    assert learnt != Engine(target, tiny_draft(target), "pard2-td")._batch._lengths.population.rates()
+    assert engine._batch._lengths.population.rates() != learnt
 
 
-def test_interrupt_passes_through_and_leaves_the_engine_whole():
+def test_interrupt_passes_through_and_leaves_the_engine_whole(monkeypatch):
     target = tiny_target()
     engine = Engine(target, tiny_draft(target), "pard2-td", 4)
     stream = engine.stream(PROMPT, SamplingParams(20))
     next(stream)
-    forward = target.model.forward
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
-    target.model.forward = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        list(stream)
-    target.model.forward = forward
+    with monkeypatch.context() as patched:
+        patched.setattr(target, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(stream)
     assert not torch.is_inference_mode_enabled()
+    assert engine.idle and engine.free_cache_tokens == engine.cache_tokens
     assert complete(engine, max_tokens=20).token_ids == greedy(target, PROMPT, 20)
 
 
@@ -259,6 +264,23 @@ def test_a_draft_of_a_deeper_target_is_refused_before_decoding():
 def test_a_method_that_lacks_its_draft_is_refused_before_loading():
     with pytest.raises(Pard2Error, match="-d"):
         Engine.from_pretrained("/no/such/model", method="vsd")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "--batch-size 0"),
+        ({"cache_tokens": 1}, "--cache-tokens 1"),
+        ({"draft_sampling": "random"}, "--draft-sampling 'random'"),
+        ({"verification": "blocks"}, "--verification 'blocks'"),
+        ({"verification": "block"}, "add --draft-sampling sampled"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_the_long_load(options, message):
+    with pytest.raises(Pard2Error, match=message):
+        Engine(tiny_target(), **options)
+    with pytest.raises(Pard2Error, match=message):
+        Engine.from_pretrained("/no/such/model", **options)
 
 
 def test_max_tokens_of_zero_is_refused():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pard2.engine.statistics import Stats, Step
+from pard2.engine.statistics import Stats, Step, Totals
 
 STEPS = [
     Step((7,), 0, 0, seconds=0.5),
@@ -51,3 +51,21 @@ def test_json_has_the_contracts_keys():
     data = json.loads(json.dumps(Stats.of(STEPS).as_dict()))
     assert set(keys.split()) <= set(data)
     assert data["accepted_per_cycle"] == [2, 0, 1]
+
+
+def test_a_completion_that_ended_before_its_first_token_counts_nothing():
+    assert Stats.of([Step((), 0, 0, 0.0, finish_reason="cancelled")]) == Stats()
+
+
+def test_the_step_that_only_tells_of_an_end_is_no_cycle():
+    ended = [*STEPS[:3], Step((), 0, 0, 0.0, finish_reason="cancelled")]
+    assert Stats.of(ended) == Stats.of(STEPS[:3])
+
+
+def test_totals_count_a_shared_cycle_once_and_a_stretch_is_their_difference():
+    before = Totals(2, 5, 1.0, 2.0, 0.5, 1.25)
+    after = before + Totals(3, 12, 0.0, 4.0, 1.0, 2.5)
+    stretch = after - before
+    assert stretch == Totals(3, 12, 0.0, 4.0, 1.0, 2.5)
+    assert (stretch.tokens_per_second, stretch.other_seconds) == (3.0, 0.5)
+    assert Totals().tokens_per_second == 0.0

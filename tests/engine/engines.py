@@ -1,0 +1,69 @@
+"""Engines of every method over one tiny target, for what must hold whatever the method."""
+
+from functools import cache
+from typing import Any
+
+from pard2 import Engine
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+from tiny import pard_draft, tiny_draft, tiny_lm_draft, tiny_target
+
+METHODS = ("ar", "vsd", "pard", "pard2-ti", "pard2-td")
+DRAFTED = METHODS[1:]
+
+
+@cache
+def shared_target() -> Target:
+    """Not to be changed: tests share it."""
+    return tiny_target()
+
+
+@cache
+def _shared_draft(method: str) -> Draft | None:
+    return new_draft(method, shared_target())
+
+
+def new_draft(method: str, target: Target) -> Draft | None:
+    """One whose proposals are sometimes right. A draft of another target's shape would do, too."""
+    if method == "ar":
+        return None
+    if method == "vsd":
+        return tiny_lm_draft()
+    return pard_draft(target) if method == "pard" else tiny_draft(target)
+
+
+def new_engine(method: str, draft_tokens: Any = 4, target: Target | None = None, **options: Any) -> Engine:
+    if target is None:
+        return Engine(shared_target(), _shared_draft(method), method, draft_tokens, **options)
+    return Engine(target, new_draft(method, target), method, draft_tokens, **options)
+
+
+def record_proposals(engine: Engine) -> list[list[int]]:
+    """A list that every later proposal is added to: sensitive to whatever the draft reads, where acceptance may be low anyway."""
+    proposed: list[list[int]] = []
+    drafter = engine._batch._drafter
+    propose = drafter.propose
+
+    def recording(asks: Any, choose: Any) -> Any:
+        proposals = propose(asks, choose)
+        proposed.extend(tokens.tolist() for tokens in proposals.of(asks) if len(tokens))
+        return proposals
+
+    drafter.propose = recording  # type: ignore[method-assign]
+    return proposed
+
+
+def is_empty(engine: Engine) -> bool:
+    """Whether nothing is left in it: no request, no sequence, not a row of the target's cache nor of the draft's."""
+    drafter = engine._batch._drafter
+    drafts_free = engine.method == "ar" or drafter.cache.free == drafter.cache.positions  # type: ignore[attr-defined]
+    return engine.idle and not engine._batch.sequences and engine.free_cache_tokens == engine.cache_tokens and drafts_free
+
+
+def run_dry(engine: Engine, most: int = 10_000) -> None:
+    """Steps until nobody waits or runs."""
+    for _ in range(most):
+        if engine.idle:
+            return
+        engine.step()
+    raise AssertionError(f"not idle after {most} steps")
