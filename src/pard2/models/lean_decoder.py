@@ -87,6 +87,19 @@ class LeanDecoder:
         states[len(self._layers)] = self._norm(x, base.norm.weight)
         return self._output(states, logit_rows, layers)
 
+    def linears(self) -> list[tuple[Linear, int, int]]:
+        """(product, inputs, outputs) of every matrix that a pass reads, in its order, the head last: what cannot be spared."""
+        hidden, heads = self._model.config.hidden_size, self._heads * self._head_dim
+        found: list[tuple[Linear, int, int]] = []
+        for layer in self._layers:
+            found += [
+                (layer.qkv, hidden, heads + 2 * self._kv_heads * self._head_dim),
+                (layer.attention_out, heads, hidden),
+                (layer.gate_up, hidden, 2 * self._intermediate),
+                (layer.down, self._intermediate, hidden),
+            ]
+        return [*found, (self._model.get_output_embeddings(), hidden, self._model.config.vocab_size)]
+
     def _output(self, states: dict[int, Tensor], logit_rows: Tensor | None, layers: tuple[int, ...]) -> DecoderOutput:
         """Features of the layers asked for, and the head's word on the rows asked for."""
         count = len(self._layers)
