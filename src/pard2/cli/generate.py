@@ -182,10 +182,11 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
             place = {"prompt": count // params.n, "index": completion.index}
             if completion.error is not None:
                 failures.append(f"prompt {place['prompt']}: {completion.error}")
+            # Not typer.echo, which on a terminal writes past the bar's console and into the bar.
             if as_json:
-                typer.echo(json.dumps(place | _as_json(completion), ensure_ascii=False))
+                print(json.dumps(place | _as_json(completion), ensure_ascii=False), flush=True)
             elif completion.error is None:
-                typer.echo(f"--- prompt {place['prompt']}, answer {completion.index} ---\n{completion.text}")
+                print(f"--- prompt {place['prompt']}, answer {completion.index} ---\n{completion.text}", flush=True)
             tokens += len(completion.token_ids)
             advance(1, len(completion.token_ids))
     totals = engine.totals
