@@ -92,11 +92,11 @@ def spec_keys(spec: DraftSpec) -> dict[str, Any]:
     return keys | ({"pard2_shared_vocabulary": True} if spec.shared_vocabulary else {})
 
 
-def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: bool | None = None) -> Draft:
+def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: bool | None = None, pack: bool = True) -> Draft:
     """Load a draft, by directory, hub id or `smollm2`, for a target and check that the two fit.
 
     target_dependent: True requires the projection; False leaves it aside; None loads it if the
-    config names one. Raises `Pard2Error` with what would work for: a missing or ill-shaped projection, missing
+    config names one. pack: as for `Target.from_pretrained`. Raises `Pard2Error` with what would work for: a missing or ill-shaped projection, missing
     `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, a
     pickle that holds more than tensors.
     """
@@ -130,7 +130,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
         draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), extras[MASK_EMBEDDING].to(dtype))
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
     draft = draft.to(target.device).eval().requires_grad_(False)
-    if should_pack(target.device, dtype):
+    if pack and should_pack(target.device, dtype):
         draft.pack()
     return draft
 
