@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from pard2.data import regenerate as regeneration
-from pard2.data import synthesize as synthesis
-from pard2.data.chat import encode
-from pard2.data.records import read_records
+from pard2.data.records import RecordWriter, read_records
+from pard2.engine.engine import Engine
+from pard2.engine.request import Completion
+from pard2.engine.statistics import Stats
 
 
 def write(path, count, text="hello"):
@@ -40,20 +40,44 @@ def test_regenerate_answers_all_and_says_its_plan(regenerate, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(regenerate, tmp_path, monkeypatch):
-    once, calls = regeneration.generate_batch, []
+    write_one = RecordWriter.write
 
-    def second_call_interrupts(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
+    def third_write_interrupts(self, records):
+        if len(self.done) == 2:
             raise KeyboardInterrupt
-        return once(*arguments)
+        write_one(self, records)
 
-    monkeypatch.setattr(regeneration, "generate_batch", second_call_interrupts)
-    result = regenerate("-o", tmp_path / "out.jsonl", "--batch-size", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "write", third_write_interrupts)
+        result = regenerate("-o", tmp_path / "out.jsonl", "--batch-size", 2)
     assert result.code == 130 and "Traceback" not in result.err
     assert "2 records are in" in result.err and "the same command goes on from there" in result.err
     assert regenerate("-o", tmp_path / "out.jsonl", "--batch-size", 2).code == 0
     assert len(read_records(tmp_path / "out.jsonl")) == 5
+
+
+def test_a_draft_changes_no_answer(regenerate, tmp_path, draft_directory):
+    sampled = ("--temperature", 0.8, "--seed", 3)
+    assert regenerate("-o", tmp_path / "plain", *sampled).code == 0
+    assert regenerate("-o", tmp_path / "drafted", *sampled, "-d", draft_directory, "--batch-size", 2).code == 0
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "drafted").read_bytes()
+
+
+def test_a_file_begun_with_other_settings_is_refused_before_the_target_is_loaded(regenerate, pard2, prompts, tmp_path):
+    output = tmp_path / "out.jsonl"
+    regenerate("-o", output, "--temperature", 0.5)
+    before = output.read_bytes()
+    assert "--temperature 0.5, and this is --temperature 0.0; give the same --temperature, name another file with -o" in regenerate("-o", output).error
+    assert "-t" in pard2("data", "regenerate", "-t", "no/such-model", "-i", prompts, "-o", output).error
+    assert output.read_bytes() == before
+    assert regenerate("-o", output, "--force").code == 0
+    assert regenerate("-o", output, "--seed", 5).code == 0  # which greedy answers ignore
+
+
+@pytest.mark.parametrize(("option", "value"), [("--top-p", 0), ("--temperature", 1e9)])
+def test_settings_out_of_range_are_found_before_the_target_is_loaded(pard2, prompts, tmp_path, option, value):
+    for command in (("regenerate", "-i", prompts), ("synthesize", "-n", 2)):
+        assert option in pard2("data", *command, "-t", "no/such-model", "-o", tmp_path / "out", option, value).error
 
 
 def test_a_torn_last_line_is_done_again(regenerate, tmp_path):
@@ -113,7 +137,7 @@ def test_synthesize_checks_its_output_first(pard2, prompts, tmp_path):
 
 def test_synthesize_writes_what_is_left(pard2, target_directory, tmp_path, monkeypatch):
     said = iter("abcdefg")
-    monkeypatch.setattr(synthesis, "generate_batch", lambda target, *_: [encode(target.tokenizer, f"Who is Mister {next(said)}?")])
+    monkeypatch.setattr(Engine, "generate", lambda *_: iter([Completion([1], f"Who is Mister {next(said)}?", "stop", 1, Stats(), "ar")]))
     output = tmp_path / "out.jsonl"
     output.write_text('{"id": "synthetic-0", "messages": [{"role": "user", "content": "Who are you then?"}]}\n')
     result = pard2("data", "synthesize", "-t", target_directory, "-n", 3, "-o", output)

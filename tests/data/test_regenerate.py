@@ -1,13 +1,20 @@
 """Answers of the target: every prompt exactly once, whatever happens in between."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
+from pard2 import Completion, Engine, SamplingParams, Stats
+from pard2.data.answers import Answerer
 from pard2.data.chat import prompt_ids
-from pard2.data.records import RecordWriter, read_records
-from pard2.data.regenerate import regenerate
+from pard2.data.records import Record, RecordWriter, read_records
+from pard2.data.regenerate import answer_settings, check_same_run
+from pard2.data.regenerate import regenerate as library_regenerate
 from pard2.errors import Pard2Error
-from tiny import greedy, set_eos, tiny_target
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+from tiny import greedy, set_eos, tiny_draft, tiny_target
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +33,37 @@ def answers(path):
     return {r["id"]: r for r in read_records(path)}
 
 
+def engine_answerer(target: Target, batch_size: int = 32, temperature: float = 0.0, limit: int = 5, draft: Draft | None = None) -> Answerer:
+    engine = Engine(target, draft, max_batch=batch_size, cache_tokens=4096)
+
+    def answer(prompts: list[list[int]], seeds: list[int]) -> Iterator[Completion]:
+        return engine.generate(prompts, [SamplingParams(max_tokens=limit, temperature=temperature, seed=seed) for seed in seeds])
+
+    return answer
+
+
+def regenerate(
+    target: Target,
+    records: list[Record],
+    writer: RecordWriter,
+    limit: int = 5,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+    draft: Draft | None = None,
+    answer: Answerer | None = None,
+    progress: Callable[[int, int], None] = lambda records, tokens: None,
+) -> list[Record]:
+    answer = answer or engine_answerer(target, batch_size, temperature, limit, draft)
+    return library_regenerate(target, records, writer, answer, answer_settings(limit, temperature, 1.0, seed), progress=progress)
+
+
 SEVEN = prompts(*("word " * n for n in (3, 1, 4, 1, 5, 9, 2)))
 
 
 def test_answers_are_the_targets_own(tmp_path, target):
     with RecordWriter(tmp_path / "out") as writer:
-        assert regenerate(target, [{**SEVEN[0], "source": "x"}], writer, max_new_tokens=6) == []
+        assert regenerate(target, [{**SEVEN[0], "source": "x"}], writer, limit=6) == []
     made = answers(tmp_path / "out")["p0"]
     expected = greedy(target, prompt_ids(target.tokenizer, SEVEN[0]["messages"]), 6)
     assert made["messages"][:-1] == SEVEN[0]["messages"] and made["source"] == "x"
@@ -46,33 +78,99 @@ def test_an_answer_that_ends_by_itself_says_stop(tmp_path, target):
     set_eos(target, stop)
     try:
         with RecordWriter(tmp_path / "out") as writer:
-            regenerate(target, SEVEN[:1], writer, max_new_tokens=6)
+            regenerate(target, SEVEN[:1], writer, limit=6)
     finally:
         set_eos(target, END_ID)
     assert answers(tmp_path / "out")["p0"]["finish_reason"] == "stop"
 
 
-def test_ctrl_c_in_the_middle_and_again_gives_the_same_file(tmp_path, target):
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_ctrl_c_in_the_middle_and_again_gives_the_same_file(tmp_path, target, temperature):
+    """Fails if a seed counts batches, records or what is left, in place of following from the record's id; or if a record is done twice."""
     with RecordWriter(tmp_path / "whole") as writer:
-        regenerate(target, SEVEN, writer, max_new_tokens=5, batch_size=2)
+        regenerate(target, SEVEN, writer, batch_size=2, temperature=temperature)
 
     def interrupt(_records, _tokens):
         raise KeyboardInterrupt
 
-    for _ in range(2):
+    for count in (1, 2):
         with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path / "parts") as writer:
-            regenerate(target, SEVEN, writer, max_new_tokens=5, batch_size=2, progress=interrupt)
-    assert len(answers(tmp_path / "parts")) == 4
+            regenerate(target, SEVEN, writer, batch_size=2, temperature=temperature, progress=interrupt)
+        assert len(answers(tmp_path / "parts")) == count  # what was answered is on the disk
     with RecordWriter(tmp_path / "parts") as writer:
-        regenerate(target, SEVEN, writer, max_new_tokens=5, batch_size=3)
-    assert answers(tmp_path / "parts") == answers(tmp_path / "whole")
-    assert len(read_records(tmp_path / "parts")) == 7
+        regenerate(target, SEVEN, writer, batch_size=3, temperature=temperature)
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert [r["id"] for r in read_records(tmp_path / "parts")] == [r["id"] for r in SEVEN]
+
+
+def test_seeds_make_sampled_answers_differ(tmp_path, target):
+    """Fails if every record, or every run, draws by the same numbers."""
+    same = prompts("word", "word")
+    for seed in (0, 1):
+        with RecordWriter(tmp_path / str(seed)) as writer:
+            regenerate(target, same, writer, limit=12, temperature=1.0, seed=seed)
+    said = [answers(tmp_path / seed)[name]["messages"][-1]["content"] for seed in "01" for name in ("p0", "p1")]
+    assert len(set(said)) == 4
+
+
+def test_a_draft_changes_no_answer(tmp_path, target):
+    for name, draft in (("plain", None), ("drafted", tiny_draft(target, mask_token=258))):
+        for temperature in (0.0, 1.0):
+            with RecordWriter(tmp_path / f"{name}{temperature}") as writer:
+                regenerate(target, SEVEN, writer, limit=20, temperature=temperature, draft=draft)
+    for temperature in (0.0, 1.0):
+        assert (tmp_path / f"plain{temperature}").read_bytes() == (tmp_path / f"drafted{temperature}").read_bytes()
+
+
+def test_decoding_that_fails_on_one_record_does_not_stop_the_others(tmp_path, target):
+    real = engine_answerer(target)
+
+    def answer(token_ids: list[list[int]], seeds: list[int]) -> Iterator[Completion]:
+        made = list(real(token_ids, seeds))
+        made[1] = Completion([], None, "error", 0, Stats(), "ar", error="NaN")
+        return iter(made)
+
+    with RecordWriter(tmp_path / "out") as writer:
+        failures = regenerate(target, SEVEN, writer, answer=answer)
+    assert [(f["id"], f["error"]) for f in failures] == [("p1", "NaN")]
+    assert list(answers(tmp_path / "out")) == ["p0", "p2", "p3", "p4", "p5", "p6"]
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("other", answer_settings(5, 0.7, 0.9, 3), "holds answers made with -t tiny-llama, and this is -t other; give the same -t, name another"),
+        ("tiny-llama", answer_settings(6, 0.7, 0.9, 3), "with --max-new-tokens 5, and this is --max-new-tokens 6; give the same --max-new-tokens"),
+        ("tiny-llama", answer_settings(5, 0.0, 0.9, 3), "with --temperature 0.7, and this is --temperature 0.0"),
+        ("tiny-llama", answer_settings(5, 0.7, 1.0, 3), "with --top-p 0.9, and this is --top-p 1.0"),
+        ("tiny-llama", answer_settings(5, 0.7, 0.9, 4), "with --seed 3, and this is --seed 4"),
+    ],
+)
+def test_a_file_is_not_resumed_with_another_target_or_other_settings(tmp_path, target, model, settings, message):
+    """It would hold the answers of two models under one name, or half of it greedy and half of it not."""
+    begun = answer_settings(5, 0.7, 0.9, 3)
+    with RecordWriter(tmp_path / "out") as writer:
+        check_same_run(writer, target.name, begun)
+        library_regenerate(target, SEVEN[:1], writer, engine_answerer(target), begun)
+        check_same_run(writer, target.name, begun)
+        with pytest.raises(Pard2Error, match=message):
+            check_same_run(writer, model, settings)
+
+
+def test_settings_that_greedy_answers_ignore_may_change(tmp_path, target):
+    assert answer_settings(5, 0.0, 0.9, 3) == answer_settings(5, 0.0, 1.0, 4)
+
+
+def test_answers_of_unknown_settings_are_not_continued(tmp_path, target):
+    (tmp_path / "out").write_text('{"id": "p0", "messages": [{"role": "user", "content": "x"}]}\n')
+    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="made with an unknown -t, and this is -t tiny-llama"):
+        check_same_run(writer, target.name, answer_settings(5, 0.0, 1.0, 0))
 
 
 def test_what_cannot_be_answered_is_returned_with_its_reason(tmp_path, target):
     records = [*prompts("ok", "x" * 200), {"id": "mute", "messages": [{"role": "system", "content": "x"}]}]
     with RecordWriter(tmp_path / "out") as writer:
-        failures = regenerate(target, records, writer, max_new_tokens=5)
+        failures = regenerate(target, records, writer, limit=5)
         assert len(writer.done) + len(failures) == len(records)
     reasons = {f["id"]: f["error"] for f in failures}
     assert "leaves no room in 128" in reasons["p1"] and reasons["mute"] == "no user message"
@@ -83,7 +181,7 @@ def test_a_conversation_that_the_template_refuses_does_not_stop_the_others(tmp_p
     target.tokenizer = byte_tokenizer("{% if 'no' in messages[0].content %}{{ raise_exception('never') }}{% endif %}" + tokenizer.chat_template)
     try:
         with RecordWriter(tmp_path / "out") as writer:
-            failures = regenerate(target, prompts("no", "yes"), writer, max_new_tokens=3)
+            failures = regenerate(target, prompts("no", "yes"), writer, limit=3)
     finally:
         target.tokenizer = tokenizer
     assert [f["id"] for f in failures] == ["p0"] and "never" in failures[0]["error"]
@@ -93,9 +191,9 @@ def test_a_conversation_that_the_template_refuses_does_not_stop_the_others(tmp_p
 def test_two_records_of_one_id_are_refused(tmp_path, target):
     """The second would be answered in one run and skipped in a resumed one."""
     with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="'p0' occurs twice"):
-        regenerate(target, [SEVEN[0], SEVEN[0]], writer, max_new_tokens=3)
+        regenerate(target, [SEVEN[0], SEVEN[0]], writer, limit=3)
 
 
 def test_no_tokenizer_is_one_line(tmp_path):
     with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="no tokenizer"):
-        regenerate(tiny_target(), SEVEN, writer, max_new_tokens=3)
+        regenerate(tiny_target(), SEVEN, writer, limit=3)

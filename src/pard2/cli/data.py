@@ -1,5 +1,6 @@
 """`pard2 data`: conversations that the target wrote or answered, and a look at what a draft learns from them."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pard2.cli.console import print_note, record_progress, working
-from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption
+from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption, choose_draft
 from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
+    from pard2.data.answers import Answer, Answerer
     from pard2.data.records import RecordWriter
+    from pard2.engine.engine import Engine
+    from pard2.engine.sampling import SamplingParams
 
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 
 OutputOption = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="JSONL file; one that this work has begun is continued.")]
+# Many sequences at once leave a draft little to win, so none is taken unasked.
+AnsweringDraftOption = Annotated[
+    str | None,
+    typer.Option("-d", "--draft", metavar="DRAFT", help="A draft that the target has already: the same answers, faster where batches are small."),
+]
 
 
 @app.command()
@@ -38,27 +47,19 @@ def synthesize(
         raise Pard2Error("--temperature must be above 0 to synthesize: greedy text would be the same prompt each time")
     with working("importing torch"):
         from pard2.data.synthesize import synthesize as run
-        from pard2.models.target import Target
+        from pard2.engine.engine import Engine
+        from pard2.engine.sampling import SamplingParams
 
+    params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     with _resumable(output, force, lambda record_id: record_id.startswith("synthetic-"), "records that synthesize did not write") as writer:
         done = len(writer.done)
         print_note(f"{max(0, count - done):,} prompts of up to {max_new_tokens} tokens to write to {output}, {done:,} already there")
         if done >= count:
             return
         with working(f"loading {target}"):
-            loaded = Target.from_pretrained(target, dtype, device)
+            engine = Engine.from_pretrained(target, dtype=dtype, device=device, max_batch=batch_size)
         with record_progress("prompts", count, done) as advance:
-            run(
-                loaded,
-                count,
-                writer,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                batch_size=batch_size,
-                seed=seed,
-                progress=advance,
-            )
+            run(engine.target, count, writer, _answerer(engine, params), batch_size=batch_size, seed=seed, progress=advance)
     print_note(f"{output}: {count:,} prompts; next: pard2 data regenerate -t {target} -i {output} -o answers.jsonl")
 
 
@@ -67,6 +68,7 @@ def regenerate(
     target: TargetOption,
     source: Annotated[Path, typer.Option("-i", "--input", metavar="FILE", help="JSONL file of prompts or conversations.")],
     output: OutputOption,
+    draft: AnsweringDraftOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
     top_p: TopPOption = 1.0,
@@ -81,12 +83,17 @@ def regenerate(
         raise Pard2Error(f"-o {output} is the input itself; name another file")
     with working("importing torch"):
         from pard2.data.records import read_records
+        from pard2.data.regenerate import answer_settings, check_same_run
         from pard2.data.regenerate import regenerate as run
-        from pard2.models.target import Target
+        from pard2.engine.engine import Engine
+        from pard2.engine.sampling import SamplingParams
 
+    params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    settings = answer_settings(max_new_tokens, temperature, top_p, seed)
     records = read_records(source)
     ids = {record["id"] for record in records}
     with _resumable(output, force, lambda record_id: record_id in ids, f"records that are not in {source}") as writer:
+        check_same_run(writer, target, settings)
         done = len(writer.done)
         print_note(
             f"{len(records) - done:,} prompts to answer with up to {max_new_tokens} tokens each in {output}, {done:,} already there; "
@@ -95,19 +102,11 @@ def regenerate(
         if done == len(records):
             return
         with working(f"loading {target}"):
-            loaded = Target.from_pretrained(target, dtype, device)
+            proposer = None if draft is None else choose_draft(target, draft, None)
+            engine = Engine.from_pretrained(target, proposer, dtype=dtype, device=device, max_batch=batch_size)
+        room = min(engine.target.context_length, engine.cache_tokens)
         with record_progress("answers", len(records), done) as advance:
-            failures = run(
-                loaded,
-                records,
-                writer,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                batch_size=batch_size,
-                seed=seed,
-                progress=advance,
-            )
+            failures = run(engine.target, records, writer, _answerer(engine, params), settings, room=room, progress=advance)
         answered = len(writer.done)
     for failure in failures[:5]:
         print_note(f"not answered: {failure['id']}: {failure['error']}")
@@ -141,6 +140,13 @@ def preview(
         example = tokenize_conversation(model.tokenizer, record, model.eos_token_ids, max_length)
         out.rule(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")
         out.print(render(model.tokenizer, example, marked=not out.is_terminal))
+
+
+def _answerer(engine: "Engine", params: "SamplingParams") -> "Answerer":
+    def answer(prompts: list[list[int]], seeds: list[int]) -> Iterator["Answer"]:
+        return engine.generate(prompts, [dataclasses.replace(params, seed=seed) for seed in seeds])
+
+    return answer
 
 
 @contextmanager
