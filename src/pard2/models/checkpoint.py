@@ -96,9 +96,9 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     """Load a draft, by directory, hub id or `smollm2`, for a target and check that the two fit.
 
     target_dependent: True requires the projection; False leaves it aside; None loads it if the
-    config names one. pack: as for `Target.from_pretrained`. Raises `Pard2Error` with what would work for: a missing or ill-shaped projection, missing
-    `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, a
-    pickle that holds more than tensors.
+    config names one. pack: as for `Target.from_pretrained`. Raises `Pard2Error` with what would work for: a
+    missing or ill-shaped projection, missing `pard2_target_layers`, a vocabulary or tokenizer that is not the target's,
+    a corrupt file, a pickle that holds more than tensors.
     """
     if name == EMBEDDED_TARGET:
         name = embedded_draft()
