@@ -17,7 +17,7 @@ from pard2.models.decoder import Decoder
 from pard2.models.packed import pack_linears
 from pard2.models.ragged import RaggedBatch
 from pard2.models.states import StateRecorder
-from pard2.models.support import context_limit, new_decoder
+from pard2.models.support import context_limit, graphed, new_decoder
 
 DEFAULT_TARGET_LAYERS = (-1, -8, -16, -24)
 DEFAULT_SCALE = 0.02
@@ -189,6 +189,10 @@ class Draft(nn.Module):
         Raises `Pard2Error` for an architecture that cannot be batched.
         """
         return new_decoder(self.lm, self.name, StateRecorder(self.lm), self._pack)
+
+    def use_graphs(self, most_sequences: int) -> None:
+        """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""
+        self.decoder = graphed(self.decoder, self.name, self.lm.device, most_sequences)
 
     def pack(self) -> None:
         """Turn the linear layers to packed form, for a CPU without bfloat16 arithmetic (`packed`)."""

@@ -19,7 +19,7 @@ class FusedLinear:
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
         # Under inference mode the views could never be trained again.
         with torch.inference_mode(False), torch.no_grad():
-            self.weight = torch.cat([part.weight.data for part in parts])
+            self.weight = torch.cat([part.weight.detach() for part in parts])
             biases = [part.bias for part in parts]
             assert all(b is None for b in biases) or all(b is not None for b in biases), "all parts have a bias, or none"
             self.bias = None if biases[0] is None else torch.cat(biases)

@@ -65,18 +65,21 @@ class KVCache:
         self._gaps = merged
 
     def layer(self, number: int, kv_heads: int, key_width: int, value_width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys [positions, kv_heads, key_width] and values [positions, kv_heads, value_width], of `like`'s dtype and device.
+        """A layer's keys [positions + 1, kv_heads, key_width] and values [positions + 1, kv_heads, value_width], of `like`'s dtype and device.
 
+        The last position belongs to nobody; it is zero at first, and takes what padding rows write.
         Raises `Pard2Error` where memory does not suffice.
         """
         held = self._layers[number]
         if held is None:
             try:
-                held = like.new_empty(self.positions, kv_heads, key_width), like.new_empty(self.positions, kv_heads, value_width)
+                held = like.new_empty(self.positions + 1, kv_heads, key_width), like.new_empty(self.positions + 1, kv_heads, value_width)
             except RuntimeError:  # torch.OutOfMemoryError on CUDA, a plain RuntimeError on the CPU
                 raise Pard2Error(
                     f"a cache of {self.positions} positions does not fit on {like.device}; ask for fewer with cache_tokens (--cache-tokens)"
                 ) from None
+            for buffer in held:
+                buffer[-1] = 0
             self._layers[number] = held
         return held
 

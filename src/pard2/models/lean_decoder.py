@@ -61,7 +61,7 @@ class LeanDecoder:
         self._intermediate: int = config.intermediate_size
         self._eps: float = config.rms_norm_eps
         self._model = model
-        self._table: Tensor | None = None
+        self._tables: list[Tensor] = []  # all that there were: captured graphs go on reading those outgrown
         layers = model.base_model.layers
         fused = [(fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], pack), fuse(layer.mlp, ["gate_proj", "up_proj"], pack)) for layer in layers]
         if pack:
@@ -111,16 +111,15 @@ class LeanDecoder:
         return DecoderOutput(head(last if len(logit_rows) == len(last) else last[logit_rows]), features)
 
     def _rotation(self, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, head_dim / 2] of the rows' positions, in float32, from a table that doubles when it is outgrown."""
-        needed = max(segment.past + segment.count for segment in batch.segments)
-        if self._table is None or needed > self._table.shape[1] or self._table.device != batch.device:
+        """Cosines and sines [N, head_dim / 2] of the rows' positions, in float32, from a table that doubles when outgrown."""
+        if not self._tables or batch.reach > self._tables[-1].shape[1] or self._tables[-1].device != batch.device:
             # Inference tensors could not be used by a later pass outside of inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                positions = torch.arange(max(256, 2 * needed), device=batch.device)
+                positions = torch.arange(max(256, 2 * batch.reach), device=batch.device)
                 like = torch.empty(0, dtype=torch.float32, device=batch.device)
                 both = self._model.base_model.rotary_emb(like, positions[None])
-                self._table = torch.stack([part[0, :, : self._head_dim // 2] for part in both])
-        return self._table[0][batch.position_ids], self._table[1][batch.position_ids]
+                self._tables.append(torch.stack([part[0, :, : self._head_dim // 2] for part in both]))
+        return self._tables[-1][0][batch.position_ids], self._tables[-1][1][batch.position_ids]
 
     def _attend(self, index: int, layer: _Layer, x: Tensor, batch: RaggedBatch, cos: Tensor, sin: Tensor) -> Tensor:
         """[N, H * head_dim] from normalised states [N, hidden]. cos, sin: [N, 1, head_dim / 2]."""

@@ -44,6 +44,11 @@ class RaggedBatch:
         """N."""
         return sum(s.count for s in self.segments)
 
+    @property
+    def reach(self) -> int:
+        """Positions that the longest sequence has with its new rows."""
+        return max(s.past + s.count for s in self.segments)
+
     @cached_property
     def position_ids(self) -> Tensor:
         """[N] position of each row within its own sequence."""
@@ -108,11 +113,12 @@ class RaggedBatch:
             if softcap is None:
                 # Rows without a past need no mask in memory.
                 causal = mask is not None and begin == segment.past and (window is None or window >= segment.count)
-                output = F.scaled_dot_product_attention(
-                    q[None], k[None], v[None], attn_mask=None if causal else mask, is_causal=causal, scale=scale, enable_gqa=True
-                )[0]
+                if causal:
+                    output = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=True)[0]
+                else:
+                    output = grouped_attention(q[None], k[None], v[None], mask, scale)[0]
             else:
-                output = _capped_attention(q, k, v, mask, scale, softcap)
+                output = capped_attention(q[None], k[None], v[None], mask, scale, softcap)[0]
             outputs.append(output.transpose(0, 1))
             row += segment.count
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -132,11 +138,24 @@ class RaggedBatch:
         return self._masks[key]
 
 
-def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """[H, T, D] with softly capped scores, for which torch has no kernel. q: [H, T, D]; k, v: [KV, S, D]."""
-    groups = q.shape[0] // k.shape[0]
-    scores = q @ k.repeat_interleave(groups, 0).transpose(1, 2) * scale
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """[B, H, T, D] of q [B, H, T, D] and k, v [B, KV, S, D] under a mask [.., T, S] or none.
+
+    The query heads that share a key head become more rows of it: with a mask, torch's kernels for grouped heads would copy k and v.
+    """
+    sequences, heads, rows, width = q.shape
+    groups = heads // k.shape[1]
+    if mask is not None and groups > 1:
+        mask = mask.repeat(*[1] * (mask.dim() - 2), groups, 1)
+    output = F.scaled_dot_product_attention(q.reshape(sequences, k.shape[1], groups * rows, width), k, v, attn_mask=mask, scale=scale)
+    return output.reshape(sequences, heads, rows, -1)
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """`grouped_attention` with softly capped scores, for which torch has no kernel."""
+    groups = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(groups, 1).transpose(2, 3) * scale
     scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v.repeat_interleave(groups, 0)
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v.repeat_interleave(groups, 1)

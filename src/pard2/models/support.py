@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pard2.errors import Pard2Error, first_line
 from pard2.models.decoder import Decoder
+from pard2.models.graphs import GraphedDecoder
 from pard2.models.kv_cache import Extent, KVCache
 from pard2.models.lean_cpu import LeanCpuDecoder, has_kernels
 from pard2.models.lean_decoder import LeanDecoder, is_lean
@@ -31,6 +32,17 @@ def new_decoder(model: PreTrainedModel, name: str, states: StateRecorder, pack: 
     decoder = TransformersDecoder(model, states)
     _try(decoder, name, states)
     return decoder
+
+
+def graphed(decoder: Decoder, name: str, device: torch.device, most_sequences: int) -> Decoder:
+    """A decoder whose small passes are replayed as CUDA graphs. Raises `Pard2Error` where there is no CUDA, or for other than lean decoders."""
+    if isinstance(decoder, GraphedDecoder):
+        return decoder
+    if device.type != "cuda":
+        raise Pard2Error(f"--cuda-graphs needs a CUDA device; {name!r} is on {device}")
+    if not isinstance(decoder, LeanDecoder):  # others may decide on the host what to run, as experts' routers do
+        raise Pard2Error(f"--cuda-graphs: {name!r} is not of an architecture that can be captured (Llama, Qwen2, Qwen3, Mistral)")
+    return GraphedDecoder(decoder, most_sequences)
 
 
 def context_limit(config: PreTrainedConfig) -> int:

@@ -16,7 +16,7 @@ from pard2.models.loading import load_causal_lm, load_tokenizer, parse_device, p
 from pard2.models.packed import should_pack
 from pard2.models.ragged import RaggedBatch
 from pard2.models.states import StateRecorder
-from pard2.models.support import context_limit, new_decoder
+from pard2.models.support import context_limit, graphed, new_decoder
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Target:
     def decoder(self) -> Decoder:
         """What runs ragged batches. Raises `Pard2Error` for an architecture that cannot be batched."""
         return new_decoder(self.model, self.name, self._states, self._pack)
+
+    def use_graphs(self, most_sequences: int) -> None:
+        """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""
+        self.decoder = graphed(self.decoder, self.name, self.device, most_sequences)
 
     # --- what it is -------------------------------------------------------------------------------
 
