@@ -101,7 +101,7 @@ def settled(target: Cost, draft: Cost, maximum: int, batch: int, sequential: boo
     """Lengths that know all times and have the start behind them."""
     lengths = DraftLengths(maximum, sequential)
     for times, cost in ((lengths.draft_times, draft), (lengths.target_times, target)):
-        for rows in [1, *range(1, 80)]:
+        for rows in [1, *range(1, 17), *range(18, 34, 2)]:
             times.observe(rows, cost(rows))
     for k in (maximum, maximum, maximum, 2, 2, 0, 0):
         lengths.observe([k] * batch, [0] * batch, [], 0.0, batch * (1 + k), target(batch * (1 + k)))
@@ -142,6 +142,16 @@ def test_a_new_sequence_starts_from_what_all_others_did():
     for _ in range(100):
         Acceptance(4, population).observe(4, 0)
     assert Acceptance(4, population).rates()[0] < 0.1
+
+
+def test_hard_text_is_not_thought_easy_where_it_is_seldom_seen():
+    population = Acceptance(8)
+    for _ in range(200):
+        population.observe(8, 8)
+    hard = Acceptance(8, population)
+    for _ in range(10):
+        hard.observe(8, 0)
+    assert hard.rates()[0] < 0.4 and hard.rates()[4] < 0.5 < population.rates()[4]
 
 
 def test_without_proposals_a_sequence_drifts_back_to_the_population():
@@ -323,14 +333,14 @@ def test_a_long_backlog_is_no_trap():
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("rates", [even(0.05), even(0.3), even(0.6), even(0.9), FALLING], ids=["0.05", "0.3", "0.6", "0.9", "falling"])
 def test_within_3_percent_of_the_best_fixed_length(rates: list[float], machine: tuple[Cost, Cost]):
-    speed, _ = live(DraftLengths(MAXIMUM), [rates], machine, 2000)
+    speed, _ = live(DraftLengths(MAXIMUM), [rates], machine, 1500)
     assert speed > 0.97 * best_fixed([rates], machine)
 
 
 @pytest.mark.parametrize(("machine", "batch"), [(CPU, 2), (GPU, 8)], ids=["cpu", "gpu"])
 def test_better_than_any_fixed_length_on_mixed_load(machine: tuple[Cost, Cost], batch: int):
     load = [even(0.9), even(0.2)] * (batch // 2)
-    speed, choices = live(DraftLengths(MAXIMUM), load, machine, 1500)
+    speed, choices = live(DraftLengths(MAXIMUM), load, machine, 800)
     assert speed > 1.01 * best_fixed(load, machine)
     easy, hard = (statistics.mean(ks[i] for ks in choices) for i in (0, 1))
     assert easy > 2 * hard
@@ -340,10 +350,10 @@ def test_better_than_any_fixed_length_on_mixed_load(machine: tuple[Cost, Cost], 
 @pytest.mark.parametrize(("before", "after"), [(0.05, 0.9), (0.9, 0.05)])
 def test_a_change_of_text_midway_is_followed(before: float, after: float, machine: tuple[Cost, Cost]):
     lengths = DraftLengths(MAXIMUM)
-    live(lengths, [even(before)], machine, 1000)
-    speed, _ = live(lengths, [even(after)], machine, 1000, seed=1)
+    live(lengths, [even(before)], machine, 600)
+    speed, _ = live(lengths, [even(after)], machine, 800, seed=1)
     assert speed > 0.9 * best_fixed([even(after)], machine)  # the time to notice included
-    speed, _ = live(lengths, [even(after)], machine, 1000, seed=2)
+    speed, _ = live(lengths, [even(after)], machine, 500, seed=2)
     assert speed > 0.96 * best_fixed([even(after)], machine)
 
 
@@ -357,7 +367,7 @@ def test_a_change_of_machine_is_followed():
 
 def test_a_large_batch_on_a_steep_machine_is_not_slower_than_plain_by_trials():
     load = [even(0.6)] * 16
-    speed, choices = live(DraftLengths(MAXIMUM), load, CPU, 600)
+    speed, choices = live(DraftLengths(MAXIMUM), load, CPU, 400)
     assert speed > 0.98 * fixed_speed(load, 0, CPU)
     assert any(any(ks) for ks in choices[100:])  # yet it goes on looking
 
@@ -366,7 +376,7 @@ def test_an_autoregressive_draft_pays_for_every_pass():
     draft = 0.002
     machine = (flat, lambda rows: draft)
     lengths = DraftLengths(MAXIMUM, sequential=True)
-    speed, _ = live(lengths, [even(0.8)], machine, 1500)
+    speed, _ = live(lengths, [even(0.8)], machine, 1000)
     assert speed > 0.97 * max(expected(even(0.8), k) / (flat(1 + k) + draft * k) for k in range(MAXIMUM + 1))
-    parallel, _ = live(DraftLengths(MAXIMUM), [even(0.8)], machine, 1500)
+    parallel, _ = live(DraftLengths(MAXIMUM), [even(0.8)], machine, 300)
     assert parallel > 1.3 * speed

@@ -10,7 +10,7 @@ from itertools import accumulate
 from operator import mul
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
@@ -132,16 +132,25 @@ class Acceptance:
 
     def rates(self) -> list[float]:
         """For each position: the chance that its token is accepted once all before it are."""
-        if self._prior is None:
-            if self._rates is None:  # every sequence asks, every cycle
-                self._rates = []
-                guess = self._FIRST_RATE
-                for hits, trials in zip(self._hits, self._trials, strict=True):
-                    guess = (hits + self._GUESS_WEIGHT * guess) / (trials + self._GUESS_WEIGHT)
-                    self._rates.append(guess)
-            return self._rates
-        weight = self._GUESS_WEIGHT
-        return [(h + weight * guess) / (t + weight) for h, t, guess in zip(self._hits, self._trials, self._prior.rates(), strict=True)]
+        if self._prior is not None:
+            return self._leaning_on(self._prior.rates())
+        if self._rates is None:  # every sequence asks, every cycle
+            self._rates = []
+            guess = self._FIRST_RATE
+            for hits, trials in zip(self._hits, self._trials, strict=True):
+                guess = (hits + self._GUESS_WEIGHT * guess) / (trials + self._GUESS_WEIGHT)
+                self._rates.append(guess)
+        return self._rates
+
+    def _leaning_on(self, usual: list[float]) -> list[float]:
+        """Rates that lean on the usual ones; where the position before falls short of its own usual rate, by the same share less."""
+        rates = []
+        share = 1.0
+        for hits, trials, guess in zip(self._hits, self._trials, usual, strict=True):
+            rate = (hits + self._GUESS_WEIGHT * share * guess) / (trials + self._GUESS_WEIGHT)
+            rates.append(rate)
+            share = min(1.0, rate / guess)  # text that is hard at once is hard further on, where it is seldom seen
+        return rates
 
     def chances(self) -> list[float]:
         """For each position: the chance that its token is emitted, the product of the rates up to it; never rising."""
@@ -204,13 +213,13 @@ class PassTimes:
 
     def estimate(self, rows: float) -> float:
         """Seconds of a pass of `rows` rows; needs something observed."""
-        return float(self.curve(np.array([rows]))[0])
+        return float(self.curve([rows])[0])
 
-    def curve(self, rows: Array) -> Array:
-        """Seconds [N] of passes of `rows` [N] rows each."""
+    def curve(self, rows: ArrayLike) -> Array:
+        """Seconds of passes of so many rows each, of the shape of `rows`."""
         if self._knots is None:
             self._knots = self._fit()
-        return np.interp(rows, *self._knots)
+        return np.interp(np.asarray(rows, dtype=np.float64), *self._knots)
 
     def _learn(self, rows: int, expected: float, seconds: float) -> None:
         width = 1 if rows <= self._EXACT else 1 << rows.bit_length() - 4
@@ -243,7 +252,7 @@ class PassTimes:
             pools.append((seconds, weight, members))
         xs = [rows for _, _, members in pools for rows in members]
         ys = [seconds for seconds, _, members in pools for _ in members]
-        slope = self._slope(np.array(xs), np.array(ys), np.array([bucket.count for bucket in self._buckets.values()], dtype=np.float64))
+        slope = self._slope(xs, ys)
         # Fewer rows may well be much cheaper, but a pass reads its weights whatever its rows. Far above all that was timed,
         # where a flat stretch must have ended, a row is taken to cost its full share.
         left = max(ys[0] - slope * xs[0], ys[0] / 2)
@@ -251,15 +260,17 @@ class PassTimes:
         far = near + max(slope, ys[-1] / xs[-1]) * _FAR
         return np.array([0.0, *xs, self._NEAR * xs[-1], self._NEAR * xs[-1] + _FAR]), np.array([left, *ys, near, far])
 
-    def _slope(self, rows: Array, seconds: Array, counts: Array) -> float:
+    def _slope(self, rows: list[float], seconds: list[float]) -> float:
         """Seconds a row overall: least squares, less what noise could feign. A size thought too cheap gets tried and is known then."""
-        weights = np.minimum(counts, 1 / self._GAIN)
-        mean = np.average(seconds, weights=weights)
-        spread = rows - np.average(rows, weights=weights)
-        square = float(np.sum(weights * spread**2))
-        if square == 0:
+        weights = [min(bucket.count, 1 / self._GAIN) for bucket in self._buckets.values()]
+        total = sum(weights)
+        center = sum(map(mul, weights, rows)) / total
+        mean = sum(map(mul, weights, seconds)) / total
+        moments = [weight * (x - center) for weight, x in zip(weights, rows, strict=True)]
+        square = sum(map(mul, moments, rows))
+        if square <= 0:  # one size alone
             return 0.0
-        return max(0.0, float(np.sum(weights * spread * seconds)) / square - 2 * self._NOISE * float(mean) / square**0.5)
+        return max(0.0, sum(map(mul, moments, seconds)) / square - 2 * self._NOISE * mean / square**0.5)
 
 
 class DraftLengths:
@@ -270,10 +281,11 @@ class DraftLengths:
 
     Tokens: for each sequence 1 + the sum of its chances up to K (METHOD: section 4, "Why a prefix product"). Seconds: the draft's
     passes and the target's, as `PassTimes` expects them; none for the draft where nobody proposes.
-    It begins with a few cycles that give times. Later, text and machine may have changed behind a choice that
-    pays well enough, so now and then it tries the other side: no proposals where some pay; where none do, those that would
-    if text were easy. A trial must be paid from a credit that grows with a small share of the time spent; tokens that it
-    brings are paid back, so that a trial that goes well is repeated at once, until the rates have caught up.
+    It begins with a few cycles that give times. Later the best choice known hides what the others have become, so now and
+    then it makes another: where some pay, none at all (every fourth time) or one token more, or a third less each; where none
+    pays, those that would if text were easy. A trial's expected loss must be covered by a credit that grows with a
+    small share of the time spent. Tokens that easy text turns out to bring are paid back, so such a trial is repeated
+    at once, until the rates have caught up.
     """
 
     _TRIALS = 0.007  # share of the time that trials may lose
@@ -391,8 +403,8 @@ class DraftLengths:
         if any(ks):
             if turn == 0:
                 return [0] * len(ks)
-            step = 1 if turn % 2 else -1  # a line between two row counts may hide a better one
-            return [min(max(k + step, 1), limit) if k else 0 for k, limit in zip(ks, limits, strict=True)]
+            # A line between two row counts known may hide a better one.
+            return [min(k + 1 if turn % 2 else 2 * k // 3 or k, limit) if k else 0 for k, limit in zip(ks, limits, strict=True)]
         if turn % 2 == 0:  # cheap, and times between few and many rows get known
             limits = [min(limit, self._SMALL) for limit in limits]
         trial, _ = self._best([Acceptance(self.maximum).chances()] * len(limits), limits, backlog)
