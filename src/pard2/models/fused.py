@@ -20,9 +20,9 @@ class FusedLinear:
         # Under inference mode the views could never be trained again.
         with torch.inference_mode(False), torch.no_grad():
             self.weight = torch.cat([part.weight.detach() for part in parts])
-            biases = [part.bias for part in parts]
-            assert all(b is None for b in biases) or all(b is not None for b in biases), "all parts have a bias, or none"
-            self.bias = None if biases[0] is None else torch.cat(biases)
+            biases = [part.bias.detach() for part in parts if part.bias is not None]
+            assert len(biases) in (0, len(parts)), "all parts have a bias, or none"
+            self.bias = torch.cat(biases) if biases else None
             row = 0
             for part in parts:
                 part.weight.data = self.weight[row : row + part.out_features]
