@@ -11,18 +11,22 @@ from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import (
     DeviceOption,
     DraftOption,
+    DraftSamplingOption,
     DraftTokensOption,
     JsonOption,
     MethodOption,
     TargetOption,
+    VerificationOption,
     choose_draft,
     parse_draft_tokens,
+    read_prompts,
 )
 from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
     from pard2.engine.audit import PromptAudit
     from pard2.engine.prompts import Prompt
+    from pard2.engine.sampling_audit import DistributionTest
 
 NOT_LOSSLESS = 1
 
@@ -45,65 +49,118 @@ def verify(
     method: MethodOption = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts, in place of the built-in eight.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="float32 demands equality; half precisions allow near-ties.")] = "float32",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest greedy answer, in tokens.")] = 64,
     draft_tokens: DraftTokensOption = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Sequences decoded together; 1 leaves that part out.")] = 8,
     near_tie: Annotated[
         float | None, typer.Option("--near-tie", min=0.0, help="Gap in logits that half-precision rounding may explain; by default 0.25.")
     ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=0, help="Completions drawn of each prompt for the test of sampling; 0 leaves it out.")
+    ] = 64,
+    sample_tokens: Annotated[int, typer.Option("--sample-tokens", metavar="N", min=1, help="Tokens of each drawn completion.")] = 12,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the test of sampling.")] = 1.0,
+    draft_sampling: DraftSamplingOption = "greedy",
+    verification: VerificationOption = "token",
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the drawn completions.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Take the built-in prompts without the chat template.")] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold decoding against the target itself; exit code 1 if it says anything else."""
+    """Hold decoding, greedy and sampled, against the target itself; exit code 1 if it says anything else."""
     asked = parse_draft_tokens(draft_tokens)
     with working("importing torch"):
         from pard2.engine.audit import NEAR_TIE, audit, demands_equality
         from pard2.engine.engine import Engine
+        from pard2.engine.prompts import encode_prompt
+        from pard2.engine.sampling import SamplingParams
+        from pard2.engine.sampling_audit import FEWEST_SAMPLES, draw, judge
 
-    texts = _read_prompts(prompts)
+    if 0 < samples < FEWEST_SAMPLES:
+        raise Pard2Error(f"--samples {samples} are too few to tell anything; give at least {FEWEST_SAMPLES}, or 0 for no test of sampling")
+    if samples and SamplingParams(temperature=temperature).greedy:
+        raise Pard2Error("--temperature 0 is greedy, which is tested anyway; give a higher one, or --samples 0 for no test of sampling")
+    texts: list[Prompt] = [*PROMPTS] if prompts is None else [*read_prompts(prompts)]
     with working(f"loading {target}"):
-        engine = Engine.from_pretrained(target, choose_draft(target, draft, method), method, dtype, device, asked)
+        engine = Engine.from_pretrained(
+            target,
+            choose_draft(target, draft, method),
+            method,
+            dtype,
+            device,
+            asked,
+            max_batch=batch_size,
+            draft_sampling=draft_sampling,
+            verification=verification,
+        )
+    encoded = [encode_prompt(engine.target, text, raw) for text in texts]
     exact = demands_equality(engine.target)
     tolerance = NEAR_TIE if near_tie is None else near_tie
+    together = batch_size > 1 and len(encoded) > 1
+    rounds = 2 if together else 1
     rule = "tokens equal to transformers' greedy generate" if exact else f"every token the first choice or within {tolerance} logits of it"
-    print_note(f"{len(texts)} prompts, {engine.method}, {dtype}: {rule}, up to {max_new_tokens} tokens each")
-    audits = []
-    with record_progress("prompts", len(texts), 0) as advance:
-        for one in audit(engine, texts, max_new_tokens, tolerance, raw):
+    print_note(_plan(engine.method, dtype, rule, len(encoded), rounds, max_new_tokens, samples, sample_tokens, exact))
+
+    audits, draws = [], []
+    with record_progress("greedy", rounds * len(encoded), 0) as advance:
+        for one in audit(engine, encoded, max_new_tokens, tolerance, together):
             audits.append(one)
             advance(1, one.new_tokens)
-    good = sum(one.lossless for one in audits)
+    if samples:
+        with record_progress("sampling", len(encoded), 0) as advance:
+            for number, ids in enumerate(encoded):
+                draws.append(draw(engine, ids, samples, sample_tokens, temperature, seed + number * samples))
+                advance(1, len(draws[-1].ranks))
+    sampling = judge(draws) if samples else None
+    lossless = all(one.lossless for one in audits) and (sampling is None or sampling.lossless)
     if as_json:
+        head = {"lossless": lossless, "method": engine.method, "dtype": dtype, "near_tie": None if exact else tolerance, "batch_size": batch_size}
+        rules = {"draft_sampling": draft_sampling, "verification": verification, "temperature": temperature, "seed": seed}
+        about = None if sampling is None else dataclasses.asdict(sampling) | {"lossless": sampling.lossless} | rules
         rows = [dataclasses.asdict(one) | {"lossless": one.lossless} for one in audits]
-        head = {"lossless": good == len(audits), "method": engine.method, "dtype": dtype, "near_tie": None if exact else tolerance}
-        typer.echo(json.dumps(head | {"prompts": rows}))
+        typer.echo(json.dumps(head | {"prompts": rows, "sampling": about}))
     else:
         _print_table(audits)
-        verdict = "lossless" if good == len(audits) else "NOT lossless"
-        typer.echo(f"{verdict}: {good} of {len(audits)} prompts ({engine.method}, {dtype}: {rule})")
-    if good < len(audits):
+        verdict = "lossless" if lossless else "NOT lossless"
+        typer.echo(f"{verdict}: {_greedy_verdict(audits, rule)}; {_sampling_verdict(sampling)} ({engine.method}, {dtype})")
+    if not lossless:
         raise typer.Exit(NOT_LOSSLESS)
 
 
-def _read_prompts(file: Path | None) -> "list[Prompt]":
-    from pard2.data.records import read_records, up_to_user
+def _plan(method: str, dtype: str, rule: str, prompts: int, rounds: int, max_new_tokens: int, samples: int, sample_tokens: int, exact: bool) -> str:
+    """What will be done, and the tokens that it costs."""
+    greedy = prompts * rounds * max_new_tokens
+    reference = f" and {prompts * max_new_tokens} by transformers" if exact else " and as many read once more"
+    lines = [f"{method}, {dtype}, {prompts} prompts. Greedy{', alone and together' if rounds > 1 else ''}: {rule}; up to {greedy} tokens{reference}."]
+    if samples:
+        lines.append(f"Sampling: {samples} completions of each, {prompts * samples * sample_tokens} tokens, decoded and read once more.")
+    return "\n".join(lines)
 
-    if file is None:
-        return list(PROMPTS)
-    records = read_records(file)
-    for record in records:
-        if not up_to_user(record):
-            raise Pard2Error(f"--prompts {file}: record {record['id']} has no user message")
-    return [up_to_user(record) for record in records]
+
+def _greedy_verdict(audits: "list[PromptAudit]", rule: str) -> str:
+    parts = []
+    for together, how in ((False, "alone"), (True, "together")):
+        some = [one.lossless for one in audits if one.together == together]
+        if some:
+            parts.append(f"{sum(some)} of {len(some)} prompts {how}")
+    return f"{', '.join(parts)}: {rule}"
+
+
+def _sampling_verdict(test: "DistributionTest | None") -> str:
+    if test is None:
+        return "sampling not tested"
+    fits = "fit" if test.lossless else "do NOT fit"
+    return f"{test.tokens} sampled tokens {fits} the target's distribution (p = {test.chance:.2g}, the bar is {test.false_alarm:g})"
 
 
 def _print_table(audits: "list[PromptAudit]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("#", "prompt", "new", "tokens/cycle", "near-ties", "largest gap", "differs at")
-    for number, one in enumerate(audits, 1):
+    table = Table("#", "decoded", "prompt", "new", "tokens/cycle", "near-ties", "largest gap", "differs at")
+    alone = sum(not one.together for one in audits)
+    for number, one in enumerate(audits):
         where = "none" if one.first_difference is None else f"[red]token {one.first_difference}[/]"
-        numbers = (number, one.prompt_tokens, one.new_tokens, f"{one.acceptance_length:.2f}", one.near_ties, f"{one.largest_gap:.3f}")
-        table.add_row(*map(str, numbers), where)
+        numbers = (one.prompt_tokens, one.new_tokens, f"{one.acceptance_length:.2f}", one.near_ties, f"{one.largest_gap:.3f}")
+        table.add_row(str(number % alone + 1), "together" if one.together else "alone", *map(str, numbers), where)
     Console().print(table)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pard2.engine.engine import Completion, Engine
-from pard2.engine.prompts import Prompt, encode_prompt
+from pard2.engine.engine import Engine
+from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
+from pard2.errors import Pard2Error
 from pard2.models.packed import PackedLinear
 from pard2.models.target import Target
 
@@ -23,13 +24,15 @@ NEAR_TIE = 0.25
 
 @dataclass(frozen=True)
 class PromptAudit:
-    """The verdict on one prompt.
+    """The verdict on one decoding of one prompt.
 
-    first_difference: the first new token (from 0) that is not what the target says; None if none. near_ties: tokens that were
-    not the target's first choice but within the tolerance of it. largest_gap: logits that the worst token lay behind the
-    first choice. acceptance_length: of the decoding that was audited. Equality knows no near-ties, and says 0 for both.
+    together: decoded in a batch with the other prompts, not alone. first_difference: the first new token (from 0) that is not what
+    the target says; None if none. near_ties: tokens that were not the target's first choice but within the tolerance of it.
+    largest_gap: logits that the worst token lay behind the first choice. acceptance_length: of the decoding that was audited.
+    Equality knows no near-ties, and says 0 for both.
     """
 
+    together: bool
     prompt_tokens: int
     new_tokens: int
     first_difference: int | None
@@ -42,19 +45,36 @@ class PromptAudit:
         return self.first_difference is None
 
 
-def audit(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int, near_tie: float = NEAR_TIE, raw: bool = False) -> Iterator[PromptAudit]:
+def audit(
+    engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int, near_tie: float = NEAR_TIE, together: bool = False
+) -> Iterator[PromptAudit]:
     """Decode each prompt and hold the result against the target, by equality in float32 and by near-ties otherwise.
 
-    near_tie: the largest gap, in logits, between a token and the target's first choice that rounding may explain.
+    prompts: token ids. near_tie: the largest gap, in logits, between a token and the target's first choice that rounding may explain.
+    together: after each alone, decode all of them once more in batches. Raises `Pard2Error` where a decoding fails.
     """
     exact = demands_equality(engine.target)
-    encoded = [encode_prompt(engine.target, prompt, raw) for prompt in prompts]
-    for ids, completion in zip(encoded, engine.generate(encoded, SamplingParams(max_new_tokens)), strict=True):
-        if exact:
-            different, ties, gap = first_difference(completion.token_ids, greedy_reference(engine.target, ids, max_new_tokens)), 0, 0.0
-        else:
-            different, ties, gap = _teacher_forced(engine.target, ids, completion, max_new_tokens, near_tie)
-        yield PromptAudit(len(ids), len(completion.token_ids), different, ties, gap, completion.stats.acceptance_length)
+    references: list[list[int] | None] = []
+    params = SamplingParams(max_new_tokens)
+    for ids in prompts:
+        references.append(greedy_reference(engine.target, ids, max_new_tokens) if exact else None)
+        (completion,) = engine.generate([ids], params)
+        yield _check(engine.target, ids, completion, references[-1], max_new_tokens, near_tie, False)
+    if together:
+        for ids, completion, reference in zip(prompts, engine.generate(prompts, params), references, strict=True):
+            yield _check(engine.target, ids, completion, reference, max_new_tokens, near_tie, True)
+
+
+def _check(
+    target: Target, ids: list[int], completion: Completion, reference: list[int] | None, max_new_tokens: int, near_tie: float, together: bool
+) -> PromptAudit:
+    if completion.error is not None:
+        raise Pard2Error(completion.error)
+    if reference is not None:
+        different, ties, gap = first_difference(completion.token_ids, reference), 0, 0.0
+    else:
+        different, ties, gap = _teacher_forced(target, ids, completion, max_new_tokens, near_tie)
+    return PromptAudit(together, len(ids), len(completion.token_ids), different, ties, gap, completion.stats.acceptance_length)
 
 
 def demands_equality(target: Target) -> bool:

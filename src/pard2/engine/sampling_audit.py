@@ -1,0 +1,182 @@
+"""Does the engine sample from the target's own distribution? A test on real models with vocabularies of any size (METHOD: section 6).
+
+Many completions of a prompt are drawn; the target, run by transformers, tells the probability of each of their tokens given those
+before it. Two chi-square tests are made of that:
+
+- ranks. With a prefix's tokens in falling order of probability, a drawn token's place on the scale of cumulative probability, taken at random
+  within its own stretch, is uniform whatever the distribution. So all tokens of all prompts share one histogram. It shows
+  sampling that is too sharp, too flat, or leans towards what drafts like, which are probable tokens.
+- prefixes. Where many completions share a prefix, the next tokens are counted one by one, the improbable ones together.
+  It shows errors of any direction, near the beginning of the answers.
+
+Neither needs a token to be likely, nor minds the last bits that half precision changes. An engine that is lossless fails either
+with probability FALSE_ALARM / 2.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pard2.engine.engine import Engine
+from pard2.engine.sampling import SamplingParams
+from pard2.errors import Pard2Error
+from pard2.models.target import Target
+
+FALSE_ALARM = 1e-4
+FEWEST_SAMPLES = 16  # completions of a prompt
+_BINS = 16  # of the histogram of ranks
+_EXPECTED = 10.0  # in each cell: fewer, and the statistic's tail is no longer chi-square's
+_MOST_CELLS = 64  # of one prefix
+_LOGITS = 2**24  # in memory at once
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Pearson's: the sum of (count - expected)^2 / expected over cells, and its degrees of freedom. Independent ones add up."""
+
+    value: float = 0.0
+    freedom: int = 0
+
+    def __add__(self, other: "Statistic") -> "Statistic":
+        return Statistic(self.value + other.value, self.freedom + other.freedom)
+
+    @property
+    def chance(self) -> float:
+        """The probability of this value or a larger one where counts come from the distribution expected."""
+        if self.freedom == 0:
+            return 1.0
+        half = torch.tensor([self.freedom, self.value], dtype=torch.float64) / 2
+        return float(torch.special.gammaincc(half[0], half[1]))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the completions of one prompt showed.
+
+    ranks: of every token, uniform in [0, 1) and independent where sampling is lossless. by_prefix: summed over `prefixes` prefixes.
+    """
+
+    completions: int
+    ranks: tuple[float, ...]
+    prefixes: int
+    by_prefix: Statistic
+
+
+@dataclass(frozen=True)
+class DistributionTest:
+    """The verdict on sampling. ranks_chance, prefixes_chance: of what was seen or anything odder, if the engine is lossless."""
+
+    completions: int
+    tokens: int
+    prefixes: int
+    ranks_chance: float
+    prefixes_chance: float
+    false_alarm: float = FALSE_ALARM
+
+    @property
+    def chance(self) -> float:
+        """Of the odder of the two, at most, allowing for there being two."""
+        return min(1.0, 2 * min(self.ranks_chance, self.prefixes_chance))
+
+    @property
+    def lossless(self) -> bool:
+        # One by one: a NaN, which no comparison holds for, must not pass.
+        return 2 * self.ranks_chance >= self.false_alarm and 2 * self.prefixes_chance >= self.false_alarm
+
+
+def draw(engine: Engine, prompt: list[int], samples: int, max_new_tokens: int, temperature: float, seed: int) -> Draws:
+    """Sample completions of a prompt with the seeds seed to seed + samples - 1, and hold them against the target.
+
+    No two prompts may share seeds: the same numbers would not be independent. Raises `Pard2Error` where a completion fails.
+    """
+    each = [SamplingParams(max_new_tokens, temperature, seed=seed + i, ignore_eos=True) for i in range(samples)]
+    texts = []
+    for completion in engine.generate([prompt] * samples, each):
+        if completion.error is not None:
+            raise Pard2Error(completion.error)
+        texts.append(tuple(completion.token_ids))
+    return measure(engine.target, prompt, texts, temperature, seed)
+
+
+@torch.inference_mode()
+def measure(target: Target, prompt: list[int], texts: list[tuple[int, ...]], temperature: float, seed: int) -> Draws:
+    """Hold texts of equal length, of which the i-th answers `prompt` by chance, against the target. seed: of the ranks' random part."""
+    visits = Counter(text[:end] for text in texts for end in range(len(text)))
+    following: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    for text in texts:
+        for end, token in enumerate(text):
+            following[text[:end]][token] += 1
+    statistics: dict[tuple[int, ...], Statistic] = {}
+    ranks: list[float] = []
+    target.capture(())
+    generator = torch.Generator().manual_seed(seed)
+    length = len(texts[0])
+    chunk = max(1, _LOGITS // (length * target.vocab_size))
+    for first in range(0, len(texts), chunk):
+        some = texts[first : first + chunk]
+        for text, p in zip(some, _distributions(target, prompt, some, temperature), strict=True):
+            places = rank(p, torch.tensor(text, device=p.device), torch.rand(length, generator=generator, dtype=torch.float64).to(p.device))
+            ranks += places.tolist()
+            for end in range(length):
+                prefix = text[:end]
+                if visits[prefix] >= 2 * _EXPECTED and prefix not in statistics:
+                    statistics[prefix] = compare(p[end], following[prefix])
+    return Draws(len(texts), tuple(ranks), len(statistics), sum(statistics.values(), Statistic()))
+
+
+def judge(draws: Iterable[Draws]) -> DistributionTest:
+    """The verdict on the draws of several prompts."""
+    draws = list(draws)
+    ranks = torch.tensor([place for one in draws for place in one.ranks], dtype=torch.float64)
+    bins = min(_BINS, int(len(ranks) / _EXPECTED))
+    counts = torch.bincount((ranks * bins).long().clamp(0, bins - 1), minlength=bins).double()
+    expected = len(ranks) / bins
+    uniform = Statistic(float(((counts - expected) ** 2 / expected).sum()), bins - 1)
+    by_prefix = sum((one.by_prefix for one in draws), Statistic())
+    return DistributionTest(sum(one.completions for one in draws), len(ranks), sum(one.prefixes for one in draws), uniform.chance, by_prefix.chance)
+
+
+def rank(p: Tensor, tokens: Tensor, u: Tensor) -> Tensor:
+    """The place of each token on the scale of cumulative probability, most probable first: [T] in [0, 1].
+
+    p: [T, V]. tokens: [T]. u: [T] uniform, where within its own stretch. If tokens are drawn from p the places are uniform.
+    """
+    own = p.gather(1, tokens[:, None])
+    before = (p > own) | ((p == own) & (torch.arange(p.shape[1], device=p.device) < tokens[:, None]))
+    return (p * before).sum(-1) + u * own[:, 0]
+
+
+def compare(p: Tensor, counts: Counter[int]) -> Statistic:
+    """Counts of tokens against what p [V] lets expect; neighbours in order of probability share a cell until enough are expected in it."""
+    total = counts.total()
+    best = p.topk(min(_MOST_CELLS, len(p)))
+    cells = [[0.0, 0]]
+    for token, expected in zip(best.indices.tolist(), (best.values * total).tolist(), strict=True):
+        cells[-1][0] += expected
+        cells[-1][1] += counts[token]
+        if cells[-1][0] >= _EXPECTED:
+            cells.append([0.0, 0])
+    # The tail is what is left, and joins the cell before it where too little is expected of it.
+    tail = [total - sum(expected for expected, _ in cells[:-1]), total - sum(count for _, count in cells[:-1])]
+    cells[-1] = tail
+    if tail[0] < _EXPECTED and len(cells) > 1:
+        cells[-2:] = [[a + b for a, b in zip(cells[-2], tail, strict=True)]]
+    return Statistic(sum((count - expected) ** 2 / expected for expected, count in cells), len(cells) - 1)
+
+
+def _distributions(target: Target, prompt: list[int], texts: list[tuple[int, ...]], temperature: float) -> Tensor:
+    """The target's distribution before each token of each text, [B, T, V] float64, in passes of transformers' own."""
+    cache = DynamicCache(config=target.config)
+    first = target.forward(torch.tensor([prompt], device=target.device), cache, num_logits=1).logits
+    assert first is not None
+    logits = first.expand(len(texts), -1, -1)
+    if len(texts[0]) > 1:  # the last token is read by nobody
+        cache.batch_repeat_interleave(len(texts))
+        rest = target.forward(torch.tensor([text[:-1] for text in texts], device=target.device), cache).logits
+        assert rest is not None
+        logits = torch.cat([logits, rest], dim=1)
+    return (logits.double() / temperature).softmax(-1)
