@@ -53,7 +53,7 @@ def process_logits(logits: Tensor, params: SamplingParams, counts: TokenCounts |
     """
     if not params.processed:
         return logits.to(_wide(logits.dtype))
-    scores = logits.to(_wide(logits.dtype), copy=True)  # all but the cut below is in place
+    scores = logits.to(_wide(logits.dtype), copy=True)  # everything below is in place: fresh memory of this size costs more than the arithmetic
     if params.logit_bias is not None:
         biased = torch.tensor(list(params.logit_bias), device=scores.device)
         scores[:, biased] += torch.tensor(list(params.logit_bias.values()), dtype=scores.dtype, device=scores.device)
@@ -63,7 +63,7 @@ def process_logits(logits: Tensor, params: SamplingParams, counts: TokenCounts |
     if params.temperature not in (0, 1):
         scores.div_(params.temperature)
     if params.truncated:
-        scores = torch.where(scores < _smallest_kept(scores, params), -torch.inf, scores)
+        scores.masked_fill_(scores < _smallest_kept(scores, params), -torch.inf)
     return scores
 
 

@@ -81,7 +81,7 @@ def choose_by_block(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor, u_
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     """The smallest token of each row whose cumulative weight exceeds u times the row's total; [T].
 
-    weights: [T, V], not negative, not all 0, of any sum. u: [T] float64 in [0, 1). Weights are added up as whole numbers, of at
+    weights: [T, V], not negative, not all 0, of any sum. u: [T] float64 in [0, 1 - 2**-53]. Weights are added up as whole numbers, of at
     least 2**43 to the largest, where the order of adding does not matter: with floats a parallel sum need not rise from token to
     token, and a token of weight 0, such as one cut off by top-p, could be drawn. Sums of chunks come first, for speed.
     A row with NaN gives some token of the vocabulary.
@@ -94,7 +94,7 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     parts = parts.unflatten(-1, (-1, _CHUNK))  # [T, chunks, _CHUNK]
     ends = parts.sum(-1).cumsum(-1)
     total = ends[:, -1]
-    wanted = torch.minimum((u * total).long(), total - 1)[:, None]  # rounding up to the total must not overstep it
+    wanted = (u * total).long()[:, None]  # below the total: u <= 1 - 2**-53 moves it by more than half a float64 step
     chunk = (ends <= wanted).sum(-1, keepdim=True).clamp(max=parts.shape[1] - 1)
     start = F.pad(ends, (1, 0)).gather(1, chunk)
     inside = parts.gather(1, chunk[:, :, None].expand(-1, -1, _CHUNK))[:, 0].cumsum(-1)
