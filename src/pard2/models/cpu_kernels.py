@@ -10,8 +10,12 @@ from numba import njit
 
 Array = np.ndarray
 
+# Sums may be reordered, but NaN and infinity keep their meaning: damaged weights must show as NaN logits of their own sequence, neither
+# be optimised away nor raise ZeroDivisionError for the whole batch.
+_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz", "afn"})
 
-@njit(cache=True, fastmath=True, nogil=True)
+
+@_compiled
 def add_and_norm(x: Array, update: Array, weight: Array, eps: float, out: Array) -> None:
     """x += update; out = x / sqrt(mean(x^2) + eps) * weight. x, update, out: [N, hidden]. weight: [hidden]."""
     rows, width = x.shape
@@ -25,7 +29,7 @@ def add_and_norm(x: Array, update: Array, weight: Array, eps: float, out: Array)
             out[row, i] = x[row, i] * factor * weight[i]
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@_compiled
 def _norm_head(head: Array, weight: Array, eps: float) -> None:
     total = np.float32(0)
     for i in range(len(head)):
@@ -35,7 +39,7 @@ def _norm_head(head: Array, weight: Array, eps: float) -> None:
         head[i] = head[i] * factor * weight[i]
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@_compiled
 def rotate_and_store(
     qkv: Array, cos: Array, sin: Array, query_norm: Array, key_norm: Array, eps: float, slots: Array, queries: Array, keys: Array, values: Array
 ) -> None:
@@ -65,7 +69,7 @@ def rotate_and_store(
                 values[slot, head, i] = qkv[row, start + i]
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@_compiled
 def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Array, scale: float, out: Array) -> None:
     """Each row's softmax attention over slots begins[row] .. ends[row] - 1. queries, out: [N, H, D]. keys, values: [positions, KV, D]."""
     rows, heads, width = queries.shape
@@ -108,7 +112,7 @@ def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Arra
                         result[i] += share * value[i]
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@_compiled
 def silu_and_multiply(gate_up: Array, out: Array) -> None:
     """out = silu(gate) * up. gate_up: [N, 2 * width], gates first. out: [N, width]."""
     rows, width = out.shape
