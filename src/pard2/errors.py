@@ -8,6 +8,6 @@ class Pard2Error(Exception):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's exception says in its first line; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

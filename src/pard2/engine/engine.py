@@ -27,7 +27,7 @@ from pard2.engine.sampling import SamplingParams
 from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Step, Totals
 from pard2.engine.text import TextStream
-from pard2.errors import Pard2Error
+from pard2.errors import Pard2Error, first_line
 from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft
 from pard2.models.loading import parse_dtype
@@ -258,7 +258,7 @@ class Engine:
             except BaseException as error:
                 # A pass that failed left caches and readings half-written; a request must not go on from there.
                 for sequence in self._batch.sequences:
-                    sequence.end("error", f"decoding stopped: {type(error).__name__}: {error}")
+                    sequence.end("error", f"decoding stopped, {type(error).__name__}: {first_line(error)}")
                 if isinstance(error, torch.OutOfMemoryError):
                     raise Pard2Error(f"{self.target.device} ran out of memory; give a smaller --batch-size or --cache-tokens") from error
                 raise

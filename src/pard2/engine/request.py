@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import FinishReason, Stats, Step, TokenLogprob
+from pard2.errors import first_line
 
 OnStep = Callable[[Step], None]
 
@@ -69,7 +70,7 @@ class Request:
             try:
                 self.on_step(step)
             except Exception as error:
-                message = f"the callback raised {type(error).__name__}: {error}"
+                message = f"the callback raised {type(error).__name__}: {first_line(error)}"
                 for sequence in self.sequences:
                     sequence.end("error", message)
                 # It may have ended by itself in the very step that could not be handed over.
