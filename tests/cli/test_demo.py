@@ -11,7 +11,8 @@ from pard2.cli.demo import PROMPTS
 from pard2.cli.main import app
 from pard2.data.chat import prompt_ids
 from pard2.engine.audit import greedy_reference
-from pard2.engine.engine import Engine, SamplingParams
+from pard2.engine.engine import Engine
+from pard2.engine.sampling import SamplingParams
 from pard2.models.embedded import embedded_draft
 
 pytestmark = [
@@ -24,13 +25,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def float32_engine() -> Engine:
     torch.set_num_threads(1)
-    return Engine.from_pretrained("smollm2", embedded_draft(), "pard2-td", "float32")
+    return Engine.from_pretrained("smollm2", embedded_draft(), "pard2-td", "float32", max_batch=1)
 
 
 @pytest.mark.parametrize("method", ["pard2-ti", "pard2-td"])
 def test_shipped_draft_changes_the_text(float32_engine: Engine, method: str) -> None:
     target = float32_engine.target
-    engine = Engine(target, float32_engine.draft, method)
+    engine = Engine(target, float32_engine.draft, method, max_batch=1)
     ids = prompt_ids(target.tokenizer, [{"role": "user", "content": PROMPTS[0]}])
     (completion,) = engine.generate([ids], SamplingParams(max_tokens=24))
     assert completion.token_ids == greedy_reference(target, ids, 24)
@@ -40,7 +41,7 @@ def test_shipped_draft_changes_the_text(float32_engine: Engine, method: str) -> 
 def test_shipped_draft_or_the_way_it_is_fed_is_broken(float32_engine: Engine, method: str) -> None:
     """Wrong weights, masks or features stay lossless and are merely slow: only an acceptance floor tells."""
     target, draft = float32_engine.target, float32_engine.draft
-    engine = Engine(target, draft, method, draft.spec.draft_tokens)
+    engine = Engine(target, draft, method, draft.spec.draft_tokens, max_batch=2)
     completions = list(engine.generate(list(PROMPTS[:2]), SamplingParams(max_tokens=48)))
     acceptance_length = 1 + sum(c.stats.accepted for c in completions) / sum(c.stats.cycles for c in completions)
     assert acceptance_length > 1.4, acceptance_length

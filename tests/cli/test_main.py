@@ -39,6 +39,11 @@ def test_the_embedded_draft_is_the_embedded_targets_default(monkeypatch):
     assert options.choose_draft("other", None, None) is None
 
 
+def test_parse_logit_bias():
+    assert options.parse_logit_bias(["7=1.5", "0=-100"]) == {7: 1.5, 0: -100.0}
+    assert options.parse_logit_bias([]) == {}
+
+
 def test_parse_numbers():
     assert options.parse_numbers("--layers", "-1,-8") == [-1, -8]
     with pytest.raises(Pard2Error, match="--layers '1,x'"):

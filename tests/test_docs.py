@@ -1,0 +1,61 @@
+"""The Python that users are shown runs, and prints what it is said to print: on tiny random models in place of real ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import pard2
+from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
+from pard2.engine import engine as engine_module
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+from tiny import set_eos, tiny_draft, tiny_model
+
+ROOT = Path(__file__).parent.parent
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_STATED = re.compile(r"# -> (.*)$", re.MULTILINE)
+
+
+@pytest.fixture
+def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is named, a tiny pair is loaded; all else about `Engine.from_pretrained` is real."""
+    target = Target(tiny_model(layers=3, vocab=VOCABULARY, context=1024, initializer_range=0.2), byte_tokenizer(), "tiny")
+    set_eos(target, END_ID)
+    draft = tiny_draft(target, [0, 2], draft_tokens=6, projection=0.05, mask_token=MASK_ID)
+
+    def load_target(_name: str, *_where: object) -> Target:
+        return target
+
+    def load_draft(_name: str, *_where: object) -> Draft:
+        return draft
+
+    monkeypatch.setattr(engine_module.Target, "from_pretrained", load_target)
+    monkeypatch.setattr(engine_module, "load_draft", load_draft)
+
+
+def blocks(path: Path) -> list[str]:
+    """The fenced Python of a page, each block behind as many empty lines as put it where it stands: tracebacks name the page's lines."""
+    text = path.read_text()
+    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in _BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.usefixtures("tiny_pair")
+def test_shown_python_fails_or_prints_something_else(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, object] = {}
+    found = blocks(ROOT / page)
+    assert found
+    for block in found:
+        exec(compile(block, str(ROOT / page), "exec"), namespace)
+        printed = capsys.readouterr().out.splitlines()
+        # A block states all that it prints, or nothing of it.
+        stated = _STATED.findall(block)
+        assert not stated or printed == stated, block.strip()
+
+
+def test_a_public_name_is_missing_from_the_page() -> None:
+    page = (ROOT / "docs/python.md").read_text()
+    for name in pard2.__all__:
+        assert hasattr(pard2, name)
+        assert name.startswith("__") or f"`{name}`" in page, name
