@@ -28,6 +28,8 @@ def is_lean(model: PreTrainedModel) -> bool:
     """True for a model that `LeanDecoder` computes as its own code does."""
     if type(model).__name__ not in _ARCHITECTURES or model.config.hidden_act != "silu":
         return False
+    if model.config.rope_parameters["rope_type"] not in ("default", "linear", "llama3", "yarn"):
+        return False  # frequencies that follow the length of the text have no one table
     # Anything but plain linear layers (adapters, quantised weights) is left to its own code.
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     inner = [module for name, module in model.base_model.layers.named_modules() if name.endswith(names)]
