@@ -11,15 +11,57 @@ from pard2.models.target import Target
 
 MASK = 60  # the last id of the default vocabulary
 
+_GPT2 = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # learned positions: fails past its context
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+_LATENT = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
+
 # What each architecture needs beside the common shape. Windows are shorter than the texts of the tests.
 _EXTRAS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "mistral": {"head_dim": 8, "sliding_window": 8},
-    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8},
-    "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},  # learned positions: fails past its context
+    "gemma2": _GEMMA | {"sliding_window": 8},
+    "gemma3_text": _GEMMA | {"sliding_window": 8},
+    "gpt2": _GPT2,
+    # --- further ones, as targets of any kind
+    "gemma": {"head_dim": 8},
+    "phi3": {"sliding_window": 8},
+    "phi": {},
+    "gpt_neox": {},
+    "gpt_bigcode": _GPT2,  # one key-value head
+    "opt": {"ffn_dim": 64, "dropout": 0.0},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "qwen2_moe": _EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": _EXPERTS | {"num_experts": 4, "head_dim": 8},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 8},
+    "starcoder2": {"sliding_window": 8},
+    "cohere": {},
+    "cohere2": {"sliding_window": 8},
+    "granite": {"logits_scaling": 2.0, "attention_multiplier": 0.5, "residual_multiplier": 0.7, "embedding_multiplier": 3.0},
+    "glm4": {"head_dim": 8},
+    "nemotron": {},
+    "smollm3": {},
+    "exaone4": {"sliding_window": 8},
+    "deepseek_v3": _EXPERTS | _LATENT | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "gemma3n_text": _GEMMA
+    | {"sliding_window": 8, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "laurel_rank": 4, "vocab_size_per_layer_input": 61}
+    | {"activation_sparsity_pattern": [0.0] * 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "altup_num_inputs": 2},
+    # --- those that are refused
+    "gpt_oss": _EXPERTS | {"num_local_experts": 4, "sliding_window": 8, "head_dim": 8},
+    "minimax_m2": _EXPERTS | {"num_local_experts": 4, "sliding_window": 8},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "diffllama": {},
+    "doge": {},
+    "bert": {"is_decoder": False},
+    "bloom": {},
+    "falcon": {},
+    "mamba": {},
+    "jamba": {"num_experts": 2, "num_experts_per_tok": 1},
+    "llama4_text": _EXPERTS | {"num_local_experts": 2, "head_dim": 8},
+    "qwen3_next": _EXPERTS | {"num_experts": 4, "head_dim": 8},
 }
 
 
@@ -41,7 +83,7 @@ def tiny_model(
         "pad_token_id": None,
         "tie_word_embeddings": False,
     }
-    if architecture == "gpt2":
+    if architecture in ("gpt2", "gpt_bigcode"):
         settings |= {"n_embd": hidden, "n_layer": layers, "n_head": 4, "n_positions": context}
         for name in (
             "hidden_size",

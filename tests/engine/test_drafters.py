@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
+from pard2.engine.drafters.base import MOST_PENDING, Ask
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.engine.drafters.plain import PlainDrafter
 from tiny import MASK, pard_draft, perfect_draft, tiny_draft, tiny_lm_draft, tiny_target
 
 CONTEXT = [5, 17, 3, 3, 42, 8, 29, 11]
+POSITIONS = 64
 
 
 @pytest.fixture
@@ -17,23 +19,48 @@ def target():
 
 
 @pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():
+def without_gradients():
+    with torch.no_grad():
         yield
 
 
-def started(drafter, target, context=CONTEXT):
-    """The drafter after a prompt of all but the last token, which the target then emitted."""
-    target.capture(drafter.feature_layers)
-    past = torch.tensor([context[:-1]])
-    features = target.forward(past, num_logits=0).features
-    drafter.prefill(past, features)
-    drafter.absorb(torch.tensor([context[-1:]]), None if features is None else features[:, -1:])
-    return drafter
+def states(target, layers, tokens):
+    """The target's features [len(tokens), F]."""
+    target.capture(layers)
+    return target.forward(torch.tensor([tokens]), num_logits=0).features[0]
 
 
-def parallel(target, draft, dependent=True):
-    return ParallelDrafter(draft, dependent, target.vocab_size, 64)
+def shifted(drafter, target, text, start):
+    """What text[start:] is absorbed with: the features of the positions before, zero before the first."""
+    if not drafter.feature_layers:
+        return None
+    features = states(target, drafter.feature_layers, text)
+    return torch.cat([torch.zeros_like(features[:1]), features[:-1]])[start:]
+
+
+def started(drafter, target, context=CONTEXT, positions=POSITIONS):
+    """Its reading of a prompt of all but the last token, which the target then emitted."""
+    reading = drafter.open(positions)
+    features = shifted(drafter, target, context, 0)
+    for part in (slice(0, len(context) - 1), slice(len(context) - 1, None))[len(context) == 1 :]:
+        drafter.absorb(reading, context[part], None if features is None else features[part])
+    return reading
+
+
+def parallel(target, draft, dependent=True, positions=4 * POSITIONS):
+    return ParallelDrafter(draft, dependent, target.vocab_size, positions)
+
+
+def autoregressive(target, draft, positions=4 * POSITIONS):
+    return AutoregressiveDrafter(draft, target.vocab_size, positions)
+
+
+def argmax(logits, asks, places):
+    return logits.argmax(-1)
+
+
+def propose(drafter, reading, k):
+    return drafter.propose([Ask(reading, k)], argmax).token_ids.tolist()
 
 
 def by_definition(target, draft, context, k, dependent=True):
@@ -41,12 +68,14 @@ def by_definition(target, draft, context, k, dependent=True):
     ids = torch.tensor([context + [MASK] * (k - 1)])
     rows = draft.lm.get_input_embeddings()(ids)
     if dependent:
-        target.capture(draft.spec.target_layers)
-        states = target.forward(torch.tensor([context]), num_logits=0).features
+        features = states(target, draft.spec.target_layers, context)
         for position in range(1, ids.shape[1]):
-            feature = states[:, min(position, len(context) - 1) - 1]  # f[t-1]; a mask's is its anchor's
+            feature = features[min(position, len(context) - 1) - 1]  # f[t-1]; a mask's is its anchor's
             rows[:, position] += draft.spec.scale * draft.projection(feature)
     return draft.lm(inputs_embeds=rows).logits[0, -k:]
+
+
+# --- parallel -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dependent", [True, False])
@@ -54,51 +83,59 @@ def by_definition(target, draft, context, k, dependent=True):
 def test_proposals_follow_the_definition(target, dependent, k):
     """Fails if tokens are shifted, row 0 is dropped or fed a feature, or a mask gets its own feature."""
     draft = tiny_draft(target, projection=20.0)  # large, so that every feature matters
+    drafter = parallel(target, draft, dependent)
+    reading = started(drafter, target)
     seen = []
-    draft.lm.register_forward_hook(lambda _module, _args, output: seen.append(output.logits))
-    drafter = started(parallel(target, draft, dependent), target)
-    proposals = drafter.propose(k).token_ids
-    ours = seen[-1][0]
+    proposals = drafter.propose([Ask(reading, k)], lambda logits, asks, places: seen.append((logits, asks, places)) or logits.argmax(-1))
+    [(ours, asks, places)] = seen
     expected = by_definition(target, draft, CONTEXT, k, dependent)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
-    assert proposals.tolist() == [expected.argmax(-1).tolist()]
+    assert proposals.token_ids.tolist() == expected.argmax(-1).tolist()
+    assert list(asks) == [0] * k and list(places) == list(range(k))
+    assert proposals.passes == (len(CONTEXT) + k - 1,)
+
+
+def fed_by(draft):
+    """The (token ids, features) of each of the draft's passes from now on."""
+    fed = []
+    embed = draft.embed
+    draft.embed = lambda ids, features: fed.append((ids, features)) or embed(ids, features)
+    return fed
 
 
 def test_row_zero_is_fed_with_the_zero_feature(target):
     draft = tiny_draft(target)
-    fed = []
-    embed = draft.embed
-    draft.embed = lambda ids, features: fed.append((ids, features)) or embed(ids, features)
-    drafter = started(parallel(target, draft), target)
-    drafter.propose(3)
-    target.capture(draft.spec.target_layers)
-    states = target.forward(torch.tensor([CONTEXT[:-1]]), num_logits=0).features
-    (prompt, features), (block, block_features) = fed
-    assert prompt[0].tolist() == CONTEXT[:-1]
-    assert not features[0, 0].any()
-    torch.testing.assert_close(features[0, 1:], states[0, :-1])
-    assert block[0].tolist() == [CONTEXT[-1], MASK, MASK]
-    torch.testing.assert_close(block_features[0], states[0, -1].expand(3, -1))
+    fed = fed_by(draft)
+    drafter = parallel(target, draft)
+    propose(drafter, started(drafter, target), 3)
+    expected = states(target, draft.spec.target_layers, CONTEXT)
+    [(ids, features)] = fed
+    assert ids.tolist() == [*CONTEXT, MASK, MASK]
+    assert not features[0].any()
+    torch.testing.assert_close(features[1:8], expected[:7])
+    torch.testing.assert_close(features[8:], expected[6].expand(2, -1))
 
 
-def test_masks_leave_no_trace_in_the_cache(target):
-    drafter = started(parallel(target, tiny_draft(target)), target)
+def test_masks_leave_no_trace(target):
+    drafter = parallel(target, tiny_draft(target))
+    reading = started(drafter, target)
     length = len(CONTEXT)
     for k, emitted in [(6, 3), (1, 1), (4, 5), (6, 7)]:
-        drafter.propose(k)
-        assert drafter.cache.length == length
-        drafter.absorb(torch.randint(0, 60, (1, emitted)), torch.randn(1, emitted, 64))
+        propose(drafter, reading, k)
+        assert (reading.length, reading.pending, reading.features) == (length, [], [])
+        drafter.absorb(reading, torch.randint(0, 60, (emitted,)).tolist(), torch.randn(emitted, 64))
         length += emitted
-    drafter.propose(2)
-    assert drafter.cache.length == length
+    propose(drafter, reading, 2)
+    assert reading.length == length
 
 
 def test_cutting_trailing_masks_leaves_earlier_proposals_unchanged(target):
-    draft = tiny_draft(target)
-    whole = started(parallel(target, draft), target).propose(6).token_ids[0].tolist()
+    drafter = parallel(target, tiny_draft(target))
+    whole = propose(drafter, started(drafter, target), 6)
     assert len(set(whole)) > 1
     for k in range(1, 6):
-        assert started(parallel(target, draft), target).propose(k).token_ids[0].tolist() == whole[:k]
+        again = parallel(target, drafter.draft)
+        assert propose(again, started(again, target), k) == whole[:k]
 
 
 @pytest.mark.parametrize("emitted", [1, 2, 4, 7])
@@ -106,53 +143,154 @@ def test_cutting_trailing_masks_leaves_earlier_proposals_unchanged(target):
 def test_absorbing_a_block_equals_starting_afresh_behind_it(target, emitted, dependent):
     draft = tiny_draft(target, projection=5.0)
     longer = CONTEXT + [31, 2, 50, 14, 14, 9, 27][:emitted]
-    drafter = started(parallel(target, draft, dependent), target)
-    drafter.propose(6)
-    features = None
-    if dependent:
-        features = target.forward(torch.tensor([longer]), num_logits=0).features[:, len(CONTEXT) - 1 : -1]
-    drafter.absorb(torch.tensor([longer[len(CONTEXT) :]]), features)
+    drafter = parallel(target, draft, dependent)
+    reading = started(drafter, target)
+    propose(drafter, reading, 6)
+    drafter.absorb(reading, longer[len(CONTEXT) :], shifted(drafter, target, longer, len(CONTEXT)))
     expected = by_definition(target, draft, longer, 6, dependent)
-    assert drafter.propose(6).token_ids[0].tolist() == expected.argmax(-1).tolist()
+    assert propose(drafter, reading, 6) == expected.argmax(-1).tolist()
+
+
+def test_features_in_the_wrong_mode_are_refused(target):
+    """Else TD would quietly draft as TI: the same text, fewer tokens accepted, no error."""
+    for dependent, given in [(True, None), (False, torch.randn(2, 64))]:
+        drafter = parallel(target, tiny_draft(target), dependent)
+        with pytest.raises(ValueError, match="features"):
+            drafter.absorb(drafter.open(POSITIONS), [1, 2], given)
+
+
+# --- several sequences ----------------------------------------------------------------------------
+
+TEXTS = [CONTEXT, [9], CONTEXT[::-1] + CONTEXT, [1, 2, 3]]
+
+
+def drafters(target):
+    draft = tiny_draft(target, projection=5.0)
+    return {
+        "td": lambda: parallel(target, draft),
+        "ti": lambda: parallel(target, draft, False),
+        "vsd": lambda: autoregressive(target, tiny_lm_draft()),
+    }
+
+
+@pytest.mark.parametrize("kind", ["td", "ti", "vsd"])
+@pytest.mark.parametrize("ks", [(3, 5, 1, 4), (2, 0, 4, 0), (0, 0, 0, 1)])
+def test_each_sequence_gets_what_it_would_get_alone(target, kind, ks):
+    """Each with its own k; a sequence that asks for nothing now is no worse off later."""
+    new = drafters(target)[kind]
+    together, expected = new(), []
+    readings = [started(together, target, text) for text in TEXTS]
+    for text, k in zip(TEXTS, ks, strict=True):
+        alone = new()
+        expected.append(propose(alone, started(alone, target, text), k) if k else [])
+    asks = [Ask(reading, k) for reading, k in zip(readings, ks, strict=True)]
+    proposals = together.propose(asks, argmax)
+    assert [one.tolist() for one in proposals.of(asks)] == expected
+    for number, text in enumerate(TEXTS):
+        longer = [*text, 40]
+        together.absorb(readings[number], [40], shifted(together, target, longer, len(text)))
+        alone = new()
+        expected[number] = propose(alone, started(alone, target, longer), 3)
+    asks = [Ask(reading, 3) for reading in reversed(readings)]
+    assert [one.tolist() for one in together.propose(asks, argmax).of(asks)] == expected[::-1]
+
+
+@pytest.mark.parametrize("kind", ["td", "ti", "vsd"])
+def test_passes_have_the_rows_that_they_are_said_to_have(target, kind):
+    """The adaptive draft length learns times by them."""
+    drafter = drafters(target)[kind]()
+    fed = fed_by(drafter.draft)
+    asks = [Ask(started(drafter, target, text), k) for text, k in zip(TEXTS, (3, 0, 1, 2), strict=True)]
+    proposals = drafter.propose(asks, argmax)
+    assert proposals.passes == tuple(len(ids) for ids, _ in fed)
+    assert proposals.passes == ((27, 2, 1) if kind == "vsd" else (27 + 2 + 0 + 1,))
+
+
+@pytest.mark.parametrize("kind", ["td", "ti", "vsd"])
+def test_nothing_asked_for_costs_no_pass_until_much_is_pending(kind):
+    """Features that nobody reads would pile up; a pass for each of them would cost what k = 0 is to save."""
+    target = tiny_target(context=1024)
+    if kind == "vsd":
+        drafter = autoregressive(target, tiny_lm_draft(context=1024), 1024)
+    else:
+        drafter = parallel(target, tiny_draft(target), kind == "td", 1024)
+    reading = drafter.open(MOST_PENDING + 8)
+    features = torch.randn(MOST_PENDING, 64) if kind == "td" else None
+    fed = fed_by(drafter.draft)
+    drafter.absorb(reading, [7] * (MOST_PENDING - 1), None if features is None else features[1:])
+    assert drafter.propose([Ask(reading, 0)], argmax).passes == () and not fed
+    drafter.absorb(reading, [7], None if features is None else features[:1])
+    assert drafter.propose([Ask(reading, 0)], argmax).token_ids.tolist() == []
+    assert [len(ids) for ids, _ in fed] == [MOST_PENDING]
+    assert (reading.length, reading.pending, reading.features) == (MOST_PENDING, [], [])
+
+
+# --- one by one -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accepted", [0, 1, 3, 4])
 def test_autoregressive_cache_holds_what_was_accepted_and_no_more(target, accepted):
     """With all 4 accepted the cache lacks the last guess, which was never fed; then two tokens are pending."""
-    draft = tiny_lm_draft()
-    drafter = started(AutoregressiveDrafter(draft, target.vocab_size, 64), target)
-    guesses = drafter.propose(4).token_ids[0].tolist()
-    text = CONTEXT + guesses[:accepted] + [33]
-    drafter.absorb(torch.tensor([text[len(CONTEXT) :]]), None)
-    fresh = started(AutoregressiveDrafter(draft, target.vocab_size, 64), target, text)
-    assert drafter.propose(4).token_ids.tolist() == fresh.propose(4).token_ids.tolist()
-    assert drafter.cache.length == len(text) + 3
+    drafter = autoregressive(target, tiny_lm_draft())
+    reading = started(drafter, target)
+    text = CONTEXT + propose(drafter, reading, 4)[:accepted] + [33]
+    drafter.absorb(reading, text[len(CONTEXT) :], None)
+    assert len(reading.pending) == (2 if accepted == 4 else 1)
+    fresh = autoregressive(target, drafter.draft)
+    assert propose(drafter, reading, 4) == propose(fresh, started(fresh, target, text), 4)
+    assert (reading.length, reading.guessed) == (len(text), 3)
 
 
 def test_autoregressive_proposes_its_models_greedy_text(target):
-    draft = perfect_draft(target)
-    drafter = started(AutoregressiveDrafter(draft, target.vocab_size, 64), target)
+    drafter = autoregressive(target, perfect_draft(target))
     text = list(CONTEXT)
     for _ in range(5):
         text.append(int(target.forward(torch.tensor([text])).logits[0, -1].argmax()))
-    assert drafter.propose(5).token_ids[0].tolist() == text[len(CONTEXT) :]
+    assert propose(drafter, started(drafter, target), 5) == text[len(CONTEXT) :]
+
+
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def test_limit_ends_with_the_drafts_own_context_or_training(target):
-    draft = pard_draft(target, context=20)
-    drafter = parallel(target, draft, dependent=False)
+    drafter = parallel(target, pard_draft(target, context=20), dependent=False)
     # The anchor sits at length - 1, and the last of k slots at length + k - 2, which must be below 20.
     assert [drafter.limit(length) for length in (1, 15, 16, 20, 21, 40)] == [6, 6, 5, 1, 0, 0]
-    lm = AutoregressiveDrafter(tiny_lm_draft(context=20), 61, 64)
+    lm = autoregressive(target, tiny_lm_draft(context=20))
     assert [lm.limit(length) for length in (1, 20, 21, 40)] == [20, 1, 0, 0]
-    assert PlainDrafter().limit(1) == 0
+    assert PlainDrafter(target.device).limit(1) == 0
 
 
-def test_features_in_the_wrong_mode_are_refused(target):
-    """Else TD would quietly draft as TI: the same text, fewer tokens accepted, no error."""
-    tokens, features = torch.tensor([[1, 2]]), torch.randn(1, 2, 64)
-    for dependent, given in [(True, None), (False, features)]:
-        drafter = parallel(target, tiny_draft(target), dependent)
-        for read in (drafter.prefill, drafter.absorb):
-            with pytest.raises(ValueError, match="features"):
-                read(tokens, given)
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_text_that_outgrows_the_draft_is_read_no_further(target, one_by_one):
+    """Up to its last position it drafts; behind it nothing piles up and nothing is written past its memory."""
+    if one_by_one:
+        drafter = autoregressive(target, tiny_lm_draft(context=10))
+    else:
+        drafter = parallel(target, pard_draft(target, context=10), dependent=False)
+    reading = started(drafter, target)
+    assert reading.extent.size == 10
+    assert len(propose(drafter, reading, drafter.limit(8))) == 3
+    drafter.absorb(reading, [4, 4], None)
+    assert not reading.closed and len(propose(drafter, reading, drafter.limit(10))) == 1
+    for block in ([4], [4, 4, 4]):
+        drafter.absorb(reading, block, None)
+        assert reading.closed and not reading.pending
+
+
+@pytest.mark.parametrize("kind", ["td", "vsd"])
+def test_memory_is_given_out_and_given_back(target, kind):
+    drafter = drafters(target)[kind]()
+    readings = [drafter.open(POSITIONS) for _ in range(4)]
+    assert drafter.open(1) is None
+    drafter.close(readings[2])
+    assert drafter.open(POSITIONS).extent == readings[2].extent
+
+
+def test_ids_that_only_the_target_knows_are_read_as_others_and_ids_that_only_the_draft_knows_are_not_proposed(target):
+    for vocab in (50, 80):
+        draft = tiny_lm_draft(vocab=vocab)
+        with torch.no_grad():
+            draft.lm.get_output_embeddings().weight[61:] *= 100  # would be proposed if they could
+        drafter = autoregressive(target, draft)
+        assert max(propose(drafter, started(drafter, target, [60, 59, 60]), 4)) < min(vocab, 61)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pard2 import Engine, SamplingParams
+from pard2.engine.drafters.base import Ask
 from pard2.engine.drafters.parallel import ParallelDrafter
 
 PAIR = Path(__file__).parent.parent / "golden" / "pair_llama_s21"
@@ -31,13 +32,14 @@ def propose(engine: Engine, context: list[int], k: int) -> list[int]:
     """Our proposals after `context`, drafter and target started afresh."""
     target, draft = engine.target, engine.draft
     drafter = ParallelDrafter(draft, engine.method == "pard2-td", target.vocab_size, 64)
+    reading = drafter.open(64)
     target.capture(drafter.feature_layers)
-    past = torch.tensor([context[:-1]])
     with torch.inference_mode():
-        features = target.forward(past, num_logits=0).features
-        drafter.prefill(past, features)
-        drafter.absorb(torch.tensor([context[-1:]]), None if features is None else features[:, -1:])
-        return drafter.propose(k).token_ids[0].tolist()
+        features = target.forward(torch.tensor([context]), num_logits=0).features
+        if features is not None:
+            features = torch.cat([torch.zeros_like(features[0, :1]), features[0, :-1]])
+        drafter.absorb(reading, context, features)
+        return drafter.propose([Ask(reading, k)], lambda logits, *_: logits.argmax(-1)).token_ids.tolist()
 
 
 def test_proposals_equal_at_every_context(golden):

@@ -72,7 +72,7 @@ def test_no_state_is_kept_after_a_pass():
     target = tiny_target()
     target.capture((-1, -2))
     target.forward(IDS)
-    assert target._captured == {}
+    assert target._states._captured == {}
 
 
 @pytest.mark.parametrize("layer", [3, -4, 100])
