@@ -153,7 +153,7 @@ class Batch:
         if not sequences:
             return
         ks = self._choose_lengths(sequences)
-        chooser = ProposalChooser(sequences, self._draft_sampling, self._target.vocab_size)
+        chooser = ProposalChooser(sequences, self._draft_sampling, self._rule, self._target.vocab_size)
         self._watch.start()
         asks = [Ask(_memory(sequence).reading, k) for sequence, k in zip(sequences, ks, strict=True)]
         proposals = self._drafter.propose(asks, chooser)

@@ -21,6 +21,10 @@ DraftSampling = Literal["greedy", "sampled"]
 VerificationRule = Literal["token", "block"]
 
 
+# Block verification drops proposals for their values, so no later block may meet the numbers that they were drawn by.
+_NUMBERS = {"token": uniforms, "block": block_uniforms}
+
+
 @dataclass(frozen=True)
 class Chosen:
     """What a pass of the target brought one sequence, on the host.
@@ -41,14 +45,15 @@ class ProposalChooser:
     q: [k, vocabulary] by sequence, what its guesses were drawn from; no entry where the most probable ones were taken.
     """
 
-    def __init__(self, sequences: ListOf[Sequence], sampling: DraftSampling, vocab_size: int) -> None:
+    def __init__(self, sequences: ListOf[Sequence], sampling: DraftSampling, rule: VerificationRule, vocab_size: int) -> None:
         self._sequences = sequences
         self._sampling = sampling
+        self._numbers = _NUMBERS[rule]
         self._vocab_size = vocab_size
         self._drawn: dict[int, list[Tensor]] = {}
 
     def __call__(self, logits: Tensor, numbers: ListOf[int], places: ListOf[int]) -> Tensor:
-        tokens = logits.argmax(-1)
+        tokens = logits.max(-1).indices  # argmax is several times slower on a CPU in half precision
         if self._sampling == "greedy":
             return tokens
         for number in dict.fromkeys(numbers):
@@ -58,8 +63,9 @@ class ProposalChooser:
             rows = [row for row, owner in enumerate(numbers) if owner == number]
             q = probabilities(logits[rows], _without_penalties(sequence.params), None, tokens[:0])
             q = F.pad(q, (0, self._vocab_size - q.shape[-1]))  # a draft may know fewer tokens than its target
-            u = uniforms(sequence.seed, sequence.index, len(sequence.tokens) + places[rows[0]], len(rows), Purpose.DRAFT, q.device)
-            tokens[rows] = inverse_cdf(q, u)
+            first = places[rows[0]]
+            u = self._numbers(sequence.seed, sequence.index, len(sequence.tokens), first + len(rows), Purpose.DRAFT, q.device)
+            tokens[rows] = inverse_cdf(q, u[first:])
             self._drawn.setdefault(number, []).append(q)
         return tokens
 
@@ -114,7 +120,7 @@ def _choose_one(sequence: Sequence, logits: Tensor, best: Tensor, proposed: Tens
     p = probabilities(logits, params, sequence.counts, proposed)
     if q is None:
         return choose_coupled(p, proposed, uniforms(sequence.seed, sequence.index, start, k + 1, Purpose.TARGET, p.device))
-    numbers, decide = (uniforms, choose_by_rejection) if rule == "token" else (block_uniforms, choose_by_block)
+    numbers, decide = _NUMBERS[rule], choose_by_rejection if rule == "token" else choose_by_block
     u_accept = numbers(sequence.seed, sequence.index, start, k, Purpose.ACCEPT, p.device)
     u_target = numbers(sequence.seed, sequence.index, start, k + 1, Purpose.TARGET, p.device)
     return decide(p, q, proposed, u_accept, u_target)
