@@ -131,7 +131,9 @@ def test_a_small_request_does_not_overtake_a_large_one_for_ever():
 
 def test_a_request_larger_than_the_cache_is_refused_and_one_that_fills_it_is_not():
     engine = new_engine("pard2-ti", 4, cache_tokens=30)
-    with pytest.raises(Pard2Error, match=r"prompt of 20 tokens and an answer of 11 do not fit the cache of 30.*--max-new-tokens.*--cache-tokens") as raised:
+    with pytest.raises(
+        Pard2Error, match=r"prompt of 20 tokens and an answer of 11 do not fit the cache of 30.*--max-new-tokens.*--cache-tokens"
+    ) as raised:
         engine.generate([[1, 2], [1] * 20], SamplingParams(11))
     assert "\n" not in str(raised.value) and engine.idle
     assert texts(engine, [[1] * 20], SamplingParams(10)) == [greedy(shared_target(), [1] * 20, 10)]

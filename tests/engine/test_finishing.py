@@ -78,7 +78,7 @@ def test_ignore_eos_concerns_one_request_of_a_batch():
 
 
 def test_the_text_is_worth_stopping():
-    ids, text = said()
+    _, text = said()
     assert len(text) == 24 and len(set(text)) > 12
 
 
@@ -97,7 +97,7 @@ def test_a_stop_string_ends_the_text_wherever_it_falls_in_blocks(start, length):
 
 
 def test_of_two_stop_strings_the_one_said_first_counts():
-    ids, text = said()
+    _, text = said()
     late, early = text[12:15], text[7:9]
     for engine in speaking_engines():
         assert complete(engine, stop=[late, early]).text == text[: text.index(early)]
@@ -112,7 +112,7 @@ def test_what_might_have_become_a_stop_string_is_shown_when_it_does_not():
 
 @pytest.mark.parametrize("place", [1, 7, 12])
 def test_a_stop_string_on_the_last_allowed_token_is_a_stop(place):
-    ids, text = said()
+    _, text = said()
     stop = text[place]
     found = text.index(stop)
     for engine in speaking_engines():
@@ -134,7 +134,7 @@ def test_eos_before_a_stop_string_of_the_same_block_and_after_it():
 
 
 def test_stop_strings_of_one_request_end_no_other():
-    ids, text = said()
+    _, text = said()
     for engine in speaking_engines():
         outs = list(engine.generate([PROMPT] * 3, [SamplingParams(24), SamplingParams(24, stop=text[3]), SamplingParams(24, stop=text[9:11])]))
         assert [out.text for out in outs] == [text, text[: text.index(text[3])], text[: text.index(text[9:11])]]

@@ -115,9 +115,7 @@ class Sequence:
             self.counts.add(torch.tensor(block[:kept], device=self.counts.seen.device))
         self.finish_reason = finish
         said = None if logprobs is None else tuple(logprobs[:kept])
-        self.steps.append(
-            Step(tuple(block[:kept]), accepted, proposed, seconds, draft_seconds, verify_seconds, finish, shown, said, self.index)
-        )
+        self.steps.append(Step(tuple(block[:kept]), accepted, proposed, seconds, draft_seconds, verify_seconds, finish, shown, said, self.index))
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End before its time, with what has been said so far. Does nothing once it has ended."""
