@@ -67,7 +67,7 @@ def test_a_file_begun_with_other_settings_is_refused_before_the_target_is_loaded
     output = tmp_path / "out.jsonl"
     regenerate("-o", output, "--temperature", 0.5)
     before = output.read_bytes()
-    assert "--temperature 0.5, and this is --temperature 0.0; give the same --temperature, name another file with -o" in regenerate("-o", output).error
+    assert "--temperature 0.5, and this is --temperature 0.0; give the same --temperature, name another" in regenerate("-o", output).error
     assert "-t" in pard2("data", "regenerate", "-t", "no/such-model", "-i", prompts, "-o", output).error
     assert output.read_bytes() == before
     assert regenerate("-o", output, "--force").code == 0

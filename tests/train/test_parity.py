@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pard2 import Engine, SamplingParams
+from pard2 import Engine, SamplingParams, Stats
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
+from pard2.engine.drafters.base import Ask
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.models.draft import Draft
 from pard2.models.target import Target
@@ -27,11 +28,15 @@ def trained_guesses(draft: Draft, row: Row) -> dict[tuple[int, int, int], int]:
 @torch.inference_mode()
 def proposals(target: Target, draft: Draft, context: list[int], use_features: bool) -> list[int]:
     drafter = ParallelDrafter(draft, use_features, target.vocab_size, 64)
-    past = torch.tensor([context[:-1]])
-    features = target.forward(past, num_logits=0).features if use_features else None
-    drafter.prefill(past, features)
-    drafter.absorb(torch.tensor([context[-1:]]), None if features is None else features[:, -1:])
-    return drafter.propose(K).token_ids[0].tolist()
+    reading = drafter.open(64)
+    assert reading is not None
+    features = None
+    if use_features:
+        found = target.forward(torch.tensor([context[:-1]]), num_logits=0).features
+        assert found is not None
+        features = torch.cat([torch.zeros_like(found[0, :1]), found[0]])
+    drafter.absorb(reading, context, features)
+    return drafter.propose([Ask(reading, K)], lambda logits, numbers, places: logits.argmax(-1)).token_ids.tolist()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
@@ -64,10 +69,8 @@ def test_the_two_modes_differ():
 
 
 def acceptance_length(target: Target, draft: Draft, prompts: list[list[int]], method: str) -> float:
-    cycles = accepted = 0
-    for completion in Engine(target, draft, method, draft_tokens=K).generate(prompts, SamplingParams(max_tokens=40)):
-        cycles, accepted = cycles + completion.stats.cycles, accepted + completion.stats.accepted
-    return 1 + accepted / cycles
+    completions = Engine(target, draft, method, draft_tokens=K).generate(prompts, SamplingParams(max_tokens=40))
+    return sum((completion.stats for completion in completions), Stats()).acceptance_length
 
 
 def test_training_raises_what_decoding_accepts():

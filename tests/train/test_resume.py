@@ -5,25 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from train_runs import save_target
+from train_runs import CONVERSATIONS, assert_bit_for_bit, save_target, weights, write_records
 
 from pard2.errors import Pard2Error
 from pard2.train import loop as training
 from pard2.train.loop import train
-
-
-def weights(output: str) -> dict[str, torch.Tensor]:
-    state = torch.load(Path(output) / "checkpoint" / "state.pt", weights_only=True)
-    return state["model"] | {f"{i}.{k}": v for i, p in state["optimizer"]["state"].items() for k, v in p.items()}
-
-
-def assert_bit_for_bit(one: str, other: str) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert all(ours[key].equal(theirs[key]) for key in ours), [key for key in ours if not ours[key].equal(theirs[key])]
-    saved = [load_file(Path(o) / "draft" / "model.safetensors") for o in (one, other)]
-    assert all(saved[0][key].equal(saved[1][key]) for key in saved[0])
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, error: type[BaseException]) -> None:
@@ -45,10 +31,15 @@ def metrics(output: str) -> list[dict]:
 SHARED = {"share_vocabulary": True, "standardise_features": True}
 
 
+@pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize(("at_step", "draft"), [(1, {}), (2, SHARED), (5, {})])
-def test_a_killed_run_ends_with_the_same_weights(make_config, quiet, tmp_path, monkeypatch, at_step, draft):
-    """Killed before the first checkpoint, right after one, and with steps behind it that are lost."""
-    whole, killed = (make_config(draft=draft, loop={"output": str(tmp_path / name)}) for name in ("whole", "killed"))
+def test_a_killed_run_ends_with_the_same_weights(make_config, quiet, tmp_path, monkeypatch, at_step, draft, evaluated):
+    """Killed before the first checkpoint, right after one, and with steps behind it that are lost; with evaluations, which the resumed run does
+    not repeat.
+    """
+    data = {"evaluation": str(write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:2]))} if evaluated else {}
+    loop = {"evaluate_every": 2, "evaluation_tokens": 4}
+    whole, killed = (make_config(draft=draft, data=data, loop=loop | {"output": str(tmp_path / name)}) for name in ("whole", "killed"))
     train(whole, quiet)
     with monkeypatch.context() as patch:
         interrupt(patch, at_step, RuntimeError)
