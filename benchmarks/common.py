@@ -1,53 +1,51 @@
-"""What every benchmark script shares: what it ran on, intervals, and result files that appear whole."""
+"""What the benchmark scripts share: work that takes turns, and the prompts that it is done on."""
 
-import json
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
 
-import pard2
+from pard2.bench.suites import read_suites
+from pard2.engine.prompts import encode_prompt
+from pard2.models.target import Target
 
-ROOT = Path(__file__).parent.parent
-
-
-def meta() -> dict:
-    """argv, commit, versions, hardware and date of this run."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    capabilities = torch.cpu.get_capabilities()
-    features = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)]
-    return {
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": commit,
-        "versions": {"python": platform.python_version(), "pard2": pard2.__version__} | {name: version(name) for name in ("torch", "transformers")},
-        "hardware": {
-            "cpu": capabilities.get("cpu_name"),
-            "features": features,
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
-def bootstrap(items: Sequence, statistic: Callable[[Sequence], float], samples: int = 2000, seed: int = 0) -> list[float]:
-    """95 % percentile interval of a statistic over resampled prompts."""
-    generator = np.random.default_rng(seed)
-    values = [statistic([items[i] for i in generator.integers(0, len(items), len(items))]) for _ in range(samples)]
-    return [round(float(np.percentile(values, q)), 4) for q in (2.5, 97.5)]
+def in_turn(work: Mapping[Key, Callable[[], Value]], rounds: int) -> dict[Key, list[Value]]:
+    """What each piece of work returned, round by round. Every other round goes the other way, so that nobody always comes first."""
+    done: dict[Key, list[Value]] = {key: [] for key in work}
+    for number in range(rounds):
+        for key in list(work)[:: -1 if number % 2 else 1]:
+            done[key].append(work[key]())
+    return done
 
 
-def write_result(path: Path, about: dict, results: list[dict], **more: object) -> None:
-    """`{"meta": .., "results": [..]}`, written beside and renamed. about: `meta()` as it was when the run began."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps({"meta": about, "results": results, **more}, indent=1) + "\n")
-    beside.replace(path)
+def seconds(action: Callable[[], object], device: torch.device, times: int = 1) -> float:
+    """Of one call on average, the device's work included."""
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        action()
+    _wait(device)
+    return (time.perf_counter() - started) / times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def read_bandwidth(device: torch.device, megabytes: int = 512) -> float:
+    """Bytes a second that the device reads from memory when it does hardly anything else. The buffer must exceed its caches."""
+    buffer = torch.ones(megabytes * 2**18, device=device)
+    buffer.sum()
+    return buffer.nbytes / min(seconds(buffer.sum, device) for _ in range(5))
+
+
+def suite_prompts(paths: Sequence[Path], target: Target, most: int) -> dict[str, list[list[int]]]:
+    """Token ids of the first `most` prompts of each suite, by its name."""
+    return {suite.name: [encode_prompt(target, prompt) for prompt in suite.prompts] for suite in read_suites(paths, most)}
