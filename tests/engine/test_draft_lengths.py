@@ -224,6 +224,13 @@ def test_a_mean_born_from_a_hold_up_recovers_at_once():
     assert times.estimate(9) <= 1.5
 
 
+def test_a_hold_up_never_seen_again_yields_to_passes_of_more_rows():
+    times = PassTimes()
+    for rows, seconds in ((4, 1.0), (4, 10.0), (5, 1.0), (5, 1.0)):
+        times.observe(rows, seconds)
+    assert times.estimate(4) <= 1.25
+
+
 def test_a_slower_machine_is_followed():
     times = PassTimes()
     for seconds in [1.0] * 50 + [3.0] * 80:
@@ -318,12 +325,12 @@ def test_the_start_tries_many_few_and_none_and_stays_small_in_a_large_batch():
 
 def test_a_long_backlog_is_no_trap():
     """Reading it costs more than one cycle brings, and far less than all the cycles after it."""
-    lengths = settled(lambda rows: 1.0, lambda rows: 0.1 + 0.005 * rows, 8, 1)
+    lengths = settled(lambda rows: 1.0, lambda rows: 0.1 + 0.02 * rows, 8, 1)
     acceptance = lengths.acceptance()
     for _ in range(100):
         acceptance.observe(8, 8)
-    lengths.draft_times.observe(600, 3.1)
-    lengths.draft_times.observe(600, 3.1)
+    lengths.draft_times.observe(600, 12.1)
+    lengths.draft_times.observe(600, 12.1)
     assert lengths.choose([acceptance], [8], [600]) == [8]
 
 

@@ -247,6 +247,7 @@ class PassTimes:
             seconds, weight, members = bucket.seconds, min(bucket.count, 1 / self._GAIN), [bucket.rows]
             while pools and pools[-1][0] > seconds:
                 other, other_weight, others = pools.pop()
+                other = min(other, (1 + self._CLIP) * seconds)  # far above a pass of more rows: it was held up when it was new
                 seconds = (seconds * weight + other * other_weight) / (weight + other_weight)
                 weight, members = weight + other_weight, others + members
             pools.append((seconds, weight, members))
