@@ -48,7 +48,7 @@ def test_shipped_draft_or_the_way_it_is_fed_is_broken(float32_engine: Engine, me
 
 
 def test_demo_says_different_texts_or_breaks() -> None:
-    result = CliRunner().invoke(app, ["demo", "--dtype", "float32", "--max-new-tokens", "8", "--json"])
+    result = CliRunner().invoke(app, ["demo", "--dtype", "float32", "--max-new-tokens", "8", "--draft-tokens", "3", "--json"])
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     assert [entry["method"] for entry in shown["methods"]] == ["ar", "pard2-ti", "pard2-td"]
