@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pard2.engine.draft_length import Acceptance
+from pard2.engine.acceptance import Acceptance
 from pard2.engine.drafters.base import Reading
 from pard2.engine.processors import TokenCounts
 from pard2.engine.sampling import SamplingParams
