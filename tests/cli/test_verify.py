@@ -6,9 +6,8 @@ import json
 import pytest
 
 from conftest import CONTEXT
-from pard2.engine import choosing
+from pard2.engine import randomness
 from pard2.engine.engine import Engine
-from pard2.engine.randomness import uniforms
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_a_fault_in_company_alone_is_found(verify, monkeypatch):
 
 def test_false_sampling_fails_with_exit_code_1_though_greedy_is_right(verify, monkeypatch):
     """The same number for every position is as wrong as can be."""
-    monkeypatch.setattr(choosing, "uniforms", lambda seed, index, start, count, purpose, device: uniforms(0, 0, 0, 1, 0, device).expand(count))
+    monkeypatch.setattr(randomness, "_uniform", lambda seed, index, position, purpose, block: 0.5)
     result = verify("--json")
     answer = json.loads(result.out)
     assert result.code == 1 and not answer["lossless"] and not answer["sampling"]["lossless"]

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pard2 import Engine, SamplingParams
-from pard2.engine import batch, choosing, verification
+from pard2.engine import batch, choosing, randomness, verification
 from pard2.engine.randomness import Purpose, uniforms
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
@@ -254,7 +254,8 @@ def peek(sequences, logits, proposals, drawn, rule):
 
 
 def share_one_generator(monkeypatch):
-    monkeypatch.setattr(choosing, "uniforms", lambda seed, index, start, count, purpose, device: uniforms(seed, index, start, count, 0, device))
+    number = randomness._uniform
+    monkeypatch.setattr(randomness, "_uniform", lambda seed, index, position, purpose, block: number(seed, index, position, 0, block))
 
 
 def penalise_once_per_block(monkeypatch):
@@ -276,7 +277,8 @@ def judge_by_another_q(monkeypatch):
 
 
 def give_each_completion_the_same_numbers(monkeypatch):
-    monkeypatch.setattr(choosing, "uniforms", lambda seed, index, *rest: uniforms(seed, 0, *rest))
+    number = randomness._uniform
+    monkeypatch.setattr(randomness, "_uniform", lambda seed, index, *rest: number(seed, 0, *rest))
 
 
 FAULTS = [
@@ -289,11 +291,29 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "setting"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("fault", "setting"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
 def test_the_distribution_gives_away(fault, setting, monkeypatch):
     fault(monkeypatch)
     params = SamplingParams(**COUNTED[setting])
     assert chance_of(sampled_counts(params, "vsd", "token", [4]), exact_texts(params)) < FAIR
+
+
+@pytest.mark.parametrize("method", DRAFTED)
+def test_a_number_that_a_block_was_dropped_for_is_not_met_again(method, monkeypatch):
+    """Too small an effect for counts: block verification drops proposals for their values, so a later block needs numbers of its own."""
+    number, blocks = randomness._uniform, defaultdict(set)
+
+    def recorded(seed, index, position, purpose, block):
+        blocks[purpose, index, position].add(block)
+        return number(seed, index, position, purpose, block)
+
+    monkeypatch.setattr(randomness, "_uniform", recorded)
+    engine = new_engine(world()[0], method, 4, draft_sampling="sampled", verification="block")
+    list(engine.generate([PROMPT], SamplingParams(8, temperature=1.0, n=8, seed=3)))
+    for purpose in (Purpose.DRAFT, Purpose.ACCEPT):
+        used = [starts for (its, _, _), starts in blocks.items() if its == purpose]
+        assert all(start < 8 for starts in used for start in starts), "numbers that blocks share"
+        assert any(len(starts) > 1 for starts in used), "nothing was dropped, so nothing could have been met again"
 
 
 # --- those that show in single texts ------------------------------------------------------------------

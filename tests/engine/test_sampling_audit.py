@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pard2.engine import choosing, verification
+from pard2.engine import randomness, verification
 from pard2.engine.engine import Engine
-from pard2.engine.randomness import uniforms
 from pard2.engine.sampling_audit import FALSE_ALARM, DistributionTest, Draws, Statistic, compare, draw, judge, measure, rank
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
@@ -126,7 +125,8 @@ def test_an_honest_engine_passes(rules):
 
 
 def share_one_generator(monkeypatch):
-    monkeypatch.setattr(choosing, "uniforms", lambda seed, index, start, count, purpose, device: uniforms(seed, index, start, count, 0, device))
+    number = randomness._uniform
+    monkeypatch.setattr(randomness, "_uniform", lambda seed, index, position, purpose, block: number(seed, index, position, 0, block))
 
 
 def draw_the_residual_from_p(monkeypatch):

@@ -90,8 +90,8 @@ def verify(
             device,
             asked,
             max_batch=batch_size,
-            draft_sampling=draft_sampling,
-            verification=verification,
+            draft_sampling=draft_sampling,  # type: ignore[arg-type]  # the engine checks the words
+            verification=verification,  # type: ignore[arg-type]
         )
     encoded = [encode_prompt(engine.target, text, raw) for text in texts]
     exact = demands_equality(engine.target)
