@@ -86,9 +86,10 @@ def test_a_stream_whose_memory_is_freed_in_the_middle_of_a_pass_does_not_stop_th
     request = engine.submit(PROMPTS[1], SamplingParams(16))
     propose = engine._batch._drafter.propose
 
-    def collecting(*arguments: Any) -> Any:
-        streams.clear()
-        return propose(*arguments)
+    def collecting(asks: Any, choose: Any) -> Any:
+        if any(ask.k for ask in asks):  # in a cycle, whose sequences the stream's is one of
+            streams.clear()
+        return propose(asks, choose)
 
     engine._batch._drafter.propose = collecting  # type: ignore[method-assign]
     thread = threading.Thread(target=run_dry, args=(engine,), daemon=True)
