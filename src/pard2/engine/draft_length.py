@@ -30,6 +30,7 @@ class DraftLengths:
 
     _TRIALS = 0.007  # share of the time that trials may lose
     _HORIZON = 32  # cycles over which catching up with a long backlog is to pay
+    _REST = 3  # cycles
     _SMALL = 2  # tokens a sequence that the start proposes for the second point of the times
 
     def __init__(self, maximum: int, sequential: bool = False) -> None:
@@ -40,6 +41,8 @@ class DraftLengths:
         self.target_times = PassTimes()
         # Tokens a batch proposes at the start. The first pass is not timed and a second time guards against a slow one.
         self._start = [maximum, maximum, maximum, self._SMALL, self._SMALL, 0, 0]
+        self._clear = False  # whether proposing nothing was by far the best in the latest comparison
+        self._rest = 0  # cycles for which it goes on unquestioned
         self._credit = 0.0  # seconds
         self._expected: float | None = None  # tokens of a trial of proposals under way
         self._turn = 0  # trials made
@@ -58,14 +61,20 @@ class DraftLengths:
             return [0] * len(limits)
         if self._start:
             return self._first(limits)
+        if self._rest > 0:
+            self._rest -= 1
+            return [0] * len(limits)
         # A backlog beyond a cycle's is read once, for the good of many cycles.
         usual = self.maximum + 1
         spread = [min(rows, usual) + max(0, rows - usual) / self._HORIZON for rows in backlog]
         chances = [acceptance.chances() for acceptance in acceptances]
+        self._clear = False
         ks, self._speed = self._best(chances, limits, spread)
+        clear = self._clear
         trial = self._trial(ks, limits, backlog)
         expected = sum(sum(chance[:k]) for chance, k in zip(chances, trial, strict=True))
         if self._seconds(trial, backlog) - (len(ks) + expected) / self._speed > self._credit:
+            self._rest = self._REST if clear else 0
             return ks
         self._credit = 0.0  # what the trial leaves lapses, so that none is saved up for many
         self._expected = None if any(ks) else expected
@@ -146,6 +155,8 @@ class DraftLengths:
         seconds[1:] += self.draft_times.curve(ks[:-1] + backlog)
         speeds = np.fromiter(accumulate(chances, initial=1.0), np.float64) / seconds
         best = int(speeds.argmax())
+        # A cycle without proposals shows little that could turn a clear choice, and feels the cost of choosing most.
+        self._clear = best == 0 and bool(speeds[0] > 1.1 * speeds[1:].max())
         return [best], float(speeds[best])
 
     def _trial(self, ks: list[int], limits: Sequence[int], backlog: Sequence[int]) -> list[int]:
