@@ -192,9 +192,7 @@ class Batch:
 
     def _choose_lengths(self, sequences: list[Sequence]) -> list[int]:
         """Proposals for each sequence, never more than it has room for."""
-        limits = [
-            min(self._draft_tokens, self._drafter.limit(sequence.length), sequence.limit - len(sequence.tokens) - 1) for sequence in sequences
-        ]
+        limits = [min(self._draft_tokens, self._drafter.limit(sequence.length), sequence.limit - len(sequence.tokens) - 1) for sequence in sequences]
         if self._lengths is None:
             return limits
         acceptances = [sequence.acceptance for sequence in sequences if sequence.acceptance is not None]

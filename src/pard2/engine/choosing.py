@@ -97,9 +97,7 @@ def choose(
     tokens: list[Tensor] = []
     accepted: list[Tensor] = []
     extras: list[Tensor] = []
-    for number, (sequence, proposed, rows, best) in enumerate(
-        zip(sequences, proposals, logits.split(counts), top.split(counts), strict=True)
-    ):
+    for number, (sequence, proposed, rows, best) in enumerate(zip(sequences, proposals, logits.split(counts), top.split(counts), strict=True)):
         choices = _choose_one(sequence, rows, best, proposed, drawn(number), rule)
         tokens.append(choices.tokens)
         accepted.append(choices.accepted)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pard2.models.decoder import DecoderOutput
 from pard2.models.fused import FusedLinear, fuse
 from pard2.models.packed import PackedLinear, pack_linears
 from pard2.models.ragged import RaggedBatch
+from pard2.models.windows import attention_windows
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -68,7 +69,7 @@ class LeanDecoder:
         fused = [(fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], pack), fuse(layer.mlp, ["gate_proj", "up_proj"], pack)) for layer in layers]
         if pack:
             pack_linears(model)
-        windows = [config.sliding_window if kind == "sliding_attention" else None for kind in _layer_types(config)]
+        windows = attention_windows(config)
         self._windows = set(windows)
         self._layers = [_read_layer(*found) for found in zip(layers, fused, windows, strict=True)]
 
@@ -138,13 +139,6 @@ class LeanDecoder:
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
         return F.rms_norm(x, weight.shape, weight, self._eps)
-
-
-def _layer_types(config: PreTrainedConfig) -> list[str]:
-    if hasattr(config, "layer_types") and config.layer_types is not None:
-        return config.layer_types
-    windowed = hasattr(config, "sliding_window") and config.sliding_window is not None  # Mistral: all layers or none
-    return ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
 
 
 def _read_layer(layer: Any, fused: tuple[FusedLinear | PackedLinear, FusedLinear | PackedLinear], window: int | None) -> _Layer:

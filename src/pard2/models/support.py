@@ -16,6 +16,7 @@ from pard2.models.packed import pack_linears
 from pard2.models.ragged import RaggedBatch, Segment
 from pard2.models.states import StateRecorder
 from pard2.models.transformers_decoder import TransformersDecoder
+from pard2.models.windows import attention_windows
 
 
 def new_decoder(model: PreTrainedModel, name: str, states: StateRecorder, pack: bool = False) -> Decoder:
@@ -68,14 +69,6 @@ def check_supported(model: PreTrainedModel, name: str) -> None:
         raise Pard2Error(f"{name!r} ({kind}) computes its attention in its own way, which cannot be batched; this architecture is not supported")
     if "dynamic" in _rope_types(config):
         raise Pard2Error(f"{name!r} ({kind}) has dynamic rotary frequencies, which change with the longest text of a batch; not supported")
-
-
-def attention_windows(config: PreTrainedConfig) -> list[int | None]:
-    """Each layer's sliding window in positions, as the config says it; None for full attention."""
-    window = config.sliding_window if hasattr(config, "sliding_window") else None
-    if hasattr(config, "layer_types") and config.layer_types is not None:
-        return [window if kind == "sliding_attention" else None for kind in config.layer_types]
-    return [window] * config.num_hidden_layers  # Mistral and its kin: all layers or none
 
 
 class _Trial(RaggedBatch):

@@ -1,6 +1,7 @@
 """Vanilla speculative drafting: an ordinary small LM, one pass for each proposed token."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -51,38 +52,37 @@ class AutoregressiveDrafter:
         reading.pending += [min(token, self.draft.vocab_size - 1) for token in token_ids[kept:]]
 
     def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
-        asked = [number for number, ask in enumerate(asks) if ask.k or len(ask.reading.pending) >= MOST_PENDING]
-        if not asked:
-            return Proposals(torch.zeros(0, dtype=torch.long, device=self._device), ())
-        rows = [token for number in asked for token in asks[number].reading.pending]
-        tokens = torch.tensor(rows, device=self._device)
-        segments, ends = [], []
-        for number in asked:
-            reading = asks[number].reading
-            assert reading.extent is not None and reading.pending, "absorb comes first"
-            segments.append(Segment(reading.extent, reading.length, len(reading.pending)))
-            reading.length += len(reading.pending)
-            reading.pending = []
-            ends.append(sum(segment.count for segment in segments) - 1)
         guesses: list[list[Tensor]] = [[] for _ in asks]
         passes = []
-        for place in range(max(1, *(asks[number].k for number in asked))):
-            going = [number for number in asked if asks[number].k > place]
-            if place > 0:
-                segments = []
-                for number in going:
-                    reading = asks[number].reading
-                    assert reading.extent is not None
-                    segments.append(Segment(reading.extent, reading.length + reading.guessed, 1))
-                    reading.guessed += 1
-                tokens = torch.cat([guesses[number][-1] for number in going])
-                ends = list(range(len(going)))
-            wanted = torch.tensor([ends[i] for i, number in enumerate(asked if place == 0 else going) if number in going], device=self._device)
-            passes.append(len(tokens))
-            logits = self.draft.run(tokens, None, RaggedBatch(self.cache, segments, self._device), wanted if going else None)
+        for place in range(max((ask.k for ask in asks), default=0) or 1):
+            # The first pass reads what is pending, of those too that merely have too much of it.
+            reads = [n for n, ask in enumerate(asks) if ask.k > place or (place == 0 and len(ask.reading.pending) >= MOST_PENDING)]
+            if not reads:
+                break
+            fed = [self._feed(asks[n].reading, guesses[n]) for n in reads]
+            segments, ends = [segment for segment, _ in fed], list(accumulate(segment.count for segment, _ in fed))
+            wanted = [(n, end - 1) for n, end in zip(reads, ends, strict=True) if asks[n].k > place]
+            rows = torch.tensor([row for _, row in wanted], device=self._device) if wanted else None
+            token_ids = torch.cat([tokens for _, tokens in fed])
+            passes.append(len(token_ids))
+            logits = self.draft.run(token_ids, None, RaggedBatch(self.cache, segments, self._device), rows)
             if logits is not None:
-                chosen = choose(logits[:, : self._vocab_size], going, [place] * len(going))
-                for number, token in zip(going, chosen.split(1), strict=True):
-                    guesses[number].append(token)
+                numbers = [n for n, _ in wanted]
+                chosen = choose(logits[:, : self._vocab_size], numbers, [place] * len(numbers))
+                for n, token in zip(numbers, chosen.split(1), strict=True):
+                    guesses[n].append(token)
         made = [token for tokens in guesses for token in tokens]
-        return Proposals(torch.cat(made) if made else tokens[:0], tuple(passes))
+        return Proposals(torch.cat(made) if made else torch.zeros(0, dtype=torch.long, device=self._device), tuple(passes))
+
+    def _feed(self, reading: Reading, guesses: list[Tensor]) -> tuple[Segment, Tensor]:
+        """The rows that a sequence brings to the next pass: what is pending at first, its latest guess afterwards."""
+        assert reading.extent is not None
+        if guesses:
+            segment, tokens = Segment(reading.extent, reading.length + reading.guessed, 1), guesses[-1]
+            reading.guessed += 1
+            return segment, tokens
+        assert reading.pending, "absorb comes first"
+        segment, tokens = Segment(reading.extent, reading.length, len(reading.pending)), torch.tensor(reading.pending, device=self._device)
+        reading.length += len(reading.pending)
+        reading.pending = []
+        return segment, tokens
