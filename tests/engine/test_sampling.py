@@ -100,6 +100,12 @@ def test_a_bias_of_a_token_past_the_vocabulary_is_refused_before_it_indexes_anyt
         params.check_vocabulary(61)
 
 
+def test_more_alternatives_than_tokens_are_refused_before_a_pass_fails_for_everybody():
+    SamplingParams(logprobs=10).check_vocabulary(10)
+    with pytest.raises(Pard2Error, match="^--logprobs 10: the vocabulary has 9 tokens$"):
+        SamplingParams(logprobs=10).check_vocabulary(9)
+
+
 def test_nothing_is_processed_that_needs_no_processing():
     assert not SamplingParams().processed
     assert not SamplingParams(temperature=1.0).processed

@@ -100,3 +100,8 @@ def test_a_batch_is_loaded_whole():
 def test_graphs_without_a_gpu():
     with pytest.raises(Pard2Error, match="needs a CUDA device"):
         tiny_target().use_graphs(4)
+
+
+def test_an_engine_asked_for_graphs_without_a_gpu():
+    with pytest.raises(Pard2Error, match="needs a CUDA device"):
+        Engine(tiny_target(), cuda_graphs=True)

@@ -48,7 +48,10 @@ class Engine:
     seed alone, whatever is proposed; "sampled" draws proposals from the draft, judged one by one (verification "token") or as
     blocks ("block").
 
-    The draft must be in evaluation mode. Engines may share models. One thread at a time decodes; others wait for it.
+    cuda_graphs: replay plain, draft and verify steps as captured graphs, in fixed shapes (`models.graphs`). Off by default: no GPU has run it yet.
+
+    The draft must be in evaluation mode. Engines may share models, in one thread; of several threads that share
+    an engine one decodes at a time, and the others wait for it.
     Raises `Pard2Error` where method, draft and options do not fit.
     """
 
@@ -63,6 +66,7 @@ class Engine:
         cache_tokens: int | None = None,
         draft_sampling: DraftSampling = "greedy",
         verification: VerificationRule = "token",
+        cuda_graphs: bool = False,
     ) -> None:
         check_rules(max_batch, cache_tokens, draft_sampling, verification)
         self.target = target
@@ -70,9 +74,10 @@ class Engine:
         self.method = choose_method(method, draft)
         self.draft_tokens = check_draft_tokens(draft_tokens, self.method, draft)
         # A model that cannot be decoded in batches is refused now, not in the middle of a text.
-        _ = target.decoder
-        if draft is not None and self.method != "ar":
-            _ = draft.decoder
+        for model in (target,) if draft is None or self.method == "ar" else (target, draft):
+            _ = model.decoder
+            if cuda_graphs:
+                model.use_graphs(max_batch)
         self.cache_tokens = cache_tokens or cache_positions(target, draft if self.method != "ar" else None, max_batch)
         drafter = new_drafter(self.method, target, draft, self.cache_tokens)
         target.check_layers(drafter.feature_layers)
@@ -100,6 +105,7 @@ class Engine:
         cache_tokens: int | None = None,
         draft_sampling: DraftSampling = "greedy",
         verification: VerificationRule = "token",
+        cuda_graphs: bool = False,
     ) -> "Engine":
         """Load both models by hub id or directory. dtype: bfloat16 by default. device: the GPU where there is one.
 
@@ -122,6 +128,7 @@ class Engine:
             cache_tokens=cache_tokens,
             draft_sampling=draft_sampling,
             verification=verification,
+            cuda_graphs=cuda_graphs,
         )
 
     @property
@@ -159,18 +166,18 @@ class Engine:
         each = list(params) if isinstance(params, ListOf) else [params or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
             raise Pard2Error(f"generate got {len(prompts)} prompts and {len(each)} SamplingParams; give one for all, or one for each")
-        return self._generate([self._request(prompt, one, raw) for prompt, one in zip(prompts, each, strict=True)])
+        return self._generate(deque(self._request(prompt, one, raw) for prompt, one in zip(prompts, each, strict=True)))
 
-    def _generate(self, requests: list[Request]) -> Iterator[Completion]:
+    def _generate(self, requests: deque[Request]) -> Iterator[Completion]:
         try:
-            self._enqueue(requests)
-            for request in requests:
-                while not request.done:
+            self._enqueue(list(requests))
+            while requests:
+                while not requests[0].done:
                     self.step()
-                yield from request.completions()
+                yield from requests.popleft().completions()  # and is forgotten: a long list would keep every step of all
         finally:
             for request in requests:
-                request.cancel()  # does nothing to those that are done
+                request.cancel()
             self._tidy()
 
     # --- piece by piece ---------------------------------------------------------------------------

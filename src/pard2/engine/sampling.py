@@ -72,7 +72,8 @@ class SamplingParams:
         _check("--logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `Pard2Error` for a biased token id that a vocabulary of this size lacks."""
+        """Raise `Pard2Error` for what a vocabulary of this size lacks: a biased token id, or as many alternatives."""
+        _check("--logprobs", self.logprobs, (self.logprobs or 0) <= vocab_size, f"the vocabulary has {vocab_size} tokens")
         for token in self.logit_bias or {}:
             _check("--logit-bias", f"names token {token}", token < vocab_size, f"the vocabulary ends at {vocab_size - 1}")
 
