@@ -48,6 +48,7 @@ class Batch:
         self.sequences: list[Sequence] = []
         self.totals = Totals()
         self._target = target
+        self._vocab_size = target.vocab_size
         self._drafter = drafter
         self._draft_tokens = draft_tokens
         self._lengths = lengths
@@ -71,7 +72,7 @@ class Batch:
         sequence.memory = Memory(extent, reading)
         self.sequences.append(sequence)  # before anything that may fail: who is listed here is freed
         if sequence.params.penalised:
-            sequence.counts = TokenCounts(sequence.prompt, self._target.vocab_size, self._target.device)
+            sequence.counts = TokenCounts(sequence.prompt, self._vocab_size, self._target.device)
         if self._lengths is not None:
             sequence.acceptance = self._lengths.acceptance()
         return True
@@ -153,7 +154,7 @@ class Batch:
         if not sequences:
             return
         ks = self._choose_lengths(sequences)
-        chooser = ProposalChooser(sequences, self._draft_sampling, self._rule, self._target.vocab_size)
+        chooser = ProposalChooser(sequences, self._draft_sampling, self._rule, self._vocab_size)
         self._watch.start()
         asks = [Ask(_memory(sequence).reading, k) for sequence, k in zip(sequences, ks, strict=True)]
         proposals = self._drafter.propose(asks, chooser)

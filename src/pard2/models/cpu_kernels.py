@@ -5,6 +5,8 @@ stream through the caches. The tensor operations of `LeanDecoder` are their read
 arrays that share memory with tensors, in one thread.
 """
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -13,6 +15,12 @@ Array = np.ndarray
 # Sums may be reordered, but NaN and infinity keep their meaning: damaged weights must show as NaN logits of their own sequence, neither
 # be optimised away nor raise ZeroDivisionError for the whole batch.
 _compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz", "afn"})
+
+_LEAST, _MOST = np.float32(-87), np.float32(88)  # exponents whose powers are normal numbers
+_LOG2_E = np.float32(1 / math.log(2))
+_LN2_HIGH = np.float32(355 / 512)  # ln 2 in two parts, the first with so few bits that its multiples are exact
+_LN2_LOW = np.float32(math.log(2) - 355 / 512)
+_SERIES = tuple(np.float32(1 / math.factorial(n)) for n in range(7, -1, -1))
 
 
 @_compiled
@@ -70,46 +78,65 @@ def rotate_and_store(
 
 
 @_compiled
+def _exp(x: float) -> float:
+    """exp(x) to float32's last bits, in operations that a compiler vectorises, as it does not the library's. NaN stays NaN; the rest is
+    kept within float32's range."""
+    x = _LEAST if x < _LEAST else x
+    x = _MOST if x > _MOST else x
+    whole = np.floor(x * _LOG2_E + np.float32(0.5))
+    rest = x - whole * _LN2_HIGH - whole * _LN2_LOW  # within ln 2 / 2 of 0, where seven terms of the series suffice
+    series = _SERIES[0]
+    for coefficient in _SERIES[1:]:
+        series = series * rest + coefficient
+    return series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2 ** whole, by its bits
+
+
+@_compiled
 def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Array, scale: float, out: Array) -> None:
     """Each row's softmax attention over slots begins[row] .. ends[row] - 1. queries, out: [N, H, D]. keys, values: [positions, KV, D]."""
     rows, heads, width = queries.shape
-    kv_heads = keys.shape[1]
-    group = heads // kv_heads
+    group = heads // keys.shape[1]
     longest = 0
     for row in range(rows):
         longest = max(longest, ends[row] - begins[row])
-    scores = np.empty((group, longest), np.float32)
+    scores = np.empty(longest, np.float32)
     for row in range(rows):
         begin, count = begins[row], ends[row] - begins[row]
-        for kv_head in range(kv_heads):
-            first = kv_head * group
-            for at in range(count):
-                key = keys[begin + at, kv_head]
-                for g in range(group):
-                    query = queries[row, first + g]
-                    total = np.float32(0)
-                    for i in range(width):
-                        total += query[i] * key[i]
-                    scores[g, at] = total * np.float32(scale)
-            for g in range(group):
-                highest = scores[g, 0]
-                for at in range(1, count):
-                    highest = max(highest, scores[g, at])
-                total = np.float32(0)
-                for at in range(count):
-                    scores[g, at] = np.exp(scores[g, at] - highest)
-                    total += scores[g, at]
-                for at in range(count):
-                    scores[g, at] /= total
+        fours = count - count % 4  # four positions at a time: their sums do not wait for one another
+        for head in range(heads):
+            query, result = queries[row, head], out[row, head]
+            k, v = keys[begin : begin + count, head // group], values[begin : begin + count, head // group]
+            for at in range(0, fours, 4):
+                a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
                 for i in range(width):
-                    out[row, first + g, i] = np.float32(0)
+                    a += query[i] * k[at, i]
+                    b += query[i] * k[at + 1, i]
+                    c += query[i] * k[at + 2, i]
+                    d += query[i] * k[at + 3, i]
+                scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = a, b, c, d
+            for at in range(fours, count):
+                a = np.float32(0)
+                for i in range(width):
+                    a += query[i] * k[at, i]
+                scores[at] = a
+            highest = scores[0]
+            for at in range(1, count):
+                highest = max(highest, scores[at])
+            total = np.float32(0)
             for at in range(count):
-                value = values[begin + at, kv_head]
-                for g in range(group):
-                    share = scores[g, at]
-                    result = out[row, first + g]
-                    for i in range(width):
-                        result[i] += share * value[i]
+                scores[at] = _exp((scores[at] - highest) * np.float32(scale))
+                total += scores[at]
+            for i in range(width):
+                result[i] = np.float32(0)
+            for at in range(0, fours, 4):
+                a, b, c, d = scores[at], scores[at + 1], scores[at + 2], scores[at + 3]
+                for i in range(width):
+                    result[i] += a * v[at, i] + b * v[at + 1, i] + c * v[at + 2, i] + d * v[at + 3, i]
+            for at in range(fours, count):
+                for i in range(width):
+                    result[i] += scores[at] * v[at, i]
+            for i in range(width):
+                result[i] /= total
 
 
 @_compiled
@@ -119,4 +146,4 @@ def silu_and_multiply(gate_up: Array, out: Array) -> None:
     for row in range(rows):
         for i in range(width):
             gate = gate_up[row, i]
-            out[row, i] = gate / (np.float32(1) + np.exp(-gate)) * gate_up[row, width + i]
+            out[row, i] = gate / (np.float32(1) + _exp(-gate)) * gate_up[row, width + i]

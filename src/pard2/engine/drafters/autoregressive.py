@@ -25,10 +25,12 @@ class AutoregressiveDrafter:
         self.draft = draft
         self.cache = KVCache(draft.num_layers, positions)
         self._vocab_size = vocab_size
+        self._last_token = draft.vocab_size - 1
+        self._context_length = draft.context_length
         self._device = draft.lm.device
 
     def open(self, positions: int) -> Reading | None:
-        extent = self.cache.reserve(min(positions, self.draft.context_length))
+        extent = self.cache.reserve(min(positions, self._context_length))
         return None if extent is None else Reading(extent)
 
     def close(self, reading: Reading) -> None:
@@ -36,7 +38,7 @@ class AutoregressiveDrafter:
         self.cache.release(reading.extent)
 
     def limit(self, length: int) -> int:
-        return max(0, self.draft.context_length - length + 1)
+        return max(0, self._context_length - length + 1)
 
     def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
         assert reading.extent is not None
@@ -49,7 +51,7 @@ class AutoregressiveDrafter:
             reading.pending = []
             return
         # A padded target vocabulary may exceed the draft's; a stand-in for such an id costs a guess, nothing else.
-        reading.pending += [min(token, self.draft.vocab_size - 1) for token in token_ids[kept:]]
+        reading.pending += [min(token, self._last_token) for token in token_ids[kept:]]
 
     def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
         guesses: list[list[Tensor]] = [[] for _ in asks]

@@ -33,12 +33,14 @@ class ParallelDrafter:
         self.cache = KVCache(draft.num_layers, positions)
         self.feature_layers = (draft.spec.target_layers or ()) if target_dependent else ()
         self._vocab_size = vocab_size
+        self._last_token = draft.vocab_size - 1
+        self._context_length = draft.context_length
         self._draft_tokens = draft.spec.draft_tokens
         self._mask = draft.spec.mask_token
         self._device = draft.lm.device
 
     def open(self, positions: int) -> Reading | None:
-        extent = self.cache.reserve(min(positions, self.draft.context_length))
+        extent = self.cache.reserve(min(positions, self._context_length))
         return None if extent is None else Reading(extent)
 
     def close(self, reading: Reading) -> None:
@@ -46,7 +48,7 @@ class ParallelDrafter:
         self.cache.release(reading.extent)
 
     def limit(self, length: int) -> int:
-        return max(0, min(self._draft_tokens, self.draft.context_length - length + 1))
+        return max(0, min(self._draft_tokens, self._context_length - length + 1))
 
     def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
         # In the wrong mode everything would still run, and merely accept less.
@@ -58,8 +60,7 @@ class ParallelDrafter:
             reading.pending, reading.features = [], []
             return
         # A padded target vocabulary may exceed the draft's; a stand-in for such an id costs a guess, nothing else.
-        last = self.draft.vocab_size - 1
-        reading.pending += [min(token, last) for token in token_ids]
+        reading.pending += [min(token, self._last_token) for token in token_ids]
         if features is not None:
             reading.features.append(features)
 
