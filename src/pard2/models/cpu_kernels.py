@@ -6,6 +6,7 @@ arrays that share memory with tensors, in one thread.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -78,7 +79,7 @@ def rotate_and_store(
 
 
 @_compiled
-def _exp(x: float) -> float:
+def _exp(x: Any) -> Any:
     """exp(x) to float32's last bits, in operations that a compiler vectorises, as it does not the library's. NaN stays NaN; the rest is
     kept within float32's range."""
     x = _LEAST if x < _LEAST else x
