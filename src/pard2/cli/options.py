@@ -26,7 +26,7 @@ DtypeOption = Annotated[str | None, typer.Option("--dtype", metavar="DTYPE", hel
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default the GPU where there is one.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that is already there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed, batch size and file give the same text.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same text.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences decoded at once.")]
 TopPOption = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Sample from the smallest set of tokens with this probability.")]
 DraftTokensOption = Annotated[

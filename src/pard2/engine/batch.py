@@ -117,23 +117,17 @@ class Batch:
         # The draft puts off what it has read little of; long prompts it reads chunk by chunk.
         self._drafter.propose([Ask(_memory(sequence).reading, 0) for sequence, _ in chunks], _nothing_to_choose)
         done = [sequence for sequence, _ in chunks if sequence.prefilled]
-        seconds = 0.0
-        if done:
-            assert output.logits is not None
-            nothing = token_ids[:0]
-            chosen = choose(done, output.logits, [nothing] * len(done), _not_drawn, self._rule)
+        chosen = [] if output.logits is None else choose(done, output.logits, [token_ids[:0]] * len(done), _not_drawn, self._rule)
         seconds = time.perf_counter() - started
         for sequence, _ in chunks:
             sequence.prefill_seconds += seconds
-        if done:
-            for sequence, one in zip(done, chosen, strict=True):
-                if not one.sound:
-                    sequence.end("error", _BROKEN.format(self._target.name))
-                    continue
-                assert sequence.memory is not None
-                self._drafter.absorb(sequence.memory.reading, one.block, sequence.last_feature)
-                sequence.last_feature = None
-                sequence.emit(one.block, 0, 0, sequence.prefill_seconds, logprobs=one.logprobs)
+        for sequence, one in zip(done, chosen, strict=True):
+            if not one.sound:
+                sequence.end("error", _BROKEN.format(self._target.name))
+                continue
+            self._drafter.absorb(_memory(sequence).reading, one.block, sequence.last_feature)
+            sequence.last_feature = None
+            sequence.emit(one.block, 0, 0, sequence.prefill_seconds, logprobs=one.logprobs)
         self.totals += Totals(prefill_seconds=seconds)
 
     def _absorb_prompt(self, sequence: Sequence, tokens: list[int], features: Tensor | None) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 from pard2.engine.acceptance import Acceptance
 from pard2.engine.pass_times import PassTimes
 
+_CLEAR = 1.1  # times the speed of the best proposals, at which proposing nothing needs no second look at once
+
 
 class DraftLengths:
     """Chooses how many tokens each sequence of a batch may propose, for the most expected tokens per second of the whole batch.
@@ -74,6 +76,7 @@ class DraftLengths:
         trial = self._trial(ks, limits, backlog)
         expected = sum(sum(chance[:k]) for chance, k in zip(chances, trial, strict=True))
         if self._seconds(trial, backlog) - (len(ks) + expected) / self._speed > self._credit:
+            # A cycle without proposals shows little that could turn a clear choice, and feels the cost of choosing most.
             self._rest = self._REST if clear else 0
             return ks
         self._credit = 0.0  # what the trial leaves lapses, so that none is saved up for many
@@ -144,6 +147,7 @@ class DraftLengths:
         speeds = tokens / seconds
         depth, last = np.unravel_index(np.argmax(speeds), speeds.shape)
         plain = batch / self.target_times.estimate(batch)
+        self._clear = plain > _CLEAR * speeds[depth, last]
         if speeds[depth, last] <= plain:
             return [0] * batch, plain
         return np.bincount(sequences[: last + 1][taken[depth, : last + 1]], minlength=batch).tolist(), float(speeds[depth, last])
@@ -155,8 +159,7 @@ class DraftLengths:
         seconds[1:] += self.draft_times.curve(ks[:-1] + backlog)
         speeds = np.fromiter(accumulate(chances, initial=1.0), np.float64) / seconds
         best = int(speeds.argmax())
-        # A cycle without proposals shows little that could turn a clear choice, and feels the cost of choosing most.
-        self._clear = best == 0 and bool(speeds[0] > 1.1 * speeds[1:].max())
+        self._clear = best == 0 and bool(speeds[0] > _CLEAR * speeds[1:].max())
         return [best], float(speeds[best])
 
     def _trial(self, ks: list[int], limits: Sequence[int], backlog: Sequence[int]) -> list[int]:
