@@ -12,6 +12,8 @@ import numpy as np
 from pard2.engine.acceptance import Acceptance
 from pard2.engine.pass_times import PassTimes
 
+# Times plain decoding's speed that proposals must promise: they cost a little outside the models as well, and times are noisy.
+_WORTHWHILE = 1.015
 _CLEAR = 1.1  # times the speed of the best proposals, at which proposing nothing needs no second look at once
 
 
@@ -148,7 +150,7 @@ class DraftLengths:
         depth, last = np.unravel_index(np.argmax(speeds), speeds.shape)
         plain = batch / self.target_times.estimate(batch)
         self._clear = plain > _CLEAR * speeds[depth, last]
-        if speeds[depth, last] <= plain:
+        if speeds[depth, last] <= _WORTHWHILE * plain:
             return [0] * batch, plain
         return np.bincount(sequences[: last + 1][taken[depth, : last + 1]], minlength=batch).tolist(), float(speeds[depth, last])
 
@@ -159,6 +161,8 @@ class DraftLengths:
         seconds[1:] += self.draft_times.curve(ks[:-1] + backlog)
         speeds = np.fromiter(accumulate(chances, initial=1.0), np.float64) / seconds
         best = int(speeds.argmax())
+        if speeds[best] <= _WORTHWHILE * speeds[0]:
+            best = 0
         self._clear = best == 0 and bool(speeds[0] > _CLEAR * speeds[1:].max())
         return [best], float(speeds[best])
 
