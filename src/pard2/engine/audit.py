@@ -1,4 +1,4 @@
-"""Is the engine lossless here? Its greedy text held against the target itself (METHOD: section 6).
+"""Is the engine lossless here? Its greedy text, alone and in batches, held against the target itself (METHOD: section 6).
 
 In float32 the tokens must equal those of transformers' own greedy `generate`. In half precision a pass over one row
 and a pass over several differ in the last bits, so a near-tie may flip without any fault: there the emitted
