@@ -163,11 +163,15 @@ def test_preview_of_an_empty_loss_mask(pard2, target_directory, prompts):
 @pytest.mark.slow
 def test_a_real_sigint_in_the_middle(target_directory, tmp_path):
     """The whole way: signal, handler, exit code, file. The other tests only raise the exception."""
-    source, output = write(tmp_path / "many.jsonl", 5000), tmp_path / "out.jsonl"
+    source, output = write(tmp_path / "many.jsonl", 1000), tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "pard2", "data", "regenerate", "-t", target_directory, "-i", source, "-o", output]
     options = ["--batch-size", "1", "--max-new-tokens", "60", "--dtype", "float32"]
     process = subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it, and so would this one
     )
     deadline = time.monotonic() + 90
     while not (output.exists() and output.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
@@ -176,4 +180,4 @@ def test_a_real_sigint_in_the_middle(target_directory, tmp_path):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert out == b"" and b"Traceback" not in err and b"the same command goes on from there" in err
-    assert 0 < len(read_records(output)) < 5000
+    assert 0 < len(read_records(output)) < 1000
