@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from pard2.engine.drafters.base import MOST_PENDING, Ask, Choose, Proposals, Reading
-from pard2.models.draft import Draft
-from pard2.models.kv_cache import KVCache
+from pard2.engine.drafters.reader import DraftReader
 from pard2.models.ragged import RaggedBatch, Segment
 
 
-class AutoregressiveDrafter:
+class AutoregressiveDrafter(DraftReader):
     """Continuation by the draft's LM. Target-independent; a mask token, if the draft has one, is not used.
 
     vocab_size: the target's; ids from there on are never proposed. positions: of the draft's cache, for all sequences together.
@@ -21,37 +20,12 @@ class AutoregressiveDrafter:
     feature_layers: tuple[int, ...] = ()
     sequential = True
 
-    def __init__(self, draft: Draft, vocab_size: int, positions: int) -> None:
-        self.draft = draft
-        self.cache = KVCache(draft.num_layers, positions)
-        self._vocab_size = vocab_size
-        self._last_token = draft.vocab_size - 1
-        self._context_length = draft.context_length
-        self._device = draft.lm.device
-
-    def open(self, positions: int) -> Reading | None:
-        extent = self.cache.reserve(min(positions, self._context_length))
-        return None if extent is None else Reading(extent)
-
-    def close(self, reading: Reading) -> None:
-        assert reading.extent is not None
-        self.cache.release(reading.extent)
-
-    def limit(self, length: int) -> int:
-        return max(0, self._context_length - length + 1)
-
     def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
-        assert reading.extent is not None
         # Guesses that stand are in the cache already, all but the last one proposed, which was never fed.
         kept = min(len(token_ids) - 1, reading.guessed)
         reading.length += kept
         reading.guessed = 0
-        if reading.closed or reading.length + len(reading.pending) + len(token_ids) - kept > reading.extent.size:
-            reading.closed = True
-            reading.pending = []
-            return
-        # A padded target vocabulary may exceed the draft's; a stand-in for such an id costs a guess, nothing else.
-        reading.pending += [min(token, self._last_token) for token in token_ids[kept:]]
+        self._put_off(reading, token_ids[kept:])
 
     def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
         guesses: list[list[Tensor]] = [[] for _ in asks]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pard2.engine.drafters.base import MOST_PENDING, Ask, Choose, Proposals, Reading
+from pard2.engine.drafters.reader import DraftReader
 from pard2.models.draft import Draft
-from pard2.models.kv_cache import KVCache
 from pard2.models.ragged import RaggedBatch, Segment
 
 
-class ParallelDrafter:
+class ParallelDrafter(DraftReader):
     """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet to read and k - 1 masks.
 
     Tokens are never shifted. Features are, by one: the real token at t comes with f[t-1], the first token with the zero
@@ -29,39 +29,19 @@ class ParallelDrafter:
 
     def __init__(self, draft: Draft, target_dependent: bool, vocab_size: int, positions: int) -> None:
         assert draft.spec is not None, "the draft has no mask token"
-        self.draft = draft
-        self.cache = KVCache(draft.num_layers, positions)
+        super().__init__(draft, vocab_size, positions)
         self.feature_layers = (draft.spec.target_layers or ()) if target_dependent else ()
-        self._vocab_size = vocab_size
-        self._last_token = draft.vocab_size - 1
-        self._context_length = draft.context_length
         self._draft_tokens = draft.spec.draft_tokens
         self._mask = draft.spec.mask_token
-        self._device = draft.lm.device
-
-    def open(self, positions: int) -> Reading | None:
-        extent = self.cache.reserve(min(positions, self._context_length))
-        return None if extent is None else Reading(extent)
-
-    def close(self, reading: Reading) -> None:
-        assert reading.extent is not None
-        self.cache.release(reading.extent)
 
     def limit(self, length: int) -> int:
-        return max(0, min(self._draft_tokens, self._context_length - length + 1))
+        return min(self._draft_tokens, super().limit(length))
 
     def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
         # In the wrong mode everything would still run, and merely accept less.
         if (features is None) == bool(self.feature_layers):
             raise ValueError("features belong to target-dependent drafting, and to it alone")
-        assert reading.extent is not None
-        if reading.closed or reading.length + len(reading.pending) + len(token_ids) > reading.extent.size:
-            reading.closed = True
-            reading.pending, reading.features = [], []
-            return
-        # A padded target vocabulary may exceed the draft's; a stand-in for such an id costs a guess, nothing else.
-        reading.pending += [min(token, self._last_token) for token in token_ids]
-        if features is not None:
+        if self._put_off(reading, token_ids) and features is not None:
             reading.features.append(features)
 
     def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
