@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
@@ -163,24 +163,9 @@ class Draft(nn.Module):
             raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (-m pard2-ti)")
         return rows + self.spec.scale * self.projection(features.to(rows.dtype)).to(rows.dtype)
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        features: Tensor | None,
-        cache: Cache | None = None,
-        num_logits: int = 0,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Logits [B, num_logits or S, vocabulary] of the last `num_logits` rows (0: of all)."""
-        return self.lm(
-            inputs_embeds=self.embed(token_ids, features),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=num_logits,
-        ).logits
+    def forward(self, token_ids: Tensor, features: Tensor | None, num_logits: int = 0) -> Tensor:
+        """Logits [B, num_logits or S, vocabulary] of the last `num_logits` rows (0: of all), as the LM's own code computes them."""
+        return self.lm(inputs_embeds=self.embed(token_ids, features), use_cache=False, logits_to_keep=num_logits).logits
 
     @cached_property
     def decoder(self) -> Decoder:

@@ -144,25 +144,12 @@ class Target:
     # --- running ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward(
-        self,
-        input_ids: Tensor,
-        cache: Cache | None = None,
-        num_logits: int | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> TargetOutput:
-        """Run T new tokens.
+    def forward(self, input_ids: Tensor, cache: Cache | None = None, num_logits: int | None = None) -> TargetOutput:
+        """Run T new tokens through the model's own code.
 
         input_ids: [B, T]. num_logits: logits of the last so many positions (None: all; 0: none).
         """
-        arguments: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": cache,
-            "use_cache": cache is not None,
-        }
+        arguments: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": cache is not None}
         logits = None
         if num_logits == 0:
             self.model.base_model(**arguments)
