@@ -25,7 +25,10 @@ class TargetConfig(_Section):
 
 class DraftConfig(_Section):
     layers: list[int] | int | None = Field(None, description="layers of the target to cut the draft from: a list, or how many evenly spaced")
-    path: str | None = Field(None, description="start from this PARD-2 draft (of `pard2 draft init`, or a trained one) in place of a cut")
+    path: str | None = Field(
+        None,
+        description="start from this model in place of a cut: a small LM of the target's family, or a PARD-2 draft (of `pard2 draft init`, or trained)",
+    )
     mask_token: int | None = Field(None, description="id that fills the mask slots; by default an unused one")
     target_layers: list[int] | None = Field(None, description="hidden states that feed the projection; by default [-1, -8, -16, -24]")
     scale: float = Field(0.02, gt=0, description="factor of the projected feature")
@@ -33,58 +36,110 @@ class DraftConfig(_Section):
     standardise_features: bool = Field(
         False, description="learn the projection for features divided by their standard deviation; folded into it in every checkpoint"
     )
+    normalise_features: bool = Field(
+        False, description="ablation: divide each hidden state of a feature by its root mean square; only pard2 can run such a draft"
+    )
+    learn_mask_feature: bool = Field(
+        False, description="ablation: masks get one learned vector in place of their anchor's projected feature; only pard2 can run such a draft"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DraftConfig":
         if (self.layers is None) == (self.path is None):
             raise ValueError("give either draft.layers or draft.path")
+        if self.normalise_features and self.standardise_features:
+            raise ValueError("draft.normalise_features and draft.standardise_features exclude each other")
         return self
 
 
 class DataConfig(_Section):
-    train: list[str] = Field(min_length=1, description="JSONL files of conversations that the target answered")
-    evaluation: str | None = Field(None, description="JSONL file of held-out prompts to decode at each evaluation")
-    max_length: PositiveInt = Field(512, description="tokens of a conversation; longer ones are cut")
+    train: list[str] = Field(
+        min_length=1, description="conversations that the target answered: JSONL or Parquet files, hub data sets, or what `pard2 data prepare` wrote"
+    )
+    evaluation: str | None = Field(None, description="held-out prompts to decode at each evaluation")
+    max_length: PositiveInt = Field(512, description="tokens of a conversation")
+    on_long: Literal["raise", "cut", "skip"] = Field("raise", description="what becomes of a conversation with more tokens than max_length")
+    row_length: PositiveInt | None = Field(
+        None, description="tokens of a row, into which whole conversations are packed; by default max_length. Changes speed and memory, not the loss"
+    )
+
+    @model_validator(mode="after")
+    def _rows_hold_documents(self) -> "DataConfig":
+        if self.row_length is not None and self.row_length < self.max_length:
+            raise ValueError(f"data.row_length={self.row_length} is less than data.max_length={self.max_length}")
+        return self
+
+
+class FeaturesConfig(_Section):
+    cache: str | None = Field(None, description="directory that keeps the target's hidden states; by default they are computed anew in each step")
+    on_missing: Literal["generate", "skip", "raise"] = Field("generate", description="what becomes of a conversation that the cache lacks")
+    on_generate: Literal["keep", "delete"] = Field("keep", description="whether generated states stay on disk, or go once they are used")
 
 
 class ObjectiveConfig(_Section):
     draft_tokens: int = Field(16, ge=1, description="K, tokens proposed in one pass")
+    weighting: Literal["cat", "none", "d-pace", "overlap"] = Field("cat", description="how much each slot counts; formulas: docs/method.md")
+    anchors: Literal["response", "all"] = Field(
+        "response", description="where chains begin: inside the answers, or (as published) in the prompt, too"
+    )
     retention: float = Field(0.7, gt=0, le=1, description="COD r: share of the chains kept from one depth to the next")
     min_retention: float = Field(0.1, ge=0, le=1, description="COD r_min: least share of the chains kept at any depth")
+    cod_correction: bool = Field(False, description="weigh each kept slot for those that COD dropped at its depth")
     ce_alpha: float = Field(0.1, ge=0, description="factor of the cross-entropy against the data token")
     kd_alpha: float = Field(1.0, ge=0, description="factor of the KL divergence from the target")
-    feature_drop: float = Field(0.1, ge=0, le=1, description="probability that a sequence is trained without features")
+    tf_eal_alpha: float = Field(0.0, ge=0, description="factor of the added term 1 - R/K, R the teacher-forced expected accepted length")
+    tf_eal_warmup_steps: int = Field(0, ge=0, description="steps before the added term enters")
+    d_pace_floor: float = Field(0.5, ge=0, le=1, description="c of D-PACE: (1 - c) q + c takes the place of the draft's probability q")
+    feature_drop: float = Field(0.1, ge=0, le=1, description="probability that a conversation is trained without features")
 
 
 class OptimizerConfig(_Section):
     lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates of the gradient's mean and square")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak; cosine in between")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="the learning rate's way from its peak to the last step")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
     warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a running mean of the weights, which is then what is evaluated and saved as draft"
+    )
 
 
 class LoopConfig(_Section):
     output: str = Field(description="directory of the run: metrics, checkpoints, the finished draft")
     steps: PositiveInt = Field(description="optimizer steps")
-    documents_per_step: PositiveInt = Field(8, description="conversations in a global batch")
-    documents_per_row: PositiveInt = Field(1, description="conversations that share one forward pass")
+    rows_per_step: PositiveInt = Field(8, description="rows in a global batch, over all processes and accumulated passes")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="arithmetic of the draft's passes; its weights and their updates stay float32"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute the draft's activations in the backward pass: less memory, more time")
+    attention: Literal["auto", "blocks", "flex", "dense"] = Field(
+        "auto", description="attention over slots: flex on a GPU, blocks on a CPU, dense for the readable form"
+    )
     seed: int = 0
     save_every: PositiveInt = Field(50, description="steps between checkpoints to resume from")
+    keep_last: PositiveInt = Field(1, description="how many of these checkpoints stay on disk")
     evaluate_every: PositiveInt = Field(200, description="steps between evaluations by real decoding")
     evaluation_prompts: PositiveInt = Field(8, description="prompts decoded at each evaluation")
     evaluation_tokens: PositiveInt = Field(64, description="new tokens for each of them")
     device: str | None = Field(None, description="cpu, cuda, cuda:N; by default the GPU where there is one")
 
 
+class LogConfig(_Section):
+    tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
+    wandb: str | None = Field(None, description="project of Weights & Biases to report to")
+
+
 class TrainConfig(_Section):
     target: TargetConfig
     draft: DraftConfig
     data: DataConfig
+    features: FeaturesConfig = FeaturesConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig
+    log: LogConfig = LogConfig()
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
