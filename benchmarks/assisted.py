@@ -15,7 +15,7 @@ import torch
 from rich.progress import track
 
 from common import in_turn, seconds, suite_prompts
-from pard2.bench.environment import meta
+from pard2.environment import meta
 from pard2.bench.intervals import bootstrap
 from pard2.bench.result_file import write_result
 from pard2.engine.engine import Engine

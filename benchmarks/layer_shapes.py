@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from common import in_turn, read_bandwidth, seconds
-from pard2.bench.environment import meta
+from pard2.environment import meta
 from pard2.bench.result_file import write_result
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
