@@ -1,6 +1,7 @@
 """Answers of the target: every prompt exactly once, whatever happens in between."""
 
 import filecmp
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pard2 import Completion, Engine, SamplingParams, Stats
 from pard2.data.answers import Answerer
 from pard2.data.chat import prompt_ids
 from pard2.data.records import Record, RecordWriter, read_records
-from pard2.data.regenerate import answer_settings, check_same_run
+from pard2.data.regenerate import Failure, answer_settings, check_same_run, engine_replier, failures_path
 from pard2.data.regenerate import regenerate as library_regenerate
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
@@ -40,6 +41,10 @@ def answers(path):
     return {r["id"]: r for r in read_records(path)}
 
 
+def listed(output: Path) -> list[Failure]:
+    return [json.loads(line) for line in failures_path(output).read_text().splitlines()]
+
+
 def engine_answerer(target: Target, batch_size: int = 32, temperature: float = 0.0, limit: int = 5, draft: Draft | None = None) -> Answerer:
     engine = Engine(target, draft, max_batch=batch_size, cache_tokens=4096)
 
@@ -60,9 +65,10 @@ def regenerate(
     draft: Draft | None = None,
     answer: Answerer | None = None,
     progress: Callable[[int, int], None] = lambda records, tokens: None,
-) -> list[Record]:
+) -> list[Failure]:
     answer = answer or engine_answerer(target, batch_size, temperature, limit, draft)
-    return library_regenerate(target, records, writer, answer, answer_settings(limit, temperature, 1.0, seed), progress=progress)
+    settings = answer_settings(limit, temperature, 1.0, seed)
+    return library_regenerate(records, writer, engine_replier(target, answer, settings), target.name, settings, progress=progress)
 
 
 SEVEN = prompts(*("word " * n for n in (3, 1, 4, 1, 5, 9, 2)))
@@ -158,7 +164,7 @@ def test_a_file_is_not_resumed_with_another_target_or_other_settings(tmp_path, t
     begun = answer_settings(5, 0.7, 0.9, 3)
     with RecordWriter(tmp_path / "out") as writer:
         check_same_run(writer, target.name, begun)
-        library_regenerate(target, SEVEN[:1], writer, engine_answerer(target), begun)
+        library_regenerate(SEVEN[:1], writer, engine_replier(target, engine_answerer(target), begun), target.name, begun)
         check_same_run(writer, target.name, begun)
         with pytest.raises(Pard2Error, match=message):
             check_same_run(writer, model, settings)
@@ -170,7 +176,7 @@ def test_settings_that_greedy_answers_ignore_may_change(tmp_path, target):
 
 def test_answers_of_unknown_settings_are_not_continued(tmp_path, target):
     (tmp_path / "out").write_text('{"id": "p0", "messages": [{"role": "user", "content": "x"}]}\n')
-    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="made with an unknown -t, and this is -t tiny-llama"):
+    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="made with no -t, and this is -t tiny-llama"):
         check_same_run(writer, target.name, answer_settings(5, 0.0, 1.0, 0))
 
 
@@ -181,6 +187,31 @@ def test_what_cannot_be_answered_is_returned_with_its_reason(tmp_path, target):
         assert len(writer.done) + len(failures) == len(records)
     reasons = {f["id"]: f["error"] for f in failures}
     assert "leaves no room in 128" in reasons["p1"] and reasons["mute"] == "no user message"
+    assert listed(tmp_path / "out") == failures
+
+
+def test_the_list_of_failures_is_of_the_last_run(tmp_path, target):
+    """Fails if failures that have been mended since stay listed, or those before a Ctrl-C are lost."""
+    records = prompts("x" * 200, "ok", "y" * 200)
+
+    def interrupt(_records, _tokens):
+        raise KeyboardInterrupt
+
+    with RecordWriter(tmp_path / "out") as writer:
+        regenerate(target, records, writer)
+    assert [f["id"] for f in listed(tmp_path / "out")] == ["p0", "p2"]
+    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path / "out") as writer:
+        regenerate(target, records, writer, progress=interrupt)
+    assert [f["id"] for f in listed(tmp_path / "out")] == ["p0"]
+    with RecordWriter(tmp_path / "out") as writer:
+        assert regenerate(target, prompts("a", "b", "c"), writer) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_list_of_failures_that_cannot_be_written_is_one_line(tmp_path, target):
+    failures_path(tmp_path / "out").mkdir()
+    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="cannot write .*failures.jsonl"):
+        regenerate(target, prompts("x" * 200), writer)
 
 
 def test_a_conversation_that_the_template_refuses_does_not_stop_the_others(tmp_path, target):

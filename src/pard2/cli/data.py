@@ -1,10 +1,12 @@
 """`pard2 data`: conversations that the target wrote or answered, and a look at what a draft learns from them."""
 
 import dataclasses
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +15,7 @@ from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceO
 from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
-    from pard2.data.answers import Answer, Answerer
+    from pard2.data.answers import Answer, Answerer, Replier
     from pard2.data.records import RecordWriter
     from pard2.engine.engine import Engine
     from pard2.engine.sampling import SamplingParams
@@ -65,6 +67,7 @@ def synthesize(
 
 @app.command()
 def regenerate(
+    context: typer.Context,
     target: TargetOption,
     source: Annotated[Path, typer.Option("-i", "--input", metavar="FILE", help="JSONL file of prompts or conversations.")],
     output: OutputOption,
@@ -77,19 +80,37 @@ def regenerate(
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     force: ForceOption = False,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option("--endpoint", metavar="URL", help="Let this server answer, such as http://host:8000/v1; may be given several times."),
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="What the endpoint calls the target; by default what -t says.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests to all endpoints together at a time.")] = 32,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="VAR", help="The environment variable that holds the endpoint's key.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that an endpoint may stay silent over a request.")] = 600.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a request that failed for a reason that may pass.")] = 5,
+    extra_body: Annotated[
+        str | None, typer.Option("--extra-body", metavar="JSON", help="Fields that each request to an endpoint shall hold beside the usual ones.")
+    ] = None,
 ) -> None:
-    """Answer prompts with the target: what a draft must be trained on."""
+    """Answer prompts with the target, loaded here or served elsewhere: what a draft must be trained on."""
     if output.exists() and source.exists() and output.samefile(source):
         raise Pard2Error(f"-o {output} is the input itself; name another file")
+    _refuse_given(context, _HERE_ALONE if endpoint else _ENDPOINT_ALONE, "does not go with --endpoint" if endpoint else "needs --endpoint")
     with working("importing torch"):
+        from pard2.data.endpoint import Endpoints
         from pard2.data.records import read_records
-        from pard2.data.regenerate import answer_settings, check_same_run
+        from pard2.data.regenerate import answer_settings, check_same_run, engine_replier, failures_path, list_failures
         from pard2.data.regenerate import regenerate as run
         from pard2.engine.engine import Engine
         from pard2.engine.sampling import SamplingParams
 
     params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    settings = answer_settings(max_new_tokens, temperature, top_p, seed)
+    settings = answer_settings(max_new_tokens, temperature, top_p, seed, _json_object("--extra-body", extra_body))
     records = read_records(source)
     ids = {record["id"] for record in records}
     with _resumable(output, force, lambda record_id: record_id in ids, f"records that are not in {source}") as writer:
@@ -100,19 +121,29 @@ def regenerate(
             f"at most {(len(records) - done) * max_new_tokens:,} new tokens, about {(len(records) - done) * max_new_tokens * 5 / 1e6:,.1f} MB"
         )
         if done == len(records):
+            list_failures(output, [])
             return
-        with working(f"loading {target}"):
-            proposer = None if draft is None else choose_draft(target, draft, None)
-            engine = Engine.from_pretrained(target, proposer, dtype=dtype, device=device, max_batch=batch_size)
-        room = min(engine.target.context_length, engine.cache_tokens)
-        with record_progress("answers", len(records), done) as advance:
-            failures = run(engine.target, records, writer, _answerer(engine, params), settings, room=room, progress=advance)
+        replier: Replier
+        if endpoint:
+            key = _environment("--api-key-env", api_key_env)
+            servers = Endpoints(endpoint, served_model or target, settings, api_key=key, concurrency=concurrency, timeout=timeout, retries=retries)
+            servers.check()
+            replier = servers.reply
+        else:
+            with working(f"loading {target}"):
+                proposer = None if draft is None else choose_draft(target, draft, None)
+                engine = Engine.from_pretrained(target, proposer, dtype=dtype, device=device, max_batch=batch_size)
+            room = min(engine.target.context_length, engine.cache_tokens)
+            replier = engine_replier(engine.target, _answerer(engine, params), settings, room)
+        with record_progress("prompts", len(records), done) as advance:
+            failures = run(records, writer, replier, target, settings, progress=advance)
         answered = len(writer.done)
     for failure in failures[:5]:
         print_note(f"not answered: {failure['id']}: {failure['error']}")
     if not answered:
         raise Pard2Error(f"none of the {len(records):,} prompts of {source} could be answered: {failures[0]['error']}")
-    print_note(f"{output}: {answered:,} of {len(records):,} prompts answered, {len(failures):,} could not be")
+    listed = f", listed in {failures_path(output)}; the same command tries them again" if failures else ""
+    print_note(f"{output}: {answered:,} of {len(records):,} answered, {len(failures):,} could not be{listed}")
 
 
 @app.command()
@@ -140,6 +171,45 @@ def preview(
         example = tokenize_conversation(model.tokenizer, record, model.eos_token_ids, max_length)
         out.rule(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")
         out.print(render(model.tokenizer, example, marked=not out.is_terminal))
+
+
+_HERE_ALONE = {"draft": "-d", "batch_size": "--batch-size", "dtype": "--dtype", "device": "--device"}
+_ENDPOINT_ALONE = {
+    "served_model": "--model",
+    "concurrency": "--concurrency",
+    "api_key_env": "--api-key-env",
+    "timeout": "--timeout",
+    "retries": "--retries",
+    "extra_body": "--extra-body",
+}
+
+
+def _refuse_given(context: typer.Context, flags: dict[str, str], why: str) -> None:
+    """Raises `Pard2Error` for the first of these options that the command line holds, its default value included."""
+    for name, flag in flags.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise Pard2Error(f"{flag} {why}")
+
+
+def _json_object(flag: str, text: str | None) -> dict[str, Any] | None:
+    try:
+        value = None if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if value is not None and not isinstance(value, dict):
+        raise Pard2Error(f"""{flag} {text!r} is not a JSON object such as '{{"top_k": -1}}'""")
+    return value
+
+
+def _environment(flag: str, name: str | None) -> str | None:
+    """The variable's value. Raises `Pard2Error` where the environment has none of that name."""
+    if name is None:
+        return None
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise Pard2Error(f"{flag} {name}: the environment holds no such variable")
+    return value
 
 
 def _answerer(engine: "Engine", params: "SamplingParams") -> "Answerer":

@@ -3,9 +3,12 @@
 It does not know what decodes, nor how: temperature, length limit and the draft are the function's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
+
+from pard2.data.records import Record
 
 
 class Answer(Protocol):
@@ -31,6 +34,25 @@ class Answer(Protocol):
 # From prompts (token ids) and a seed for each to their answers, in this order, each as soon as it is there. An
 # answer depends on its own prompt and seed alone. Closing the iterator drops what has not been made yet.
 Answerer = Callable[[list[list[int]], list[int]], Iterator[Answer]]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one conversation brought, whoever answered it.
+
+    text: without special tokens; None where there is none, with the reason under `error`. finish_reason: as of an `Answer`.
+    tokens: the answer's length, 0 where nobody says it.
+    """
+
+    text: str | None
+    finish_reason: str
+    tokens: int = 0
+    error: str | None = None
+
+
+# From conversations, each to be answered from its last message on, to all of them with their replies, each as soon as it
+# is there, in any order. Closing the generator drops what has not been made yet.
+Replier = Callable[[list[Record]], Generator[tuple[Record, Reply]]]
 
 
 def seed_of(run: int, name: str) -> int:

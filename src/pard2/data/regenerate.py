@@ -1,24 +1,42 @@
 """The target answers prompts: a draft must be trained on what its own target says (METHOD: section 4)."""
 
+import json
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from pard2.data.answers import Answer, Answerer, seed_of
+from pard2.data.answers import Answerer, Replier, Reply, seed_of
 from pard2.data.chat import prompt_ids
 from pard2.data.records import Record, RecordWriter, read_records, up_to_user
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 
 Settings = dict[str, Any]
+Failure = dict[str, str]  # `id` of the record, and the `error`
 
-_FLAGS = {"model": "-t", "max_new_tokens": "--max-new-tokens", "temperature": "--temperature", "top_p": "--top-p", "seed": "--seed"}
+_FLAGS = {
+    "model": "-t",
+    "max_new_tokens": "--max-new-tokens",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "seed": "--seed",
+    "extra_body": "--extra-body",
+}
 
 
-def answer_settings(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> Settings:
-    """What answers depend on beside their target, as each record holds it; top_p and seed only where they matter."""
+def answer_settings(max_new_tokens: int, temperature: float, top_p: float, seed: int, extra_body: dict[str, Any] | None = None) -> Settings:
+    """What answers depend on beside their target, as each record holds it; top_p and seed only where they matter.
+
+    extra_body: what an endpoint is asked beside that; part of the settings because it may change any answer.
+    """
     settings: Settings = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    return settings if temperature == 0 else settings | {"top_p": top_p, "seed": seed}
+    if temperature > 0:
+        settings |= {"top_p": top_p, "seed": seed}
+    return settings | {"extra_body": extra_body} if extra_body else settings
 
 
 def check_same_run(writer: RecordWriter, model: str, settings: Settings) -> None:
@@ -35,67 +53,105 @@ def check_same_run(writer: RecordWriter, model: str, settings: Settings) -> None
 
 
 def _shown(flag: str, value: Any) -> str:
-    return f"an unknown {flag}" if value is None else f"{flag} {value}"
+    if value is None:
+        return f"no {flag}"
+    return f"{flag} {json.dumps(value) if isinstance(value, dict) else value}"
 
 
 def regenerate(
-    target: Target,
     records: list[Record],
     writer: RecordWriter,
-    answer: Answerer,
+    reply: Replier,
+    model: str,
     settings: Settings,
     *,
-    room: int | None = None,
     progress: Callable[[int, int], None] = lambda records, tokens: None,
-) -> list[Record]:
-    """Write one answered record for each prompt that the output lacks; return those that could not be answered.
+) -> list[Failure]:
+    """Write one answered record for each prompt that the output lacks; list those that could not be answered, and return them.
 
-    A prompt is a record's messages up to its last user turn. settings: `answer_settings` of what `answer` does. room: tokens of prompt and
-    answer together at most; by default the target's context. Records are written in their order, each as soon as it and those before it
-    are answered; `progress(1, its tokens)` is called after each. An answer is drawn by the run's seed and the record's id, so that a
-    resumed run says what an uninterrupted one would have said.
+    A prompt is a record's messages up to its last user turn. model, settings: what `reply` answers with, for the records to say. Each
+    record is written as soon as `reply` brings it; `progress(1, its tokens)` is called after each, answered or not.
 
-    Failed records (a prompt that leaves no room for the longest answer, or one that decoding failed on) are returned
-    with the reason under `error`, so that count in = count out + failures. Raises `Pard2Error` for a
-    target without tokenizer, and for ids that occur twice.
+    Count in = count out + failures. Those of this run are in `failures_path(output)` when it ends, however it ends, and there is no such
+    file where there are none. Raises `Pard2Error` for ids that occur twice.
     """
-    if target.tokenizer is None:
-        raise Pard2Error(f"{target.name!r} has no tokenizer, which regenerating needs")
     repeated = next((name for name, count in Counter(record["id"] for record in records).items() if count > 1), None)
     if repeated is not None:
         raise Pard2Error(f"-i: the id {repeated!r} occurs twice; ids must differ, or a resumed run would skip one of them")
-    room = target.context_length if room is None else room
-    failures: list[Record] = []
-    prompts: list[list[int]] = []
-    pending: list[Record] = []
-    for record in records:
-        if record["id"] in writer.done:
-            continue
-        messages = up_to_user(record)
-        try:
-            ids = prompt_ids(target.tokenizer, messages) if messages else []
-        except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
-            failures.append({**record, "error": str(error)})
-            continue
-        if not messages:
-            failures.append({**record, "error": "no user message"})
-        elif len(ids) + settings["max_new_tokens"] > room:
-            failures.append({**record, "error": f"prompt of {len(ids)} tokens leaves no room in {room}"})
-        else:
-            prompts.append(ids)
-            pending.append({**record, "messages": messages})
-    # Greedy answers draw nothing, whatever the seed.
-    seeds = [seed_of(settings.get("seed", 0), record["id"]) for record in pending]
-    for record, made in zip(pending, answer(prompts, seeds), strict=True):
-        if made.finish_reason == "error":
-            failures.append({**record, "error": made.error})
-        else:
-            writer.write([_answered(record, made, target.name, settings)])
-            progress(1, len(made.token_ids))
+    pending = [{**record, "messages": up_to_user(record)} for record in records if record["id"] not in writer.done]
+    failures = [_failure(record, "no user message") for record in pending if not record["messages"]]
+    try:
+        with closing(reply([record for record in pending if record["messages"]])) as replies:
+            for record, made in replies:
+                if made.finish_reason == "error":
+                    failures.append(_failure(record, made.error or "no reason given"))
+                else:
+                    writer.write([_answered(record, made, model, settings)])
+                progress(1, made.tokens)
+    finally:
+        list_failures(writer.path, failures)
     return failures
 
 
-def _answered(record: Record, made: Answer, model: str, settings: Settings) -> Record:
+def engine_replier(target: Target, answer: Answerer, settings: Settings, room: int | None = None) -> Replier:
+    """Replies of a target that is loaded here, in the order of the records.
+
+    settings: `answer_settings` of what `answer` does. room: tokens of prompt and answer together at most; by default the target's context.
+    An answer is drawn by the run's seed and the record's id, so that a resumed run says what an uninterrupted one would have said. A
+    prompt that leaves no room for the longest answer, and one that the chat template refuses, is an error of its own. Raises `Pard2Error`
+    for a target without tokenizer.
+    """
+    tokenizer = target.tokenizer
+    if tokenizer is None:
+        raise Pard2Error(f"{target.name!r} has no tokenizer, which regenerating needs")
+    room = target.context_length if room is None else room
+
+    def reply(records: list[Record]) -> Generator[tuple[Record, Reply]]:
+        prompts: list[list[int]] = []
+        answerable: list[Record] = []
+        for record in records:
+            try:
+                ids = prompt_ids(tokenizer, record["messages"])
+            except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
+                yield record, Reply(None, "error", error=str(error))
+                continue
+            if len(ids) + settings["max_new_tokens"] > room:
+                yield record, Reply(None, "error", error=f"prompt of {len(ids)} tokens leaves no room in {room}")
+            else:
+                prompts.append(ids)
+                answerable.append(record)
+        # Greedy answers draw nothing, whatever the seed.
+        seeds = [seed_of(settings.get("seed", 0), record["id"]) for record in answerable]
+        for record, made in zip(answerable, answer(prompts, seeds), strict=True):
+            yield record, Reply(made.text, made.finish_reason, len(made.token_ids), made.error)
+
+    return reply
+
+
+def failures_path(output: Path) -> Path:
+    """Where the records that could not be answered are listed, one JSON object with `id` and `error` a line."""
+    return output.with_name(output.name + ".failures.jsonl")
+
+
+def list_failures(output: Path, failures: list[Failure]) -> None:
+    """Replace the list of failures beside the output; none at all leave no file. Raises `Pard2Error` if it cannot be written."""
+    path = failures_path(output)
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", encoding="utf-8", delete=False) as file:
+            file.writelines(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise Pard2Error(f"cannot write {path}: {error.strerror}; {len(failures):,} records could not be answered") from None
+
+
+def _failure(record: Record, error: str) -> Failure:
+    return {"id": record["id"], "error": error}
+
+
+def _answered(record: Record, made: Reply, model: str, settings: Settings) -> Record:
     return {
         **record,
         "messages": [*record["messages"], {"role": "assistant", "content": made.text}],
