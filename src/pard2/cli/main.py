@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from pard2 import __version__
-from pard2.cli import bench, data, demo, draft, generate, train, verify
+from pard2.cli import bench, chat, data, demo, draft, generate, train, verify
 from pard2.cli.console import print_error
 from pard2.errors import Pard2Error
 
@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.add_typer(draft.app, name="draft")
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)

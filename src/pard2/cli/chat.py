@@ -1,0 +1,112 @@
+"""`pard2 chat`: a conversation with the target, answered as fast as its draft allows."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pard2.cli.console import print_error, print_note, working
+from pard2.cli.options import (
+    DeviceOption,
+    DraftOption,
+    DraftTokensOption,
+    DtypeOption,
+    MethodOption,
+    TargetOption,
+    TopPOption,
+    choose_draft,
+    parse_draft_tokens,
+)
+from pard2.errors import Pard2Error
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pard2.data.records import Message
+    from pard2.engine.engine import Engine
+    from pard2.engine.sampling import SamplingParams
+
+_HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
+
+
+def chat(
+    target: TargetOption,
+    draft: DraftOption = None,
+    method: MethodOption = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy; higher is more varied.")] = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
+    draft_tokens: DraftTokensOption = "auto",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Talk with the target; what its draft proposed is green. Without a terminal, each line of standard input is a turn."""
+    from pard2.engine.sampling import SamplingParams
+
+    params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    asked = parse_draft_tokens(draft_tokens)
+    with working(f"loading {target}"):
+        from rich.console import Console
+
+        from pard2.engine.engine import Engine
+
+        engine = Engine.from_pretrained(target, choose_draft(target, draft, method), method, dtype, device, asked, max_batch=1)
+    if engine.target.tokenizer is None or engine.target.tokenizer.chat_template is None:
+        raise Pard2Error(f"{target!r} has no chat template; continue a text with `pard2 generate --raw`")
+    print_note(f"{target}, {engine.method}; {_HELP}")
+    opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    console = Console(highlight=False, soft_wrap=True)
+    messages = list(opening)
+    while (said := _listen()) is not None:
+        if said == "/exit":
+            break
+        if said == "/reset":
+            messages = list(opening)
+            print_note("forgotten")
+        elif said.startswith("/"):
+            print_note(_HELP)
+        elif said:
+            try:
+                answer = _answer(engine, [*messages, {"role": "user", "content": said}], params, console)
+            except Pard2Error as error:  # too long a conversation, say: the next one may fit
+                print_error(f"{error}; /reset forgets the conversation")
+                continue
+            messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+
+
+def _listen() -> str | None:
+    """What the user says next; None at the end."""
+    try:
+        if sys.stdin.isatty():
+            import readline  # noqa: F401 - gives input() its line editing and history
+
+            return input("> ").strip()
+        line = sys.stdin.readline()
+        return line.strip() if line else None
+    except EOFError:
+        return None
+
+
+def _answer(engine: "Engine", messages: "list[Message]", params: "SamplingParams", console: "Console") -> str:
+    """Stream an answer, and return what of it has been said: Ctrl-C ends it early."""
+    from pard2.cli.colours import ColouredText
+    from pard2.engine.statistics import Stats
+
+    coloured, steps, said = ColouredText(engine.target.tokenizer), [], ""
+    stream = engine.stream(messages, params)
+    try:
+        for step in stream:
+            steps.append(step)
+            piece = coloured.add(step)
+            said += piece.plain
+            console.print(piece, end="")
+        ended = steps[-1].finish_reason
+    except KeyboardInterrupt:
+        stream.close()
+        ended = "stopped"
+    console.print()
+    stats = Stats.of(steps)
+    print_note(f"{ended}; {stats.tokens_per_second:.1f} tokens/s, {stats.acceptance_length:.2f} tokens a cycle")
+    return said

@@ -1,0 +1,83 @@
+"""A conversation: turns are remembered, and what goes wrong with one does not end it."""
+
+import io
+import re
+
+import pytest
+from rich.style import Style
+
+from chat_tokenizer import byte_tokenizer
+from pard2.cli.colours import ColouredText
+from pard2.engine.engine import Engine
+from pard2.engine.statistics import Step
+
+
+@pytest.fixture
+def say(monkeypatch, pard2, target_directory, draft_directory):
+    def run(*lines: str, options: tuple = ()):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        return pard2("chat", "-t", target_directory, "-d", draft_directory, "--dtype", "float32", "--device", "cpu", *options)
+
+    return run
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[list[dict]]:
+    """The conversations that the engine is asked to continue."""
+    found, real = [], Engine.stream
+
+    def stream(self, prompt, params=None, raw=False):
+        found.append([dict(message) for message in prompt])
+        return real(self, prompt, params, raw)
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    return found
+
+
+def test_turns_are_remembered_until_reset(say, asked):
+    result = say("hello", "and?", "/reset", "again", options=("--max-new-tokens", 6, "--system", "s"))
+    assert result.code == 0
+    first, second, third = asked
+    assert [m["role"] for m in first] == ["system", "user"]
+    assert [m["role"] for m in second] == ["system", "user", "assistant", "user"] and second[1]["content"] == "hello"
+    assert result.out.startswith(second[2]["content"])
+    assert [m["content"] for m in third] == ["s", "again"]
+    assert len(re.findall(r"tokens/s, [\d.]+ tokens a cycle", result.err)) == 3
+
+
+def test_a_conversation_that_is_too_long_can_be_reset(say, asked):
+    """The tiny target reads 160 tokens."""
+    result = say("x" * 200, "/reset", "short", options=("--max-new-tokens", 4))
+    assert result.code == 0 and "shorten the prompt; /reset forgets the conversation" in result.err
+    assert asked[-1] == [{"role": "user", "content": "short"}]
+
+
+def test_commands_are_not_said_to_the_model(say, asked):
+    result = say("", "/help", "/exit", "never read")
+    assert result.code == 0 and asked == [] and result.out == ""
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_conversation(say, asked, monkeypatch):
+    real, calls = ColouredText.add, []
+
+    def add(self, step):
+        calls.append(step)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    monkeypatch.setattr(ColouredText, "add", add)
+    result = say("hello", "and?", options=("--max-new-tokens", 40))
+    assert result.code == 0 and "stopped; " in result.err and len(asked) == 2
+
+
+def test_the_drafts_tokens_are_coloured_and_split_characters_wait():
+    """The last token of a step is the target's own."""
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("aébc", add_special_tokens=False)["input_ids"]
+    coloured = ColouredText(tokenizer)
+    first = coloured.add(Step(tuple(ids[:2]), accepted=1, proposed=3, seconds=0.1))  # a, and half of é
+    second = coloured.add(Step(tuple(ids[2:]), accepted=1, proposed=3, seconds=0.1))
+    assert (first.plain, second.plain) == ("a", "ébc"[: len(second.plain)])
+    assert [first.plain[s.start : s.end] for s in first.spans if Style.parse(str(s.style)).color] == ["a"]
+    assert [second.plain[s.start : s.end] for s in second.spans if Style.parse(str(s.style)).color] == ["é"]
