@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from fake_endpoint import fake_endpoint, slowly, status
 from pard2.data.records import RecordWriter, read_records
 from pard2.engine.engine import Engine
 from pard2.engine.request import Completion
@@ -124,6 +125,96 @@ def test_none_answered_is_an_error_and_some_are_not(regenerate, tmp_path, prompt
     result = regenerate("-o", tmp_path / "out")
     assert result.code == 0 and "leaves no room" in result.err
     assert f"1 of 3 answered, 2 could not be, listed in {tmp_path / 'out'}.failures.jsonl" in result.err
+
+
+@pytest.fixture
+def server():
+    with fake_endpoint("org/target") as server:
+        yield server
+
+
+@pytest.fixture
+def ask(pard2, prompts, server):
+    return lambda *options: pard2(
+        "data", "regenerate", "-t", "org/target", "-i", prompts, "--endpoint", server.address, "--max-new-tokens", 4, *options
+    )
+
+
+def test_an_endpoint_answers_and_no_target_is_loaded(ask, server, tmp_path, monkeypatch):
+    """`org/target` is nowhere. Fails if the answers are not what a local run would have recorded."""
+    monkeypatch.setenv("FAKE_KEY", "secret\n")
+    server.script = {"hello 1": [status(400, "too long")]}
+    result = ask("-o", tmp_path / "out", "--api-key-env", "FAKE_KEY", "--concurrency", 2, "--retries", 0, "--timeout", 9)
+    assert result.code == 0 and result.out == "" and "secret" not in result.err
+    assert "not answered: p1: 400: too long" in result.err
+    assert f"4 of 5 answered, 1 could not be, listed in {tmp_path / 'out'}.failures.jsonl" in result.err
+    assert json.loads((tmp_path / "out.failures.jsonl").read_text()) == {"id": "p1", "error": "400: too long"}
+    made = {record["id"]: record for record in read_records(tmp_path / "out")}
+    assert made["p0"]["messages"][-1]["content"] == "echo hello 0" and made["p0"]["model"] == "org/target"
+    assert made["p0"]["settings"] == {"max_new_tokens": 4, "temperature": 0.0}
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+
+    assert "5 of 5 answered, 0 could not be" in ask("-o", tmp_path / "out").err
+    assert server.asked["hello 1"] == 2 and server.asked["hello 0"] == 1
+    assert not (tmp_path / "out.failures.jsonl").exists()
+    server.close()
+    assert ask("-o", tmp_path / "out").code == 0  # nothing is left to ask
+
+
+def test_options_of_the_other_way_to_answer_are_refused_by_name(ask, regenerate, tmp_path):
+    """They would do nothing, unseen."""
+    for option in (("-d", "smollm2"), ("--batch-size", 32), ("--dtype", "float32"), ("--device", "cpu")):
+        assert f"{option[0]} does not go with --endpoint" == ask("-o", tmp_path / "out", *option).error
+    for option in (("--model", "x"), ("--concurrency", 32), ("--api-key-env", "X"), ("--timeout", 9), ("--retries", 1), ("--extra-body", "{}")):
+        assert f"{option[0]} needs --endpoint" == regenerate("-o", tmp_path / "out", *option).error
+
+
+def test_an_endpoint_that_cannot_answer_is_one_line_and_nothing_is_written(ask, server, tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    output = tmp_path / "out"
+    assert "does not serve 'other'; name what it serves with --model: org/target" in ask("-o", output, "--model", "other").error
+    assert "--api-key-env NO_SUCH_KEY: the environment holds no such variable" in ask("-o", output, "--api-key-env", "NO_SUCH_KEY").error
+    assert "--extra-body '[1]' is not a JSON object" in ask("-o", output, "--extra-body", "[1]").error
+    assert "is not an address" in ask("-o", output, "--endpoint", "host:1").error
+    assert server.requests == []
+    server.close()
+    assert "Connection refused; is the server up?" in ask("-o", output).error
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_fields_that_may_change_answers_must_stay_the_same(ask, server, tmp_path):
+    server.script = {"hello 1": [status(400)]}
+    extra = ("--extra-body", '{"repetition_penalty": 1.0}')
+    assert ask("-o", tmp_path / "out", *extra).code == 0
+    assert server.requests[0]["repetition_penalty"] == 1.0
+    assert 'made with --extra-body {"repetition_penalty": 1.0}, and this is no --extra-body' in ask("-o", tmp_path / "out").error
+    assert ask("-o", tmp_path / "out", *extra).code == 0
+    assert len(read_records(tmp_path / "out")) == 5
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_asks_again_only_for_what_is_missing(ask, prompts, server, tmp_path):
+    write(prompts, 200)
+    server.script = {f"hello {n}": [slowly(0.05)] for n in range(200)}
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "pard2", "data", "regenerate", "-t", "org/target", "-i", prompts, "-o", output, "--endpoint", server.address]
+    options = ["--concurrency", "4", "--max-new-tokens", "4"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    deadline = time.monotonic() + 60
+    while len(server.requests) < 50 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    time.sleep(0.3)  # until the server is through with what the killed process had sent
+    whole = {json.loads(line)["id"] for line in output.read_bytes().split(b"\n")[:-1]}
+    assert 40 <= len(whole) < 200  # fails if answers wait for others, or for the end, to be written
+    with output.open("ab") as file:
+        file.write(b'{"id": "p199", "mess')  # what a kill within a write leaves
+    server.requests.clear()
+    server.script.clear()
+    assert ask("-o", output).code == 0
+    assert server.asked == {f"hello {n}": 1 for n in range(200) if f"p{n}" not in whole}
+    assert sorted(record["id"] for record in read_records(output)) == sorted(f"p{n}" for n in range(200))
 
 
 def test_synthesize_checks_its_output_first(pard2, prompts, tmp_path):

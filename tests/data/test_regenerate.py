@@ -11,8 +11,9 @@ from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
 from pard2 import Completion, Engine, SamplingParams, Stats
 from pard2.data.answers import Answerer
 from pard2.data.chat import prompt_ids
+from pard2.data.local import local_replier
 from pard2.data.records import Record, RecordWriter, read_records
-from pard2.data.regenerate import Failure, answer_settings, check_same_run, engine_replier, failures_path
+from pard2.data.regenerate import Failure, answer_settings, check_same_run, failures_path
 from pard2.data.regenerate import regenerate as library_regenerate
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
@@ -68,7 +69,7 @@ def regenerate(
 ) -> list[Failure]:
     answer = answer or engine_answerer(target, batch_size, temperature, limit, draft)
     settings = answer_settings(limit, temperature, 1.0, seed)
-    return library_regenerate(records, writer, engine_replier(target, answer, settings), target.name, settings, progress=progress)
+    return library_regenerate(records, writer, local_replier(target, answer, settings), target.name, settings, progress=progress)
 
 
 SEVEN = prompts(*("word " * n for n in (3, 1, 4, 1, 5, 9, 2)))
@@ -164,7 +165,7 @@ def test_a_file_is_not_resumed_with_another_target_or_other_settings(tmp_path, t
     begun = answer_settings(5, 0.7, 0.9, 3)
     with RecordWriter(tmp_path / "out") as writer:
         check_same_run(writer, target.name, begun)
-        library_regenerate(SEVEN[:1], writer, engine_replier(target, engine_answerer(target), begun), target.name, begun)
+        library_regenerate(SEVEN[:1], writer, local_replier(target, engine_answerer(target), begun), target.name, begun)
         check_same_run(writer, target.name, begun)
         with pytest.raises(Pard2Error, match=message):
             check_same_run(writer, model, settings)

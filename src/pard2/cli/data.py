@@ -87,7 +87,7 @@ def regenerate(
     served_model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="What the endpoint calls the target; by default what -t says.")
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests to all endpoints together at a time.")] = 32,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Requests to all endpoints together at a time.")] = 32,
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", metavar="VAR", help="The environment variable that holds the endpoint's key.")
     ] = None,
@@ -101,13 +101,10 @@ def regenerate(
     if output.exists() and source.exists() and output.samefile(source):
         raise Pard2Error(f"-o {output} is the input itself; name another file")
     _refuse_given(context, _HERE_ALONE if endpoint else _ENDPOINT_ALONE, "does not go with --endpoint" if endpoint else "needs --endpoint")
-    with working("importing torch"):
-        from pard2.data.endpoint import Endpoints
-        from pard2.data.records import read_records
-        from pard2.data.regenerate import answer_settings, check_same_run, engine_replier, failures_path, list_failures
-        from pard2.data.regenerate import regenerate as run
-        from pard2.engine.engine import Engine
-        from pard2.engine.sampling import SamplingParams
+    from pard2.data.records import read_records
+    from pard2.data.regenerate import answer_settings, check_same_run, failures_path, list_failures
+    from pard2.data.regenerate import regenerate as run
+    from pard2.engine.sampling import SamplingParams
 
     params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     settings = answer_settings(max_new_tokens, temperature, top_p, seed, _json_object("--extra-body", extra_body))
@@ -124,17 +121,22 @@ def regenerate(
             list_failures(output, [])
             return
         replier: Replier
-        if endpoint:
-            key = _environment("--api-key-env", api_key_env)
-            servers = Endpoints(endpoint, served_model or target, settings, api_key=key, concurrency=concurrency, timeout=timeout, retries=retries)
+        if endpoint:  # without torch, which takes seconds to import and has nothing to do there
+            from pard2.data.endpoint import Endpoints
+
+            key, name = _environment("--api-key-env", api_key_env), served_model or target
+            servers = Endpoints(endpoint, name, settings, api_key=key, concurrency=concurrency, timeout=timeout, retries=retries)
             servers.check()
             replier = servers.reply
         else:
             with working(f"loading {target}"):
+                from pard2.data.local import local_replier
+                from pard2.engine.engine import Engine
+
                 proposer = None if draft is None else choose_draft(target, draft, None)
                 engine = Engine.from_pretrained(target, proposer, dtype=dtype, device=device, max_batch=batch_size)
             room = min(engine.target.context_length, engine.cache_tokens)
-            replier = engine_replier(engine.target, _answerer(engine, params), settings, room)
+            replier = local_replier(engine.target, _answerer(engine, params), settings, room)
         with record_progress("prompts", len(records), done) as advance:
             failures = run(records, writer, replier, target, settings, progress=advance)
         answered = len(writer.done)

@@ -131,7 +131,7 @@ class Endpoints:
                 raise Pard2Error(f"--endpoint {error}; is the server up?") from None
             self._stop_if_unusable(server, status, body)
             try:
-                served = [entry["id"] for entry in json.loads(body)["data"]] if status == 200 else None
+                served = [entry["id"] for entry in _parsed(body)["data"]] if status == 200 else None
             except (ValueError, TypeError, KeyError):
                 served = None
             if served is None:
@@ -156,8 +156,11 @@ class Endpoints:
                     return
                 try:
                     made.put((record, self._answer(record, stop)))
-                except BaseException as error:  # for the caller's thread to judge
+                except _Lost as error:
                     made.put((record, error))
+                except BaseException as error:  # for the caller's thread to raise
+                    made.put((record, error))
+                    stop.set()
 
         # Threads of a pool would be waited for at exit, for as long as the server takes; Ctrl-C must not.
         for _ in range(min(self._concurrency, len(records))):
@@ -243,11 +246,11 @@ class Endpoints:
 def _reply(server: _Server, body: bytes) -> Reply:
     """Raises `_TryAgain` for what is no chat completion, `_Refused` for one that is no answer, `Pard2Error` for one without its thoughts."""
     try:
-        completion = json.loads(body)
+        completion = _parsed(body)
         choice = completion["choices"][0]
         message, reason = choice["message"], choice["finish_reason"]
         text, thoughts = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
-        tokens = int((completion.get("usage") or {}).get("completion_tokens") or 0)
+        tokens = (completion.get("usage") or {}).get("completion_tokens")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise _TryAgain(f"{server.address}: not a chat completion: {_said(body)}") from None
     if thoughts:
@@ -264,14 +267,22 @@ def _reply(server: _Server, body: bytes) -> Reply:
         text.encode()
     except UnicodeEncodeError:
         raise _Refused("the answer is not Unicode text") from None
-    return Reply(text, reason, tokens)
+    return Reply(text, reason, tokens if isinstance(tokens, int) else 0)
+
+
+def _parsed(body: bytes) -> Any:
+    """Raises `ValueError` for whatever is no JSON."""
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _said(body: bytes) -> str:
     """What a server says of its error, in one line."""
-    text = body.decode(errors="replace").strip()
+    text = body.decode(errors="replace")
     try:
-        answer = json.loads(text)
+        answer = _parsed(body)
         answer = answer.get("error", answer)
         text = str(answer if isinstance(answer, str) else answer.get("message") or answer.get("detail") or text)
     except (ValueError, AttributeError):

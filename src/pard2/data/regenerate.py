@@ -1,19 +1,15 @@
 """The target answers prompts: a draft must be trained on what its own target says (METHOD: section 4)."""
 
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pard2.data.answers import Answerer, Replier, Reply, seed_of
-from pard2.data.chat import prompt_ids
+from pard2.data.answers import Replier, Reply
 from pard2.data.records import Record, RecordWriter, read_records, up_to_user
 from pard2.errors import Pard2Error
-from pard2.models.target import Target
 
 Settings = dict[str, Any]
 Failure = dict[str, str]  # `id` of the record, and the `error`
@@ -93,41 +89,6 @@ def regenerate(
     return failures
 
 
-def engine_replier(target: Target, answer: Answerer, settings: Settings, room: int | None = None) -> Replier:
-    """Replies of a target that is loaded here, in the order of the records.
-
-    settings: `answer_settings` of what `answer` does. room: tokens of prompt and answer together at most; by default the target's context.
-    An answer is drawn by the run's seed and the record's id, so that a resumed run says what an uninterrupted one would have said. A
-    prompt that leaves no room for the longest answer, and one that the chat template refuses, is an error of its own. Raises `Pard2Error`
-    for a target without tokenizer.
-    """
-    tokenizer = target.tokenizer
-    if tokenizer is None:
-        raise Pard2Error(f"{target.name!r} has no tokenizer, which regenerating needs")
-    room = target.context_length if room is None else room
-
-    def reply(records: list[Record]) -> Generator[tuple[Record, Reply]]:
-        prompts: list[list[int]] = []
-        answerable: list[Record] = []
-        for record in records:
-            try:
-                ids = prompt_ids(tokenizer, record["messages"])
-            except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
-                yield record, Reply(None, "error", error=str(error))
-                continue
-            if len(ids) + settings["max_new_tokens"] > room:
-                yield record, Reply(None, "error", error=f"prompt of {len(ids)} tokens leaves no room in {room}")
-            else:
-                prompts.append(ids)
-                answerable.append(record)
-        # Greedy answers draw nothing, whatever the seed.
-        seeds = [seed_of(settings.get("seed", 0), record["id"]) for record in answerable]
-        for record, made in zip(answerable, answer(prompts, seeds), strict=True):
-            yield record, Reply(made.text, made.finish_reason, len(made.token_ids), made.error)
-
-    return reply
-
-
 def failures_path(output: Path) -> Path:
     """Where the records that could not be answered are listed, one JSON object with `id` and `error` a line."""
     return output.with_name(output.name + ".failures.jsonl")
@@ -136,14 +97,15 @@ def failures_path(output: Path) -> Path:
 def list_failures(output: Path, failures: list[Failure]) -> None:
     """Replace the list of failures beside the output; none at all leave no file. Raises `Pard2Error` if it cannot be written."""
     path = failures_path(output)
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
+    beside = path.with_name(f".{path.name}-new")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", encoding="utf-8", delete=False) as file:
-            file.writelines(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
-        os.replace(file.name, path)
+        if failures:
+            beside.write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+            beside.replace(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise Pard2Error(f"cannot write {path}: {error.strerror}; {len(failures):,} records could not be answered") from None
 
 

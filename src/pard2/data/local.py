@@ -1,0 +1,45 @@
+"""Answers of a target that is loaded here: conversations through its chat template into the decoder, and what has no room kept out."""
+
+from collections.abc import Generator
+from typing import Any
+
+from pard2.data.answers import Answerer, Replier, Reply, seed_of
+from pard2.data.chat import prompt_ids
+from pard2.data.records import Record
+from pard2.errors import Pard2Error
+from pard2.models.target import Target
+
+
+def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], room: int | None = None) -> Replier:
+    """Replies of a target that is loaded here, in the order of the records.
+
+    settings: `answer_settings` of what `answer` does. room: tokens of prompt and answer together at most; by default the target's context.
+    An answer is drawn by the run's seed and the record's id, so that a resumed run says what an uninterrupted one would have said. A
+    prompt that leaves no room for the longest answer, and one that the chat template refuses, is an error of its own. Raises `Pard2Error`
+    for a target without tokenizer.
+    """
+    tokenizer = target.tokenizer
+    if tokenizer is None:
+        raise Pard2Error(f"{target.name!r} has no tokenizer, which regenerating needs")
+    room = target.context_length if room is None else room
+
+    def reply(records: list[Record]) -> Generator[tuple[Record, Reply]]:
+        prompts: list[list[int]] = []
+        answerable: list[Record] = []
+        for record in records:
+            try:
+                ids = prompt_ids(tokenizer, record["messages"])
+            except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
+                yield record, Reply(None, "error", error=str(error))
+                continue
+            if len(ids) + settings["max_new_tokens"] > room:
+                yield record, Reply(None, "error", error=f"prompt of {len(ids)} tokens leaves no room in {room}")
+            else:
+                prompts.append(ids)
+                answerable.append(record)
+        # Greedy answers draw nothing, whatever the seed.
+        seeds = [seed_of(settings.get("seed", 0), record["id"]) for record in answerable]
+        for record, made in zip(answerable, answer(prompts, seeds), strict=True):
+            yield record, Reply(made.text, made.finish_reason, len(made.token_ids), made.error)
+
+    return reply
