@@ -104,6 +104,18 @@ def test_the_request_says_what_the_settings_say(tmp_path: Path, server: FakeEndp
     ]
 
 
+def test_tools_and_template_arguments_of_a_record_are_sent(tmp_path: Path, server: FakeEndpoint) -> None:
+    """Fails if the target answers another prompt than the one that a draft is trained with."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "user", "content": "u"}]
+    record = {"id": "a", "messages": messages, "tools": [{"type": "function"}], "chat_template_kwargs": {"enable_thinking": False}}
+    run(tmp_path / "out", [record], endpoints(server))
+    sent = server.requests[0]
+    assert sent["tools"] == record["tools"] and sent["chat_template_kwargs"] == record["chat_template_kwargs"]
+    assert sent["messages"][0]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
+    assert read_records(tmp_path / "out")[0]["messages"][0]["tool_calls"] == [call]
+
+
 def test_sampled_answers_have_seeds_of_their_own_that_a_resumed_run_sends_again(tmp_path: Path, server: FakeEndpoint, other: FakeEndpoint) -> None:
     sampled = answer_settings(5, 0.7, 0.9, 3, {"top_k": -1})
     run(tmp_path / "all", prompts("a", "b", "c"), endpoints(server, settings=sampled, api_key="key"), sampled)
@@ -196,6 +208,13 @@ def test_load_is_spread_over_several_endpoints(tmp_path: Path, server: FakeEndpo
     assert 4 <= len(server.requests) <= 8
 
 
+def test_a_slow_endpoint_is_asked_less_often(tmp_path: Path, server: FakeEndpoint, other: FakeEndpoint) -> None:
+    """Fails if requests are dealt out in turn: the run would last as long as its slowest server."""
+    server.always, other.always = slowly(0.3), slowly(0.02)
+    assert run(tmp_path / "out", prompts(*"abcdefghijklmnopqrst"), endpoints(server, other)) == {}
+    assert len(server.requests) < len(other.requests) / 2
+
+
 def test_the_others_take_over_from_an_endpoint_that_dies(tmp_path: Path, server: FakeEndpoint, other: FakeEndpoint) -> None:
     server.script = {letter: [die] for letter in "efghijkl"}
     other.always = slowly(0.02)
@@ -222,12 +241,16 @@ def test_records_that_fail_on_their_own_do_not_end_the_run(tmp_path: Path, serve
 
 
 def test_a_stopped_run_asks_only_for_what_is_missing(tmp_path: Path, server: FakeEndpoint, other: FakeEndpoint) -> None:
+    server.always = slowly(0.03)
+
     def interrupt_third(_records: int, _tokens: int) -> None:
         if len(said(tmp_path / "out")) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", prompts(*"abcdefgh"), endpoints(server, concurrency=1), progress=interrupt_third)
+    time.sleep(0.1)
+    assert len(server.requests) <= 4  # fails if a stopped run goes on asking
     assert list(said(tmp_path / "out")) == ["a", "b", "c"]
     run(tmp_path / "out", prompts(*"abcdefgh"), endpoints(other))
     assert other.asked == dict.fromkeys("defgh", 1)
@@ -276,6 +299,11 @@ def test_check_of_a_server_that_is_down(server: FakeEndpoint) -> None:
         endpoints(server).check()
 
 
+def test_check_of_a_server_that_speaks_no_tls(server: FakeEndpoint) -> None:
+    with pytest.raises(Pard2Error, match="--endpoint https://.*SSL.*; is the server up"):
+        Endpoints([server.address.replace("http", "https")], "tiny", GREEDY).check()
+
+
 @pytest.mark.parametrize("address", ["host:8000/v1", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1/v1", "http://host/v1?x=1"])
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(Pard2Error, match="is not an address such as http://host:8000/v1"):
@@ -286,5 +314,6 @@ def test_what_cannot_be_sent_is_refused_without_showing_the_key() -> None:
     with pytest.raises(Pard2Error, match="--api-key-env") as error:
         Endpoints(["http://host"], "tiny", GREEDY, api_key="se\ncret")
     assert "cret" not in str(error.value)
-    with pytest.raises(Pard2Error, match="--extra-body may not hold 'seed'"):
-        Endpoints(["http://host"], "tiny", GREEDY | {"extra_body": {"seed": 1}})
+    for field in ("seed", "chat_template_kwargs"):
+        with pytest.raises(Pard2Error, match=f"--extra-body may not hold '{field}'"):
+            Endpoints(["http://host"], "tiny", GREEDY | {"extra_body": {field: {}}})

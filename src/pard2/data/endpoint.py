@@ -5,7 +5,6 @@ It does not know what becomes of the answers. The standard library suffices: an 
 
 import http.client
 import json
-import math
 import random
 import threading
 import time
@@ -23,7 +22,8 @@ CONNECT_SECONDS = 10.0  # a machine that is switched off must not hold a request
 CHECK_SECONDS = 30.0
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 MOST_LOST = 64  # records in a row given up after all their tries: the server is gone, not the records bad
-OWN_FIELDS = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream", "n"})
+RECORD_FIELDS = ("tools", "chat_template_kwargs")  # what a chat template gets beside the messages, and training must know of, too
+OWN_FIELDS = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream", "n", *RECORD_FIELDS})
 
 
 class _TryAgain(Exception):
@@ -118,7 +118,7 @@ class Endpoints:
         extra = settings.get("extra_body", {})
         own = sorted(OWN_FIELDS & extra.keys())
         if own:
-            raise Pard2Error(f"--extra-body may not hold {own[0]!r}, which the other options decide")
+            raise Pard2Error(f"--extra-body may not hold {own[0]!r}, which the other options or the records decide")
         fields = {"model": model, "max_tokens": settings["max_new_tokens"], "temperature": settings["temperature"]}
         return fields | ({"top_p": settings["top_p"]} if "top_p" in settings else {}) | extra
 
@@ -222,7 +222,8 @@ class Endpoints:
     def _chat(self, server: _Server, record: Record) -> Reply:
         # 31 bits: some servers keep a seed in 32.
         seed = {} if self._seed is None else {"seed": seed_of(self._seed, record["id"]) >> 32}
-        fields = self._fields | seed | {"messages": record["messages"]}
+        own = {name: record[name] for name in RECORD_FIELDS if record.get(name)}
+        fields = self._fields | seed | own | {"messages": [_sent(message) for message in record["messages"]]}
         status, retry_after, body = server.request("POST", "/chat/completions", self._timeout, fields)
         self._stop_if_unusable(server, status, body)
         if status in (408, 409, 429) or status >= 500:
@@ -241,6 +242,14 @@ class Endpoints:
                 f"--endpoint {server.address} is not where chat completions of --model {self._model} are ({status}: {_said(body)}); "
                 "most addresses end in /v1"
             )
+
+
+def _sent(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as the protocol wants it: the arguments of tool calls, objects in a record, are JSON texts there."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [{**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}} for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
 
 
 def _reply(server: _Server, body: bytes) -> Reply:
@@ -299,4 +308,4 @@ def _seconds(retry_after: str | None) -> float | None:
             seconds = parsedate_to_datetime(retry_after or "").timestamp() - time.time()
         except ValueError:
             return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+    return max(0.0, seconds)  # in this order: NaN is greater than nothing
