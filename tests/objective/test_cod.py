@@ -1,10 +1,11 @@
 """COD: whole chains, the right number of them, evenly drawn, the same for the same seed."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pard2.objective.cod import keep_masks
+from pard2.objective.cod import cod_correction, keep_masks
 
 cases = st.tuples(
     st.lists(st.booleans(), min_size=1, max_size=24), st.integers(1, 6), st.floats(0.1, 1.0), st.floats(0.0, 1.0), st.integers(0, 2**31)
@@ -82,3 +83,49 @@ def test_no_place_of_the_sequence_is_preferred():
         counts[keep_masks(predicted, 2, 0.5, 0.0, generator)[0]] += 1
     # 21 chains, 10 of the 20 successors kept: each about 200 times, with a deviation of 10.
     assert counts.sum() == 4000 and counts.min() > 150 and counts.max() < 250
+
+
+def test_all_anchors_reach_into_the_prompt_and_across_it():
+    predicted = torch.tensor([0, 0, 1, 1, 0, 1], dtype=torch.bool)
+    assert [a.tolist() for a in keep_masks(predicted, 4, 1.0, 1.0, None, anchors="all")] == [[0, 1, 2, 3], [0, 1, 2], [0, 1]]
+    assert [a.tolist() for a in keep_masks(predicted, 4, 1.0, 1.0, None)] == [[1], [], []]
+
+
+def test_all_anchors_count_the_prompts_chains():
+    """A count from the answer alone would starve the deep slots of a short answer behind a long prompt."""
+    predicted = torch.zeros(101, dtype=torch.bool)
+    predicted[95:] = True
+    kept = keep_masks(predicted, 3, 0.5, 0.0, seeded(0), anchors="all")
+    assert [len(anchors) for anchors in kept] == [50, 25]
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases, st.sampled_from(["response", "all"]))
+def test_correction_is_eligible_over_kept(case, anchors):
+    predicted, k, retention, least, seed = case
+    kept = keep_masks(torch.tensor(predicted), k, retention, least, seeded(seed), anchors)
+    counted = predicted if anchors == "response" else [True] * len(predicted)
+    expected = [1.0] + [len(eligible(counted, d)) / len(some) if len(some) else 1.0 for d, some in enumerate(kept, 1)]
+    torch.testing.assert_close(cod_correction(torch.tensor(predicted), kept, anchors), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("anchors", ["response", "all"])
+def test_corrected_sums_are_on_average_those_without_dropping(anchors):
+    """A correction by 1 / r^d would miss it: at depth d there are fewer slots to draw from than chains, and two answers cut more."""
+    predicted = torch.tensor([0, 0] + [1] * 9 + [0, 0] + [1] * 12, dtype=torch.bool)
+    k, draws, generator = 5, 3000, seeded(0)
+    value = torch.rand(len(predicted), k, generator=generator)
+    exact = torch.tensor([value[a, d].sum() for d, a in enumerate(keep_masks(predicted, k, 1.0, 1.0, None, anchors), 1)])
+    sums = torch.zeros(draws, k - 1)
+    for draw in range(draws):
+        kept = keep_masks(predicted, k, 0.6, 0.2, generator, anchors)
+        correction = cod_correction(predicted, kept, anchors)
+        sums[draw] = torch.stack([correction[d] * value[a, d].sum() for d, a in enumerate(kept, 1)])
+    error = sums.std(0) / draws**0.5
+    assert ((sums.mean(0) - exact).abs() < 4 * error).all()
+    assert (error < 0.02 * exact).all()
+
+
+def test_without_dropping_the_correction_is_exactly_one():
+    predicted = torch.tensor([0] + [1] * 7, dtype=torch.bool)
+    assert (cod_correction(predicted, keep_masks(predicted, 4, 1.0, 1.0, None)) == 1).all()
