@@ -86,6 +86,17 @@ def test_a_resumed_run_draws_new_text_under_new_ids(tmp_path, target):
     assert not set(first.seeds[0]) & set(second.seeds[0])
 
 
+def test_a_file_with_prompts_thrown_out_is_filled_up_under_free_ids(tmp_path, target):
+    """Fails if an id that is there is given again: the count would stand still, and the file grow for ever."""
+    with RecordWriter(tmp_path / "out") as writer:
+        synthesize(target, 3, writer, Speaker("What is a cat?", "What is a dog?", "What is a hen?"))
+    lines = (tmp_path / "out").read_text().splitlines(keepends=True)
+    (tmp_path / "out").write_text(lines[0] + lines[2])
+    with RecordWriter(tmp_path / "out") as writer:
+        synthesize(target, 4, writer, Speaker("What is a cow?", "What is a pig?"))
+    assert [r["id"] for r in read_records(tmp_path / "out")] == ["synthetic-0", "synthetic-2", "synthetic-3", "synthetic-4"]
+
+
 def test_every_text_is_drawn_by_a_seed_of_its_own(tmp_path, target):
     """Across rounds, too: a round whose seeds were those of the one before would bring nothing new, for ever."""
     speaker = Speaker(*["no"] * 7, "What is a cat?")

@@ -48,13 +48,21 @@ def synthesize(
             new = made.finish_reason == "stop" and len(text.split()) >= MIN_WORDS and _key(text) not in seen
             if new:
                 seen.add(_key(text))
-                writer.write([{"id": f"synthetic-{len(writer.done)}", "messages": [{"role": "user", "content": text}]}])
+                writer.write([{"id": _free_id(writer.done), "messages": [{"role": "user", "content": text}]}])
             progress(int(new), len(made.token_ids))
             barren = 0 if new else barren + 1
             if barren == MOST_BARREN:
                 raise Pard2Error(f"{target.name!r} wrote no new prompt in {MOST_BARREN} texts; raise --temperature or --max-new-tokens")
             if len(writer.done) >= count:
                 break
+
+
+def _free_id(done: set[str]) -> str:
+    """The next number; a file out of which prompts have been thrown by hand holds some above its count."""
+    number = len(done)
+    while f"synthetic-{number}" in done:
+        number += 1
+    return f"synthetic-{number}"
 
 
 def _key(text: str) -> str:
