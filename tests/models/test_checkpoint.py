@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.errors import Pard2Error
 from pard2.models import checkpoint
-from pard2.models.checkpoint import load_draft, read_spec, save_draft, spec_keys
+from pard2.models.checkpoint import inexpressible, load_draft, read_spec, save_draft, spec_keys
 from pard2.models.draft import Draft, DraftSpec
+from pard2.models.inspection import inspect_draft
 from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
 from tiny import MASK, pard_draft, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
@@ -215,10 +216,38 @@ def test_a_projection_in_safetensors_is_read(target, directory):
 
 @pytest.mark.parametrize(
     "spec",
-    [DraftSpec(3, 5, (-1, 2), 64, 0.5, True), DraftSpec(3, 7), DraftSpec(3, 4, (0,), 32, 1.0, False, shared_vocabulary=True)],
+    [
+        DraftSpec(3, 5, (-1, 2), 64, 0.5, True),
+        DraftSpec(3, 7),
+        DraftSpec(3, 4, (0,), 32, 1.0, False, shared_vocabulary=True),
+        DraftSpec(3, 4, (0,), 32, normalise_features=True),
+        DraftSpec(3, 4, (0,), 32, mask_feature=True),
+    ],
 )
 def test_config_keys_say_the_whole_spec(spec):
     assert read_spec(spec_keys(spec) | {"vocab_size": 61}, "d") == spec
+
+
+def test_options_that_are_off_are_not_written():
+    """A released directory has no such keys, and neither has one of ours."""
+    assert not spec_keys(DraftSpec(3, 4, (0,), 32)).keys() & {"pard2_normalise_features", "pard2_mask_feature", "pard2_shared_vocabulary"}
+
+
+def test_what_other_engines_cannot_express(target, tmp_path):
+    """They would load such a draft and compute something else."""
+    assert inexpressible(DraftSpec(3, 4, (0,), 32, 0.5, True)) == inexpressible(DraftSpec(3, 4)) == []
+    options = {"normalise_features": "normalised features", "mask_feature": "learned mask feature", "shared_vocabulary": "shared vocabulary"}
+    for option, name in options.items():
+        assert inexpressible(DraftSpec(3, 4, (0,), 32, **{option: True})) == [name]
+    save_draft(cut_draft(target, [0], MASK, 4, (-1,), normalise_features=True, mask_feature=True), tmp_path / "draft")
+    report = inspect_draft(tmp_path / "draft")
+    assert report.inexpressible == ["normalised features", "learned mask feature"]
+    assert (
+        report.normalise_features
+        and report.mask_feature
+        and report.methods == ["pard2-td", "pard2-ti"]
+        and report.lacks == ["a tokenizer: only the sizes of the vocabularies can be compared with a target's"]
+    )
 
 
 # --- what does not fit ----------------------------------------------------------------------------
@@ -247,6 +276,34 @@ def test_a_bias_that_config_and_file_disagree_on(target, directory, claimed, bia
     if bias is not None:
         torch.save(read_projection(directory) | {"target_proj.bias": bias}, directory / "warp_model.bin")
     assert f"pard2_proj_bias = {claimed}, the projection file {said}" in refused(directory, target)
+
+
+@pytest.fixture
+def masked_directory(target: Target, tmp_path: Path) -> Path:
+    """A draft with a learned mask feature."""
+    save_draft(cut_draft(target, [0], MASK, 6, (-1, -2), mask_feature=True), tmp_path / "masked")
+    return tmp_path / "masked"
+
+
+def test_a_missing_mask_feature(target, masked_directory):
+    """Masks would get their anchor's feature instead, which this draft has never seen there."""
+    tensors = read_projection(masked_directory)
+    torch.save({"target_proj.weight": tensors["target_proj.weight"]}, masked_directory / "warp_model.bin")
+    said = "DRAFT: config says pard2_mask_feature = True, the projection file lacks that vector; use it target-independent (-m pard2-ti)"
+    assert refused(masked_directory, target) == said
+    report = inspect_draft(masked_directory)
+    assert report.methods == ["pard2-ti"] and report.lacks[-1].startswith("`pard2_mask_feature` in its projection file")
+    assert load(masked_directory, target, False).mask_feature is None  # the way out is one
+
+
+def test_a_mask_feature_that_the_config_does_not_know(target, masked_directory):
+    edit_config(masked_directory, remove=("pard2_mask_feature",))
+    assert "config says pard2_mask_feature = False, the projection file has that vector" in refused(masked_directory, target)
+
+
+def test_a_mask_feature_of_another_shape(target, masked_directory):
+    torch.save(read_projection(masked_directory) | {"pard2_mask_feature": torch.zeros(64)}, masked_directory / "warp_model.bin")
+    assert refused(masked_directory, target).startswith("DRAFT: `pard2_mask_feature` is [64], expected [32]; use it target-independent")
 
 
 def test_features_of_another_target(target, directory):
@@ -409,6 +466,8 @@ def test_a_corrupt_projection_in_safetensors(target, directory):
         ({"pard2_target_dim": "64"}, "config key `pard2_target_dim` has the wrong type: '64'"),
         ({"pard2_scale": "0.02"}, "config key `pard2_scale` has the wrong type: '0.02'"),
         ({"pard2_proj_bias": "false"}, "config key `pard2_proj_bias` has the wrong type: 'false'"),
+        ({"pard2_normalise_features": 1}, "config key `pard2_normalise_features` has the wrong type: 1"),
+        ({"pard2_mask_feature": "yes"}, "config key `pard2_mask_feature` has the wrong type: 'yes'"),
         ({"pard2_draft_tokens": True}, "config key `pard2_draft_tokens` has the wrong type: True"),
         ({"pard2_draft_tokens": 0}, "config key `pard2_draft_tokens` must be at least 1, not 0"),
         ({"spd_type": "eagle"}, "spd_type 'eagle' is neither 'pard' nor 'pard2'"),

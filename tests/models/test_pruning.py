@@ -1,4 +1,4 @@
-"""Drafts cut out of a target."""
+"""New drafts: cut out of a target, or made of a small LM."""
 
 from itertools import pairwise
 
@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.errors import Pard2Error
-from pard2.models.pruning import cut_draft, default_target_layers, even_layers, unused_token
+from pard2.models.draft import DraftSpec, neutral_row
+from pard2.models.pruning import as_parallel_draft, cut_draft, default_target_layers, even_layers, unused_token
 from pard2.models.target import Target
-from tiny import MASK, tiny_model, tiny_target
+from tiny import MASK, tiny_lm_draft, tiny_model, tiny_target
 
 IDS = torch.tensor([[5, 9, 2, 7, 7, 1]])
 
@@ -132,3 +133,30 @@ def test_no_unused_token_is_an_error_and_not_a_guess():
     ]:
         with pytest.raises(Pard2Error, match=f"{said}.*--mask-token ID"):
             unused_token(target)
+
+
+def test_a_small_lm_becomes_a_draft_that_says_what_it_said():
+    """Its width need not be the target's; the new projection is zero, so features change nothing yet."""
+    target, lm = tiny_target(), tiny_lm_draft(hidden=16).eval()
+    said = lm(IDS, None)
+    draft = as_parallel_draft(lm, target, MASK, 4, (-1, 0), 0.5, normalise_features=True, mask_feature=True)
+    assert draft.spec == DraftSpec(MASK, 4, (-1, 0), 64, 0.5, normalise_features=True, mask_feature=True)
+    assert draft.projection.weight.shape == (16, 64) and draft.mask_feature.shape == (16,)
+    assert draft(IDS, None).equal(said)
+    torch.testing.assert_close(draft(IDS, torch.randn(1, 6, 64)), said)
+    assert {name for name, p in draft.named_parameters() if not name.startswith("lm.")} == {"projection.weight", "mask_feature"}
+
+
+def test_a_small_lms_mask_starts_from_a_neutral_row():
+    """A reserved token's own row was never trained."""
+    lm = tiny_lm_draft()
+    before = lm.lm.get_input_embeddings().weight.detach().clone()
+    after = as_parallel_draft(lm, tiny_target(), MASK).lm.get_input_embeddings().weight
+    assert after[MASK].equal(neutral_row(before)) and after[:MASK].equal(before[:MASK])
+
+
+def test_a_small_lm_that_cannot_serve():
+    with pytest.raises(Pard2Error, match="draft.mask_token=60: 'tiny-lm' has token ids 0 to 49"):
+        as_parallel_draft(tiny_lm_draft(vocab=50), tiny_target(), 60)
+    with pytest.raises(Pard2Error, match="target layer -4 is not a hidden state of 'tiny-llama', which has 3"):
+        as_parallel_draft(tiny_lm_draft(), tiny_target(), MASK, 4, (-4,))

@@ -2,7 +2,9 @@
 
 A directory is a plain Hugging Face causal LM plus `warp_model.bin`, the projection. A draft that
 shares its target's vocabulary holds neither embedding nor head; `pard2_shared_vocabulary` in its
-config says so, and `pard2_mask_embedding` beside the projection is the mask token's row.
+config says so, and `pard2_mask_embedding` beside the projection is the mask token's row. Options that the released
+layout does not know are written only where they are on: `pard2_normalise_features`, and `pard2_mask_feature`, which is
+also the name of its vector beside the projection.
 """
 
 import copy
@@ -28,6 +30,7 @@ from pard2.models.target import Target
 
 PROJECTION_FILES = ("warp_model.bin", "warp_model.safetensors")
 MASK_EMBEDDING = "pard2_mask_embedding"
+MASK_FEATURE = "pard2_mask_feature"
 # Published runs trained 16 (PARD-2) and 8 (PARD) slots and did not write the number down.
 _PUBLISHED_DRAFT_TOKENS = {"pard2": 16, "pard": 8}
 _USE_TI = "use it target-independent (-m pard2-ti)"
@@ -61,6 +64,8 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
         scale=_first(config, name, (int, float), "pard2_scale", "pard_scale", "feat_scale", default=DEFAULT_SCALE),
         bias=_first(config, name, bool, "pard2_proj_bias", "proj_bias", default=False),
         shared_vocabulary=_first(config, name, bool, "pard2_shared_vocabulary", default=False),
+        normalise_features=_first(config, name, bool, "pard2_normalise_features", default=False),
+        mask_feature=_first(config, name, bool, "pard2_mask_feature", default=False),
     )
 
 
@@ -89,7 +94,18 @@ def spec_keys(spec: DraftSpec) -> dict[str, Any]:
             "pard2_scale": spec.scale,
             "pard2_proj_bias": spec.bias,
         }
-    return keys | ({"pard2_shared_vocabulary": True} if spec.shared_vocabulary else {})
+    options = {
+        "pard2_shared_vocabulary": spec.shared_vocabulary,
+        "pard2_normalise_features": spec.normalise_features,
+        "pard2_mask_feature": spec.mask_feature,
+    }
+    return keys | {key: True for key, on in options.items() if on}
+
+
+def inexpressible(spec: DraftSpec) -> list[str]:
+    """What of a draft stock readers of the released layout (METHOD: section 7) would leave out, and so decode otherwise."""
+    options = {"shared vocabulary": spec.shared_vocabulary, "normalised features": spec.normalise_features, "learned mask feature": spec.mask_feature}
+    return [option for option, on in options.items() if on]
 
 
 def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: bool | None = None, pack: bool = True) -> Draft:
@@ -120,8 +136,10 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
         lm = _load_without_vocabulary(directory, name, config, dtype)
     else:
         lm = load_causal_lm(name, dtype, target.device)
-    projection = _projection(spec, extras, lm.config.get_text_config().hidden_size, target, name, dtype) if wanted else None
-    draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name)
+    hidden = lm.config.get_text_config().hidden_size
+    projection = _projection(spec, extras, hidden, target, name, dtype) if wanted else None
+    mask_feature = _mask_feature(spec, extras, hidden, name) if wanted else None
+    draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name, None if mask_feature is None else mask_feature.to(dtype))
     if spec is not None and spec.shared_vocabulary:
         if MASK_EMBEDDING not in extras:
             raise Pard2Error(f"{name!r} shares its target's vocabulary but lacks `{MASK_EMBEDDING}`; download it again")
@@ -176,6 +194,16 @@ def _projection(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, target
     linear = nn.Linear(width, hidden, bias=spec.bias)
     linear.load_state_dict({"weight": weight} | ({"bias": bias} if bias is not None else {}))
     return linear.to(dtype)
+
+
+def _mask_feature(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, name: str) -> Tensor | None:
+    vector = tensors.get(MASK_FEATURE)
+    if spec.mask_feature != (vector is not None):
+        fault = "lacks" if vector is None else "has"
+        raise Pard2Error(f"{name!r}: config says {MASK_FEATURE} = {spec.mask_feature}, the projection file {fault} that vector; {_USE_TI}")
+    if vector is not None and tuple(vector.shape) != (hidden,):
+        raise Pard2Error(f"{name!r}: `{MASK_FEATURE}` is {list(vector.shape)}, expected {[hidden]}; {_USE_TI}")
+    return vector
 
 
 def read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:
@@ -257,6 +285,8 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
         extras["target_proj.weight"] = draft.projection.weight
         if draft.projection.bias is not None:
             extras["target_proj.bias"] = draft.projection.bias
+    if draft.mask_feature is not None:
+        extras[MASK_FEATURE] = draft.mask_feature
     config = copy.deepcopy(draft.lm.config)
     config.architectures = [type(draft.lm).__name__]
     if draft.spec is not None:

@@ -16,11 +16,12 @@ from pard2.errors import Pard2Error
 from pard2.models.decoder import Decoder
 from pard2.models.packed import pack_linears
 from pard2.models.ragged import RaggedBatch
-from pard2.models.states import StateRecorder
+from pard2.models.states import StateRecorder, decoder_blocks
 from pard2.models.support import context_limit, graphed, new_decoder
 
 DEFAULT_TARGET_LAYERS = (-1, -8, -16, -24)
 DEFAULT_SCALE = 0.02
+_EPSILON = 1e-6  # of a mean square; the zero feature stays zero
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class DraftSpec:
     target_layers, target_dim: which hidden states of the target feed the projection, and their joint width;
     None for a draft without target-dependent mode.
     shared_vocabulary: the checkpoint holds neither embedding nor head; both are the target's, but for the mask's row.
+    normalise_features: each hidden state of a feature is divided by its root mean square before it is projected.
+    mask_feature: masks get one learned vector where others get their anchor's projected feature.
     """
 
     mask_token: int
@@ -40,6 +43,8 @@ class DraftSpec:
     scale: float = DEFAULT_SCALE
     bias: bool = False
     shared_vocabulary: bool = False
+    normalise_features: bool = False
+    mask_feature: bool = False
 
 
 class Projection(Protocol):
@@ -103,11 +108,16 @@ class Draft(nn.Module):
         projection: "Projection | None" = None,
         tokenizer: Tokenizer | None = None,
         name: str = "draft",
+        mask_feature: Tensor | None = None,
     ) -> None:
+        """mask_feature: [hidden], of a draft whose spec says that it has one and that has a projection, and of no other."""
         super().__init__()
+        if (mask_feature is not None) != (spec is not None and spec.mask_feature and projection is not None):
+            raise ValueError("a draft has a learned mask feature if its spec says so and it has a projection")
         self.lm = lm
         self.spec = spec
         self.projection = projection
+        self.mask_feature = None if mask_feature is None else nn.Parameter(mask_feature.detach().clone())
         self.tokenizer = tokenizer
         self.name = name
         self._pack = False
@@ -123,6 +133,11 @@ class Draft(nn.Module):
     @property
     def num_layers(self) -> int:
         return self.config.num_hidden_layers
+
+    @property
+    def blocks_name(self) -> str:
+        """The list of decoder blocks, in the LM's module names."""
+        return decoder_blocks(self.lm)[0]
 
     @property
     def context_length(self) -> int:
@@ -150,18 +165,25 @@ class Draft(nn.Module):
         self.lm.set_output_embeddings(_Borrowed(head))
         self.lm.config.tie_word_embeddings = False
 
-    def embed(self, token_ids: Tensor, features: Tensor | None) -> Tensor:
+    def embed(self, token_ids: Tensor, features: Tensor | None, with_features: Tensor | None = None) -> Tensor:
         """Input rows [B, S, hidden]: `embed(token) + scale * W f`.
 
         token_ids: [B, S]. features: [B, S, target_dim], row by row the feature that belongs to each slot
         (f[t-1] for a real token at t, the anchor's for its masks), or None for target-independent mode.
+        with_features: [B, S] bool, False for rows in target-independent mode: they are as without features, bit for bit. None: all have theirs.
         """
         rows = self.lm.get_input_embeddings()(token_ids)
         if features is None:
             return rows
         if self.projection is None:
             raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (-m pard2-ti)")
-        return rows + self.spec.scale * self.projection(features.to(rows.dtype)).to(rows.dtype)
+        if self.spec.normalise_features:
+            features = _normalised(features, len(self.spec.target_layers))
+        projected = self.projection(features.to(rows.dtype)).to(rows.dtype)
+        if self.mask_feature is not None:
+            projected = torch.where((token_ids == self.spec.mask_token)[..., None], self.mask_feature.to(rows.dtype), projected)
+        sums = rows + self.spec.scale * projected
+        return sums if with_features is None else torch.where(with_features[..., None], sums, rows)
 
     def forward(self, token_ids: Tensor, features: Tensor | None, num_logits: int = 0) -> Tensor:
         """Logits [B, num_logits or S, vocabulary] of the last `num_logits` rows (0: of all), as the LM's own code computes them."""
@@ -193,17 +215,25 @@ class Draft(nn.Module):
         """
         return self.decoder.run(batch, None, self.embed(token_ids, features), logit_rows).logits
 
-    def states(self, token_ids: Tensor, features: Tensor | None, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    def states(
+        self, token_ids: Tensor, features: Tensor | None, attention_mask: Tensor, position_ids: Tensor, with_features: Tensor | None = None
+    ) -> Tensor:
         """Final states [B, S, hidden], before the head, for training.
 
-        attention_mask: [B, 1, S, S], True where a query (row) may see a key (column).
+        attention_mask: [B, 1, S, S], True where a query (row) may see a key (column). The rest as for `embed`.
         """
         return self.lm.base_model(
-            inputs_embeds=self.embed(token_ids, features),
+            inputs_embeds=self.embed(token_ids, features, with_features),
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state
+
+
+def _normalised(features: Tensor, layers: int) -> Tensor:
+    """Features [..., F] with each of their `layers` hidden states divided by its root mean square."""
+    states = features.float().unflatten(-1, (layers, -1))
+    return (states * torch.rsqrt(states.square().mean(-1, keepdim=True) + _EPSILON)).flatten(-2)
 
 
 class _Borrowed(nn.Module):

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import PROJECTION_FILES, load_draft, read_projection_file, read_spec
+from pard2.models.checkpoint import MASK_FEATURE, PROJECTION_FILES, inexpressible, load_draft, read_projection_file, read_spec
 from pard2.models.loading import load_config, load_tokenizer
 from pard2.models.weightless import weightless_target
 
@@ -21,8 +21,8 @@ class DraftReport:
     """A draft checkpoint, field by field.
 
     parameters: stored in the directory, projection included. methods: what it can do, best first.
-    target_hidden_size: width of the targets that its projection fits. projection: [draft hidden, target_dim]. lacks: what is missing
-    or broken, each with its way out.
+    target_hidden_size: width of the targets that its projection fits. projection: [draft hidden, target_dim]. inexpressible: what other
+    engines cannot read (`checkpoint.inexpressible`). lacks: what is missing or broken, each with its way out.
     """
 
     name: str
@@ -43,6 +43,9 @@ class DraftReport:
     bias: bool | None = None
     shared_vocabulary: bool = False
     projection: list[int] | None = None
+    normalise_features: bool = False
+    mask_feature: bool = False
+    inexpressible: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
 
 
@@ -70,9 +73,10 @@ def inspect_draft(directory: Path) -> DraftReport:
     if spec is not None and spec.target_layers is not None:
         try:
             projection = read_projection_file(directory, name, required=True)
-            dependent = "target_proj.weight" in projection
-            if not dependent:
-                lacks.append(f"`target_proj.weight` in its projection file: {_REDOWNLOAD}, or use it target-independent (-m pard2-ti)")
+            missing = [key for key in ("target_proj.weight", *[MASK_FEATURE] * spec.mask_feature) if key not in projection]
+            dependent = not missing
+            if missing:
+                lacks.append(f"`{missing[0]}` in its projection file: {_REDOWNLOAD}, or use it target-independent (-m pard2-ti)")
         except Pard2Error as error:
             lacks.append(str(error))
     elif is_pard2:
@@ -100,6 +104,9 @@ def inspect_draft(directory: Path) -> DraftReport:
         bias=spec.bias if spec and spec.target_layers else None,
         shared_vocabulary=spec.shared_vocabulary if spec else False,
         projection=list(weight.shape) if weight is not None else None,
+        normalise_features=spec.normalise_features if spec else False,
+        mask_feature=spec.mask_feature if spec else False,
+        inexpressible=inexpressible(spec) if spec else [],
         lacks=lacks,
     )
 

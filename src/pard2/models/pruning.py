@@ -1,10 +1,11 @@
-"""A draft cut out of its target's own layers, for targets that have no small sibling."""
+"""Where a draft comes from: a small LM of the target's family, or, for targets that have none, the target's own layers."""
 
 import copy
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import without_vocabulary
@@ -34,7 +35,7 @@ def unused_token(target: Target) -> int:
 
     Raises `Pard2Error` where there is none to be sure of.
     """
-    way_out = "name one that no text contains with --mask-token ID"
+    way_out = "name one that no text contains with --mask-token ID (draft.mask_token in a run)"
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer to find an unused token with; {way_out}")
     last = max(target.tokenizer.get_vocab().values())
@@ -56,11 +57,14 @@ def cut_draft(
     target_layers: tuple[int, ...] | None = None,
     scale: float = DEFAULT_SCALE,
     shared_vocabulary: bool = False,
+    *,
+    normalise_features: bool = False,
+    mask_feature: bool = False,
 ) -> Draft:
     """A draft made of the target's own `layers`, final norm, embedding and head, with a projection that starts at zero.
 
     A zero projection makes the untrained draft the same in both modes. shared_vocabulary: keep
-    using the target's embedding and head, with a row of its own for the mask token, in place of copies. The
+    using the target's embedding and head, with a row of its own for the mask token, in place of copies. The options: see `DraftSpec`. The
     target must not be packed. Raises `Pard2Error` for a layer or token that the target lacks.
     """
     total = target.num_states - 1
@@ -73,11 +77,7 @@ def cut_draft(
         raise Pard2Error("--layers must rise, each named once")
     if not 0 <= mask_token < target.vocab_size:
         raise Pard2Error(f"--mask-token {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
-    wanted = default_target_layers(target.num_states) if target_layers is None else target_layers
-    for layer in wanted:
-        if not -target.num_states <= layer < target.num_states:
-            raise Pard2Error(f"target layer {layer} is not a hidden state of {target.name!r}, which has {target.num_states}")
-    spec = DraftSpec(mask_token, draft_tokens, tuple(wanted), target.hidden_size * len(wanted), scale, False, shared_vocabulary)
+    spec = _new_spec(target, mask_token, draft_tokens, target_layers, scale, shared_vocabulary, normalise_features, mask_feature)
 
     config = copy.deepcopy(target.model.config)
     text = config.get_text_config()
@@ -89,16 +89,67 @@ def cut_draft(
     else:
         lm = AutoModelForCausalLM.from_config(config, dtype=target.model.dtype)
     _copy_layers(target, lm, layers, shared_vocabulary)
-    projection = nn.Linear(spec.target_dim, text.hidden_size, bias=False)
-    nn.init.zeros_(projection.weight)
-    draft = Draft(lm, spec, projection, target.tokenizer, f"{target.name}[{','.join(map(str, layers))}]")
+    draft = _new_draft(lm, spec, target.tokenizer, f"{target.name}[{','.join(map(str, layers))}]")
     if shared_vocabulary:
         draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings())
     else:
-        with torch.no_grad():
-            table = lm.get_input_embeddings().weight
-            table[mask_token] = neutral_row(table)
+        _give_neutral_row(draft)
     return draft.to(target.device)
+
+
+def as_parallel_draft(
+    lm_draft: Draft,
+    target: Target,
+    mask_token: int,
+    draft_tokens: int = 16,
+    target_layers: tuple[int, ...] | None = None,
+    scale: float = DEFAULT_SCALE,
+    *,
+    normalise_features: bool = False,
+    mask_feature: bool = False,
+) -> Draft:
+    """An ordinary LM of the target's family as a draft with a mask token and a projection that starts at zero; it lends its weights.
+
+    The options: see `DraftSpec`. Raises `Pard2Error` for a token that the LM lacks or a layer that the target lacks.
+    """
+    if not 0 <= mask_token < lm_draft.vocab_size:
+        raise Pard2Error(f"draft.mask_token={mask_token}: {lm_draft.name!r} has token ids 0 to {lm_draft.vocab_size - 1}")
+    spec = _new_spec(target, mask_token, draft_tokens, target_layers, scale, False, normalise_features, mask_feature)
+    draft = _new_draft(lm_draft.lm, spec, lm_draft.tokenizer, lm_draft.name)
+    _give_neutral_row(draft)
+    return draft.to(target.device)
+
+
+def _new_spec(
+    target: Target,
+    mask_token: int,
+    draft_tokens: int,
+    target_layers: tuple[int, ...] | None,
+    scale: float,
+    shared_vocabulary: bool,
+    normalise_features: bool,
+    mask_feature: bool,
+) -> DraftSpec:
+    wanted = default_target_layers(target.num_states) if target_layers is None else target_layers
+    for layer in wanted:
+        if not -target.num_states <= layer < target.num_states:
+            raise Pard2Error(f"target layer {layer} is not a hidden state of {target.name!r}, which has {target.num_states}")
+    width = target.hidden_size * len(wanted)
+    return DraftSpec(mask_token, draft_tokens, tuple(wanted), width, scale, False, shared_vocabulary, normalise_features, mask_feature)
+
+
+def _new_draft(lm: PreTrainedModel, spec: DraftSpec, tokenizer: Tokenizer | None, name: str) -> Draft:
+    """With a projection, and a mask feature if the spec wants one, of zeros."""
+    hidden = lm.config.get_text_config().hidden_size
+    projection = nn.Linear(spec.target_dim, hidden, bias=False)
+    nn.init.zeros_(projection.weight)
+    return Draft(lm, spec, projection, tokenizer, name, torch.zeros(hidden) if spec.mask_feature else None)
+
+
+@torch.no_grad()
+def _give_neutral_row(draft: Draft) -> None:
+    table = draft.lm.get_input_embeddings().weight
+    table[draft.spec.mask_token] = neutral_row(table)
 
 
 def _copy_layers(target: Target, lm: nn.Module, layers: list[int], shared_vocabulary: bool) -> None:

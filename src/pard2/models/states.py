@@ -15,7 +15,7 @@ class StateRecorder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.blocks_name, self.blocks = _decoder_blocks(model)
+        self.blocks_name, self.blocks = decoder_blocks(model)
         self.layers: tuple[int, ...] = ()
         self._captured: dict[int, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -54,7 +54,7 @@ class StateRecorder:
         self._captured[len(self.blocks)] = output[0]
 
 
-def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks and its name in the model's state dict."""
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
