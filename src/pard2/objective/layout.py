@@ -13,7 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """S slots over a row of N tokens.
+    """S slots over a row of N tokens: first the N real tokens in the order of the row, then the masks by document, anchor and depth.
+
+    In this order a slot sees at most two stretches of slots, the tokens of its document up to its anchor and its own chain, and
+    slots side by side see nearly the same (`key_spans`).
 
     document, anchor, depth: [S] int64. `anchor` is a position within the document.
     start: [S], index in the row of the document's first token.
@@ -42,23 +45,31 @@ class SlotLayout:
         """[S] index in the row of the token that each slot predicts; the last real token of a document points past its end."""
         return self.start + self.anchor + self.depth + 1
 
+    def to(self, device: torch.device | str) -> "SlotLayout":
+        return SlotLayout(self.document.to(device), self.anchor.to(device), self.depth.to(device), self.start.to(device))
+
 
 def build_layout(lengths: list[int], kept: list[list[Tensor]]) -> SlotLayout:
     """Slots of a row that concatenates documents of these lengths.
 
-    kept[i][d - 1]: anchors of document i that keep a mask at depth d. All real tokens are slots of
-    depth 0. Slots are ordered by document, then depth, then anchor.
+    kept[i][d - 1]: sorted anchors of document i that keep a mask at depth d, each list contained in the one before.
+    All real tokens are slots of depth 0.
     """
-    document, anchor, depth, start = [], [], [], []
-    offset = 0
-    for index, (length, masks) in enumerate(zip(lengths, kept, strict=True)):
-        for d, anchors in enumerate([torch.arange(length), *masks]):
-            document.append(torch.full_like(anchors, index))
-            anchor.append(anchors)
-            depth.append(torch.full_like(anchors, d))
-            start.append(torch.full_like(anchors, offset))
-        offset += length
-    return SlotLayout(torch.cat(document), torch.cat(anchor), torch.cat(depth), torch.cat(start))
+    tokens = [(torch.arange(length), torch.zeros(length, dtype=torch.long)) for length in lengths]
+    masks = [_chains(anchors) for anchors in kept]
+    sizes = torch.tensor(lengths)
+    parts = [*tokens, *masks]
+    document = torch.arange(len(lengths)).repeat(2).repeat_interleave(torch.tensor([len(anchor) for anchor, _ in parts]))
+    anchor, depth = (torch.cat(part) for part in zip(*parts, strict=True))
+    return SlotLayout(document, anchor, depth, (sizes.cumsum(0) - sizes)[document])
+
+
+def _chains(kept: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Anchor and depth of a document's masks, chain by chain."""
+    anchor = torch.cat([torch.empty(0, dtype=torch.long), *kept])
+    depth = torch.arange(1, len(kept) + 1).repeat_interleave(torch.tensor([len(anchors) for anchors in kept], dtype=torch.long))
+    order = anchor.argsort(stable=True)
+    return anchor[order], depth[order]
 
 
 def attention_mask(layout: SlotLayout) -> Tensor:
@@ -71,6 +82,15 @@ def attention_mask(layout: SlotLayout) -> Tensor:
     real_past = (depth == 0)[None, :] & (anchor[None, :] <= anchor[:, None])
     own_chain = (anchor[None, :] == anchor[:, None]) & (depth[None, :] <= depth[:, None])
     return same_document & (real_past | own_chain)
+
+
+def key_spans(layout: SlotLayout) -> Tensor:
+    """[S, 3] int64, `attention_mask` in S rows: slot i sees the slots begin .. end - 1, real tokens, and chain .. i, masks.
+
+    Columns: begin, end, chain. For a real token, which sees no mask, chain is i + 1.
+    """
+    chain = torch.arange(1, len(layout) + 1, device=layout.depth.device) - layout.depth
+    return torch.stack([layout.start, layout.anchor_index + 1, chain], -1)
 
 
 def slot_tokens(layout: SlotLayout, token_ids: Tensor, mask_token: int) -> Tensor:

@@ -1,0 +1,121 @@
+"""The draft's pass over slots, by three kinds of attention that compute the same.
+
+dense   the readable mask [S, S], through SDPA
+blocks  `slot_attention`, for CPUs
+flex    FlexAttention with a `block_mask`, for GPUs
+
+transformers hands a mask of four dimensions to its attention function as it is, so the spans of `key_spans`, as [1, 1, S, 3], take the
+mask's place for the two fast kinds. They come along when activation checkpointing runs a layer again, and an
+attention that does not know them fails rather than sees too much.
+"""
+
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from pard2.errors import Pard2Error
+from pard2.models.draft import Draft
+from pard2.objective.block_mask import block_mask
+from pard2.objective.layout import SlotLayout, attention_mask, key_spans
+from pard2.objective.slot_attention import slot_attention
+
+AttentionKind = Literal["dense", "blocks", "flex"]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+_NAMES = {"blocks": "pard2_blocks", "flex": "pard2_flex"}
+
+
+def draft_states(
+    draft: Draft, token_ids: Tensor, features: Tensor | None, layout: SlotLayout, kind: AttentionKind, with_features: Tensor | None = None
+) -> Tensor:
+    """[S, hidden] final states of the draft at every slot of a row.
+
+    token_ids: [S] of `slot_tokens`. features: [S, F] of `slot_features`, or None for a row trained target-independent. with_features: [S] bool, as
+    for `Draft.embed`. The first pass of a fast kind turns the draft's SDPA into an attention that is SDPA still, unless it gets
+    spans. Raises `Pard2Error` for a draft whose attention that cannot stand in for.
+    """
+    if kind == "dense":
+        mask = attention_mask(layout)
+    else:
+        mask = key_spans(layout)
+        if draft.config._attn_implementation not in ("sdpa", *_NAMES.values()):
+            raise Pard2Error(f"{draft.name!r} ({type(draft.lm).__name__}) lacks SDPA attention, which training needs; name another draft.path")
+        draft.config._attn_implementation = _NAMES[kind]
+    return draft.states(
+        token_ids[None],
+        None if features is None else features[None],
+        mask[None, None],
+        layout.position[None],
+        None if with_features is None else with_features[None],
+    )[0]
+
+
+def _attention(
+    attend: Attend,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    position_ids: Tensor | None = None,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, H, S, D], key and value [1, KV, S, D] to ([1, S, H, D], None).
+
+    Raises `Pard2Error` for what it is asked to do beside. A window is not its affair: `check_compatibility` sees to it that none is
+    shorter than a conversation.
+    """
+    if attention_mask is None or attention_mask.dtype != torch.long:  # a pass over tokens
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, softcap=softcap, position_ids=position_ids, **others
+        )
+    kind = type(module).__name__
+    if dropout:
+        raise Pard2Error(f"{kind} drops attention weights with probability {dropout} in training; set loop.attention=dense, which can")
+    if softcap is not None:
+        raise Pard2Error(f"{kind} caps its scores, which training cannot; name another draft.path")
+    for name, other in others.items():  # what goes by without meaning for the attention is no tensor
+        if isinstance(other, Tensor):
+            what = "has attention sinks" if name == "s_aux" else f"attends by {name!r}"
+            raise Pard2Error(f"{kind} {what}, which training cannot; name another draft.path")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
+
+
+def _blocks(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    return slot_attention(query[0], key[0], value[0], spans[0, 0], scale)[None]
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    attend = _compiled_flex_attention() if query.is_cuda else flex_attention
+    return attend(query, key, value, block_mask=_block_mask(spans), scale=scale, enable_gqa=True)
+
+
+@cache
+def _compiled_flex_attention() -> Any:
+    return torch.compile(flex_attention)
+
+
+@lru_cache(maxsize=1)  # all layers of a pass get the same tensor, and tensors are told apart by identity
+def _block_mask(spans: Tensor) -> BlockMask:
+    return block_mask(spans[0, 0])
+
+
+for _kind, _attend in (("blocks", _blocks), ("flex", _flex)):
+    AttentionInterface.register(_NAMES[_kind], partial(_attention, _attend))
+    AttentionMaskInterface.register(_NAMES[_kind], sdpa_mask)
