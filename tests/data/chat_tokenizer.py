@@ -1,5 +1,7 @@
 """A byte-level tokenizer with chat templates: every text can be said, and a token can be seen."""
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -12,12 +14,13 @@ VOCABULARY = 259  # 256 bytes, two special tokens, and one padding row that no t
 END_ID, MASK_ID = 257, 258
 
 
-def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def byte_tokenizer(template: str | None = CHATML, merges: Sequence[tuple[str, str]] = (), special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """merges: pairs of letters of the byte alphabet that become one token wherever they meet. special: tokens beside START and END."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet()) + [one + other for one, other in merges]
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(START, special=True), AddedToken(END, special=True)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, additional_special_tokens=[START])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (START, END, *special)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, additional_special_tokens=[START, *special])
     fast.chat_template = template
     return fast

@@ -1,9 +1,11 @@
 """The loss mask: exactly what the assistant says, from the first token to the end-of-turn token."""
 
 import pytest
+from tokenizers import pre_tokenizers, processors
 
 from chat_tokenizer import CHATML, END_ID, byte_tokenizer
-from pard2.data.chat import encode, prompt_ids, tokenize_conversation, user_turn_text
+from pard2.data.chat import encode, prompt_ids, prompt_text, tokenize_record, tokenize_records, user_turn_text
+from pard2.data.conversations import template_arguments
 from pard2.errors import Pard2Error
 
 EOS = frozenset({END_ID})
@@ -21,9 +23,15 @@ def turns(*texts):
     return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
 
 
-def example(messages, template=CHATML, max_length=1000, **extra):
+def examples(messages, template=CHATML, **extra):
     tokenizer = byte_tokenizer(template)
-    return tokenizer, tokenize_conversation(tokenizer, {"id": "r1", "messages": messages, **extra}, EOS, max_length)
+    return tokenizer, tokenize_record(tokenizer, {"id": "r1", "messages": messages, **extra}, EOS)
+
+
+def example(messages, template=CHATML, **extra):
+    tokenizer, made = examples(messages, template, **extra)
+    assert [one.id for one in made] == ["r1"]
+    return tokenizer, made[0]
 
 
 def predicted_text(tokenizer, made):
@@ -66,34 +74,40 @@ def test_trimming_templates_are_followed():
     assert predicted_text(tokenizer, made) == "hello<|end|>"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_by_record():
-    tokenizer, made = example(turns("hi", "hello"), REWRITING)
-    assert predicted_text(tokenizer, made) == "<think></think>hello<|end|>"
-    with pytest.raises(Pard2Error, match="record r1: the chat template rewrites earlier turns"):
-        example(turns("hi", "hello", "and?", "no"), REWRITING)
+def test_an_answer_that_a_template_changes_later_is_learned_as_it_was_said():
+    """Such conversations used to be refused; learned from the last rendering, the draft would never see the first answer's thoughts."""
+    tokenizer, made = examples(turns("hi", "hello", "and?", "no"), REWRITING)
+    assert [one.id for one in made] == ["r1#1", "r1#2"]
+    assert [predicted_text(tokenizer, one) for one in made] == ["<think></think>hello<|end|>", "<think></think>no<|end|>"]
+    for one, count in zip(made, (1, 3), strict=True):
+        prompt = prompt_ids(tokenizer, turns("hi", "hello", "and?", "no")[:count])
+        assert one.token_ids[: len(prompt)] == prompt and one.predicted.index(True) == len(prompt)
 
 
 def test_an_empty_loss_mask_is_refused_by_record():
-    with pytest.raises(Pard2Error, match="record r1: no token to predict"):
-        example(turns("hi"))
-    with pytest.raises(Pard2Error, match="record r1: no token to predict within 10 tokens"):
-        example(turns("a long prompt", "hello"), max_length=10)
+    with pytest.raises(Pard2Error, match="record r1: no token to predict: it has no assistant message"):
+        examples(turns("hi"))
+    silent = "{% for m in messages %}{% if m.role == 'user' %}[u]{{ m.content }}{% endif %}{% endfor %}"
+    for messages in (turns("hi", "hello"), turns("hi", "hello", "and?", "no")):
+        with pytest.raises(Pard2Error, match="record r1: no token to predict: the chat template shows nothing of answer 1"):
+            examples(messages, silent)
 
 
-def test_the_cut_at_max_length_keeps_tokens_and_mask_together():
-    _, whole = example(turns("hi", "hello"))
-    _, made = example(turns("hi", "hello"), max_length=len(whole.token_ids) - 4)
-    assert made.token_ids == whole.token_ids[:-4] and made.predicted == whole.predicted[:-4]
+def test_an_answer_that_does_not_follow_its_prompt_is_refused_by_record():
+    """Where the template begins the answer otherwise than decoding does, the difference of the renderings is anything."""
+    template = CHATML.replace("<|start|>assistant\n{%", "<|start|>assistant\n<think>\n{%")
+    with pytest.raises(Pard2Error, match=r"record r1: the chat template does not show answer 1 where decoding begins it, after '.*<think>.n'"):
+        examples(turns("hi", "hello"), template)
 
 
 def test_no_chat_template_names_the_way_out():
     with pytest.raises(Pard2Error, match="no chat template.*--raw"):
-        example(turns("hi", "hello"), None)
+        examples(turns("hi", "hello"), None)
 
 
 def test_a_template_that_raises_is_one_line():
-    with pytest.raises(Pard2Error, match="the chat template failed: roles must alternate"):
-        example(turns("hi", "hello"), "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(Pard2Error, match="record r1: the chat template failed: roles must alternate"):
+        examples(turns("hi", "hello"), "{{ raise_exception('roles must alternate') }}")
 
 
 def test_the_users_turn_opens_after_role_and_newline():
@@ -101,3 +115,68 @@ def test_the_users_turn_opens_after_role_and_newline():
     assert user_turn_text(byte_tokenizer(SYSTEM_FIRST)).endswith("Be kind.<|end|>\n<|start|>user\n")
     with pytest.raises(Pard2Error, match="does not show the user's text"):
         user_turn_text(byte_tokenizer("nothing"))
+
+
+# --- where one token ends and the next begins -------------------------------------------------------
+
+MERGES = [("Ċ", "Ċ"), ("e", "l")]  # two newlines are one token, as in most vocabularies
+
+
+def test_a_token_that_would_reach_over_the_border_is_not_learned():
+    """Decoding has read "assistant\\n" when the answer begins; it can say "\\n", and can no longer say "\\n\\n"."""
+    tokenizer = byte_tokenizer(merges=MERGES)
+    record = {"id": "r1", "messages": turns("hi", "\nhello")}
+    prompt = prompt_ids(tokenizer, record["messages"][:1])
+    whole = encode(tokenizer, tokenizer.apply_chat_template(record["messages"], tokenize=False))
+    assert whole[: len(prompt)] != prompt  # else this tests nothing
+    (made,) = tokenize_record(tokenizer, record, frozenset({tokenizer.eos_token_id}))
+    assert made.token_ids == prompt + encode(tokenizer, "\nhello<|end|>\n")
+    assert predicted_text(tokenizer, made) == "\nhello<|end|>"
+
+
+def test_a_border_inside_a_token_makes_turns_examples_of_their_own():
+    tokenizer = byte_tokenizer(merges=MERGES)
+    messages = turns("hi", "\nhello", "and?", "\nno")
+    made = tokenize_record(tokenizer, {"id": "r1", "messages": messages}, frozenset({tokenizer.eos_token_id}))
+    for one, count in zip(made, (1, 3), strict=True):
+        prompt = prompt_ids(tokenizer, messages[:count])
+        assert one.token_ids[: len(prompt)] == prompt
+    assert [predicted_text(tokenizer, one) for one in made] == ["\nhello<|end|>", "\nno<|end|>"]
+
+
+def test_answers_are_tokenised_in_their_place():
+    """A tokenizer of SentencePiece's kind writes a space before a text that stands alone; nobody says that space."""
+    tokenizer = byte_tokenizer(NO_MARKERS)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    (made,) = tokenize_record(tokenizer, {"id": "r1", "messages": turns("hi", "hello", "so", "yes")}, EOS)
+    assert tokenizer.decode(made.token_ids) == " [u]hi[a]hello[u]so[a]yes"
+    assert predicted_text(tokenizer, made) == "helloyes"
+
+
+def test_records_together_are_tokenised_as_each_alone():
+    tokenizer = byte_tokenizer(REWRITING, MERGES)
+    records = [{"id": str(n), "messages": turns("hi", "\nhello", "and?", "no")[: 2 * n]} for n in (1, 2)] + [{"id": "t", "text": "hello"}]
+    assert tokenize_records(tokenizer, records, EOS) == [tokenize_record(tokenizer, record, EOS) for record in records]
+    assert tokenize_records(tokenizer, [], EOS) == []
+
+
+# --- beside conversations ---------------------------------------------------------------------------
+
+
+def test_a_plain_text_is_learned_but_for_its_first_token():
+    """Nothing stands before the first token that could predict it."""
+    tokenizer = byte_tokenizer(None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<|start|> $A", special_tokens=[("<|start|>", 256)])
+    (made,) = tokenize_record(tokenizer, {"id": "r1", "text": "hey"}, EOS)
+    assert tokenizer.decode(made.token_ids) == "<|start|>hey" and made.predicted == [False, True, True, True]
+    with pytest.raises(Pard2Error, match="record r1: no token to predict: the text is 1 tokens long"):
+        tokenize_record(byte_tokenizer(None), {"id": "r1", "text": "h"}, EOS)
+
+
+def test_the_template_gets_tools_and_the_records_own_arguments():
+    template = "{% if tools %}{{ tools[0].name }}{% endif %}{% if quiet is defined %}(quiet){% endif %}" + CHATML
+    tokenizer, made = example(turns("hi", "hello"), template, tools=[{"name": "clock"}], chat_template_kwargs={"quiet": True})
+    assert tokenizer.decode(made.token_ids).startswith("clock(quiet)<|start|>user")
+    assert predicted_text(tokenizer, made) == "hello<|end|>"
+    record = {"messages": turns("hi"), "tools": [{"name": "clock"}]}
+    assert prompt_text(tokenizer, record["messages"], template_arguments(record)).startswith("clock<|start|>")

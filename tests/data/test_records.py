@@ -26,9 +26,9 @@ def write(path, *records):
         ('"text"', "f.jsonl:2 has no `messages`"),
         ("{}", "f.jsonl:2 has no `messages`"),
         ('{"messages": []}', "f.jsonl:2 has no `messages`"),
-        ('{"messages": [{"role": "user"}]}', "f.jsonl:2 has no `messages`"),
-        ('{"messages": [{"role": "user", "content": null}]}', "f.jsonl:2 has no `messages`"),
-        ('{"messages": ["hi"]}', "f.jsonl:2 has no `messages`"),
+        ('{"messages": [{"role": "user"}]}', "f.jsonl:2: message 1 of `messages` has no `content` text"),
+        ('{"messages": [{"role": "user", "content": null}]}', "f.jsonl:2: message 1 of `messages` has no `content` text"),
+        ('{"messages": ["hi"]}', "f.jsonl:2: message 1 of `messages` is not an object"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):

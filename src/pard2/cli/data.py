@@ -1,4 +1,4 @@
-"""`pard2 data`: conversations that the target wrote or answered, and a look at what a draft learns from them."""
+"""`pard2 data`: conversations that the target wrote or answered."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pard2.cli import prepare
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption, choose_draft
 from pard2.errors import Pard2Error
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pard2.engine.sampling import SamplingParams
 
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
+app.command("prepare")(prepare.prepare)
+app.command("preview")(prepare.preview)
 
 OutputOption = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="JSONL file; one that this work has begun is continued.")]
 # Many sequences at once leave a draft little to win, so none is taken unasked.
@@ -146,33 +149,6 @@ def regenerate(
         raise Pard2Error(f"none of the {len(records):,} prompts of {source} could be answered: {failures[0]['error']}")
     listed = f", listed in {failures_path(output)}; the same command tries them again" if failures else ""
     print_note(f"{output}: {answered:,} of {len(records):,} answered, {len(failures):,} could not be{listed}")
-
-
-@app.command()
-def preview(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file of conversations.")],
-    target: TargetOption,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Conversations to show.")] = 3,
-    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens of a conversation; longer ones are cut.")] = 512,
-) -> None:
-    """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""
-    with working("importing torch"):
-        from rich.console import Console
-
-        from pard2.cli.loss_mask import render
-        from pard2.data.chat import tokenize_conversation
-        from pard2.data.records import read_records
-        from pard2.models.weightless import weightless_target
-
-    records = read_records(file)
-    model = weightless_target(target)
-    if model.tokenizer is None:
-        raise Pard2Error(f"{target!r} has no tokenizer, which preview needs")
-    out = Console(highlight=False, soft_wrap=True)
-    for record in records[:count]:
-        example = tokenize_conversation(model.tokenizer, record, model.eos_token_ids, max_length)
-        out.rule(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")
-        out.print(render(model.tokenizer, example, marked=not out.is_terminal))
 
 
 _HERE_ALONE = {"draft": "-d", "batch_size": "--batch-size", "dtype": "--dtype", "device": "--device"}

@@ -1,6 +1,6 @@
 """A conversation's tokens as a person can read them, those that the draft learns to predict set apart."""
 
-from itertools import groupby
+from itertools import groupby, islice
 
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from pard2.data.chat import Example
 
 
-def render(tokenizer: Tokenizer, example: Example, marked: bool) -> Text:
-    """The example's text. marked: put ⟦ ⟧ around what is predicted, for output without colours."""
+def render(tokenizer: Tokenizer, example: Example, most: int, marked: bool) -> Text:
+    """The text of the example's first `most` tokens. marked: put ⟦ ⟧ around what is predicted, for output without colours."""
     text = Text()
-    pairs = zip(example.token_ids, example.predicted, strict=True)
+    pairs = islice(zip(example.token_ids, example.predicted, strict=True), most)
     for predicted, stretch in groupby(pairs, key=lambda pair: pair[1]):
         # Decoded together: a character may be spread over several tokens.
         part = tokenizer.decode([token for token, _ in stretch], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,67 +1,30 @@
 """JSONL files of conversations, written so that a kill at any moment loses at most the last line.
 
-A record is a JSON object with `id` and `messages` (OpenAI style). Other keys are carried along.
+A record is a JSON object with `id` and `messages` (`pard2.data.conversations`). Other keys are carried along.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from pard2.data.conversations import Message, Record, to_record, up_to_user
+from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
 
-Record = dict[str, Any]
-Message = dict[str, str]
+__all__ = ["Message", "Record", "RecordWriter", "read_records", "up_to_user"]
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """All records of a file.
+def read_records(source: str | Path) -> list[Record]:
+    """All records of a JSONL file, a Parquet file or a data set (`pard2.data.sources`), in the form of `pard2.data.conversations`.
 
-    Raises `Pard2Error` naming the line that is not JSON or has no usable `messages`.
+    Raises `Pard2Error` naming the line that is not JSON or has no usable `messages`, and for a source without records.
     """
-    records = list(_lines(Path(path)))
+    records = [to_record(row, where) for where, row in open_source(source).rows()]
     if not records:
-        raise Pard2Error(f"{path} holds no records")
+        raise Pard2Error(f"{source} holds no records")
     return records
-
-
-def _lines(path: Path) -> Iterator[Record]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _parse(line, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Pard2Error(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-
-
-def _parse(line: str, where: str) -> Record:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise Pard2Error(f"{where} is not JSON: {error.msg}") from None
-    messages = record.get("messages") if isinstance(record, dict) else None
-    good = (
-        isinstance(messages, list)
-        and messages
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
-    )
-    if not good:
-        raise Pard2Error(f"{where} has no `messages` list of objects with `role` and `content`")
-    given = record.get("id")
-    # Without the folder, so that a run resumed from elsewhere knows its records again.
-    record["id"] = Path(where).name if given is None else str(given)
-    return record
-
-
-def up_to_user(record: Record) -> list[Message]:
-    """A record's messages up to its last user turn, which is what is left to answer; empty if no user speaks."""
-    messages = list(record["messages"])
-    while messages and messages[-1]["role"] != "user":
-        messages.pop()
-    return messages
 
 
 class RecordWriter:
@@ -96,15 +59,17 @@ class RecordWriter:
         if torn and not torn.startswith(b"{"):
             raise foreign
         try:
-            return [_parse(line, f"{self.path}:{n}") for n, line in enumerate(whole.decode().split("\n"), 1) if line.strip()], len(torn)
-        except (Pard2Error, UnicodeDecodeError):
+            lines = enumerate(whole.decode().split("\n"), 1)
+            return [to_record(json.loads(line), f"{self.path}:{n}") for n, line in lines if line.strip()], len(torn)
+        except (Pard2Error, ValueError):
             raise foreign from None
 
     def write(self, records: Iterable[Record]) -> None:
         """Append whole lines and hand them to the disk."""
         try:
             for record in records:
-                self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                # Columns that are carried along may hold dates and the like.
+                self._file.write(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n")
                 self.done.add(record["id"])
             self._file.flush()
             os.fsync(self._file.fileno())

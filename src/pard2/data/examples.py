@@ -1,0 +1,88 @@
+"""From the sources that a run names to its examples: read, tokenised, and no longer than the run allows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from pard2.data.chat import Example, tokenize_records
+from pard2.data.conversations import to_record
+from pard2.data.corpus import Examples, ExamplesBuilder
+from pard2.data.prepared import is_prepared, load_prepared
+from pard2.data.sources import Source, open_source
+from pard2.errors import Pard2Error
+
+_BATCH = 256  # rows tokenised at once
+
+OnLong = Literal["raise", "cut", "skip"]
+
+# Rows done, rows in all, tokens so far.
+Progress = Callable[[int, int, int], None]
+
+
+def load_examples(
+    sources: Sequence[str],
+    tokenizer: Tokenizer,
+    eos_token_ids: frozenset[int],
+    max_length: int,
+    on_long: OnLong = "raise",
+    progress: Progress = lambda done, total, tokens: None,
+) -> Examples:
+    """All examples of these sources, in order: files, data sets (`open_source`), and directories that `pard2 data prepare` wrote.
+
+    on_long: what becomes of an example of more than `max_length` tokens. With `cut`, one without an answer up to there is skipped.
+
+    Raises `Pard2Error` naming the record that cannot be learned, for a source without records, and if no example is left.
+    """
+    builder = ExamplesBuilder()
+    opened = [load_prepared(name, tokenizer, eos_token_ids, max_length) if is_prepared(name) else open_source(name) for name in sources]
+    total = sum(len(one) if isinstance(one, Examples) else one.count for one in opened)
+    done = 0
+    for name, source in zip(sources, opened, strict=True):
+        if isinstance(source, Examples):
+            builder.extend(source, name)
+            done += len(source)
+            progress(done, total, builder.num_tokens)
+            continue
+        for batch in _batches(source):
+            for example in _examples(source, batch, tokenizer, eos_token_ids):
+                _add(builder, example, source, max_length, on_long)
+            done += len(batch)
+            progress(done, total, builder.num_tokens)
+    if not len(builder):
+        raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within data.max_length={max_length} (--max-length) tokens")
+    return builder.build()
+
+
+def _batches(source: Source) -> Iterator[list[tuple[str, Any]]]:
+    if not source.count:
+        raise Pard2Error(f"{source.name} holds no records")
+    rows = source.rows()
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
+
+
+def _examples(source: Source, rows: list[tuple[str, Any]], tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> Iterator[Example]:
+    records = [to_record(row, where) for where, row in rows]
+    try:
+        for examples in tokenize_records(tokenizer, records, eos_token_ids):
+            yield from examples
+    except Pard2Error as error:
+        raise Pard2Error(f"{source.name}: {error}") from None
+
+
+def _add(builder: ExamplesBuilder, example: Example, source: Source, max_length: int, on_long: OnLong) -> None:
+    length = len(example.token_ids)
+    if length <= max_length:
+        builder.add(example, source.name)
+    elif on_long == "raise":
+        raise Pard2Error(
+            f"{source.name}: record {example.id} has {length} tokens, more than data.max_length={max_length} (--max-length); "
+            "raise that, or set data.on_long (--on-long) to cut or skip"
+        )
+    elif on_long == "cut" and any(example.predicted[:max_length]):
+        builder.add(Example(example.id, example.token_ids[:max_length], example.predicted[:max_length]), source.name)
+        builder.cut += 1
+    else:
+        builder.skipped += 1

@@ -1,0 +1,141 @@
+"""Tokenised examples on disk: sharded safetensors, and a manifest of what made them, so that they are never used for another model."""
+
+import json
+from collections.abc import Iterator
+from hashlib import file_digest
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from pard2.data.corpus import Examples
+from pard2.data.fingerprint import template_hash, tokenizer_hash
+from pard2.data.sources import Source
+from pard2.errors import Pard2Error, first_line
+from pard2.files import recover, whole_directory
+
+FORMAT, FORMAT_VERSION = "pard2-tokens", 1
+MANIFEST = "manifest.json"
+BYTES_PER_TOKEN = 5  # an int32 and a bool
+_SHARD_TOKENS = 2**26
+_ID_FILE = "ids.json"
+
+
+def is_prepared(name: str | Path) -> bool:
+    """Whether this is a directory that `save_prepared` wrote."""
+    recover(Path(name))
+    try:
+        return json.loads((Path(name) / MANIFEST).read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def save_prepared(
+    directory: str | Path,
+    examples: Examples,
+    sources: list[Source],
+    tokenizer: Tokenizer,
+    eos_token_ids: frozenset[int],
+    target: str,
+    max_length: int,
+    on_long: str,
+) -> None:
+    """Write the examples of `sources`; the directory appears whole, replacing an older one. Raises `Pard2Error` if it cannot be written."""
+    with whole_directory(directory) as beside:
+        shards: list[str] = []
+        for first, last in _shards(examples.offsets):
+            start, stop = examples.offsets[first], examples.offsets[last]
+            tensors = {
+                "tokens": examples.tokens[start:stop],
+                "predicted": examples.predicted[start:stop],
+                "offsets": examples.offsets[first : last + 1] - start,
+            }
+            shards.append(f"tokens-{len(shards):05d}.safetensors")
+            try:
+                save_file(tensors, beside / shards[-1])
+            except SafetensorError as error:  # a full disk, say
+                raise Pard2Error(f"cannot write {directory}: {first_line(error)}; what it held before is kept") from None
+            (beside / shards[-1]).chmod(0o644)  # safetensors makes it the owner's alone
+        (beside / _ID_FILE).write_text(json.dumps(examples.ids))
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "target": target,
+            **_fingerprint(tokenizer, eos_token_ids),
+            "max_length": max_length,
+            "on_long": on_long,
+            "counts": {
+                "rows": sum(source.count for source in sources),
+                "examples": len(examples),
+                "tokens": len(examples.tokens),
+                "predicted_tokens": int(examples.predicted.sum()),
+                "longest": int(examples.lengths.max()),
+                "skipped": examples.skipped,
+                "cut": examples.cut,
+            },
+            "shards": shards,
+            "sources": [_described(source) for source in sources],
+            "versions": {package: version(package) for package in ("pard2", "transformers", "tokenizers")},
+        }
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def load_prepared(directory: str | Path, tokenizer: Tokenizer, eos_token_ids: frozenset[int], max_length: int) -> Examples:
+    """What `save_prepared` wrote. Raises `Pard2Error` if it was made for another tokenizer or template, holds longer examples, or is damaged."""
+    directory = Path(directory)
+    damaged = Pard2Error(f"{directory} is incomplete or damaged; make it again with `pard2 data prepare`")
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise Pard2Error(f"{directory} was written by another version of pard2; make it again with `pard2 data prepare`")
+        for key, value in _fingerprint(tokenizer, eos_token_ids).items():
+            if manifest[key] != value:
+                what = {"tokenizer_hash": "tokenizer", "template_hash": "chat template", "eos_token_ids": "end-of-turn token"}[key]
+                raise Pard2Error(
+                    f"{directory} was prepared for {manifest['target']!r}, whose {what} is not the target's; make it again with `pard2 data prepare`"
+                )
+        counts = manifest["counts"]
+        if counts["longest"] > max_length:
+            raise Pard2Error(
+                f"{directory} holds examples of up to {counts['longest']} tokens, more than data.max_length={max_length}; "
+                "raise that, or prepare it again with this --max-length"
+            )
+        shards = [load_file(directory / Path(name).name) for name in manifest["shards"]]
+        tokens, predicted = (np.concatenate([shard[name] for shard in shards]) for name in ("tokens", "predicted"))
+        lengths = np.concatenate([np.diff(shard["offsets"]) for shard in shards])
+        ids = json.loads((directory / _ID_FILE).read_bytes())
+        if not (len(tokens) == len(predicted) == lengths.sum() == counts["tokens"] and len(ids) == len(lengths) == counts["examples"]):
+            raise damaged
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        raise damaged from None
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Examples(tokens, predicted, offsets, ids, counts["skipped"], counts["cut"])
+
+
+def _fingerprint(tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> dict[str, Any]:
+    """What tokens and mask depend on beside the conversations."""
+    return {
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "template_hash": template_hash(tokenizer),
+        "eos_token_ids": sorted(eos_token_ids),
+    }
+
+
+def _shards(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and one past the last example of each shard, which holds whole examples only."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _SHARD_TOKENS, side="right")) - 1)
+        yield first, last
+        first = last
+
+
+def _described(source: Source) -> dict[str, Any]:
+    if source.file is None:
+        return {"name": source.name, "rows": source.count}
+    with open(source.file, "rb") as file:
+        return {"name": source.name, "rows": source.count, "bytes": source.file.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
