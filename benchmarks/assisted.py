@@ -15,11 +15,11 @@ import torch
 from rich.progress import track
 
 from common import in_turn, seconds, suite_prompts
-from pard2.environment import meta
-from pard2.bench.intervals import bootstrap
 from pard2.bench.result_file import write_result
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
+from pard2.environment import meta
+from pard2.intervals import bootstrap
 from pard2.models.checkpoint import load_draft
 from pard2.models.embedded import embedded_draft
 from pard2.models.loading import parse_dtype

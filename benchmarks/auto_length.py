@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pard2.bench.intervals import bootstrap
 from pard2.bench.measurement import Measurement
 from pard2.bench.plan import Configuration, Plan, configurations
 from pard2.bench.result_file import ResultFile, write_result
@@ -22,6 +21,7 @@ from pard2.bench.runner import Runner, run
 from pard2.bench.suites import Suite, read_suites
 from pard2.bench.table import results_table
 from pard2.engine.statistics import Totals
+from pard2.intervals import bootstrap
 from pard2.models.checkpoint import load_draft
 from pard2.models.embedded import embedded_draft
 from pard2.models.loading import parse_dtype

@@ -14,12 +14,12 @@ from rich.progress import track
 from rich.table import Table
 
 from common import in_turn, suite_prompts
-from pard2.environment import meta
-from pard2.bench.intervals import bootstrap
 from pard2.bench.result_file import write_result
 from pard2.engine.engine import Engine
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
+from pard2.environment import meta
+from pard2.intervals import bootstrap
 from pard2.models.checkpoint import load_draft
 from pard2.models.embedded import embedded_draft
 from pard2.models.loading import parse_dtype

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from bench_plans import AR, TD, measurement, plan, suite
 
-from pard2.bench.intervals import bootstrap
 from pard2.bench.measurement import Answer, Measurement
 from pard2.bench.plan import Chunk
 from pard2.bench.report import summarise
 from pard2.bench.table import results_table
 from pard2.engine.request import Completion
 from pard2.engine.statistics import Stats, Totals
+from pard2.intervals import bootstrap
 
 PROMISED = [
     *("suite", "method", "batch_size", "draft_tokens", "temperature", "prompts", "tokens", "tokens_per_second", "speedup", "speedup_interval"),

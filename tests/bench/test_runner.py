@@ -6,7 +6,7 @@ from rich.console import Console
 
 from chat_tokenizer import MASK_ID
 from pard2.bench.plan import Chunk
-from pard2.bench.progress import TimeLeft, duration
+from pard2.bench.progress import TimeLeft
 from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.bench.runner import Runner, run
@@ -115,4 +115,3 @@ def test_time_left_forgets_that_batches_differ():
     left.observe(chunks[0], 3.0)
     left.observe(chunks[1], 4.0)
     assert left.estimate(2) == pytest.approx(3.0 + 4 * 1.0 + 7 / 5)
-    assert [duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]

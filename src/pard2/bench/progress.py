@@ -11,6 +11,7 @@ from rich.text import Text
 from pard2.bench.plan import Chunk, Configuration
 from pard2.bench.report import Result
 from pard2.bench.table import results_table
+from pard2.units import duration
 
 
 @dataclass
@@ -62,10 +63,3 @@ def live_table(console: Console) -> Iterator[LiveTable]:
     """Shown while it is open, on terminals. It draws only when told to: a thread that draws would share the cores that are measured."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield LiveTable(live)
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

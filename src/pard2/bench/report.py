@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pard2.bench.intervals import Array, bootstrap
 from pard2.bench.measurement import Answer, Measurement
 from pard2.bench.plan import Configuration, Plan
 from pard2.engine.statistics import Totals
+from pard2.intervals import Array, bootstrap
 
 Result = dict[str, Any]
 

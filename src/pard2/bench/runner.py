@@ -7,7 +7,7 @@ from rich.console import Console
 
 from pard2.bench.measurement import Measurement
 from pard2.bench.plan import Chunk, Configuration, Plan
-from pard2.bench.progress import TimeLeft, duration, live_table
+from pard2.bench.progress import TimeLeft, live_table
 from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.engine.capacity import free_bytes, position_bytes
@@ -18,6 +18,7 @@ from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
 from pard2.models.target import Target
+from pard2.units import duration
 
 _WARM_UP_TOKENS = 32
 

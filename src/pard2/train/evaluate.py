@@ -1,39 +1,125 @@
-"""Evaluation by real decoding: loss and accuracy are not acceptance."""
+"""Evaluation by real decoding: loss and accuracy are not acceptance, and acceptance is not speed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pard2.data.chat import prompt_ids
-from pard2.data.records import Record, up_to_user
+from pard2.data.conversations import Record, template_arguments, up_to_user
 from pard2.engine.engine import Engine
+from pard2.engine.prompts import encode_prompt
+from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
+from pard2.intervals import Array, bootstrap
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 
+TIMED_PROMPTS = 4  # decoded once more, one by one, by every method in turn
 _BATCH = 16
+_WARM_UP_TOKENS = 8
+
+Prompts = Sequence[list[int]]
 
 
-def acceptance(target: Target, draft: Draft, records: list[Record], method: str, max_tokens: int) -> dict[str, Any]:
-    """Acceptance of a draft on prompts, greedy, at its trained K. A prompt is a record's messages up to its last user turn.
-
-    Returns `acceptance_length` (bonus included) and `accepted_by_position`, over all cycles of all prompts together, as `Stats` defines them.
-    Raises `Pard2Error` for a record without a user turn.
-    """
-    assert draft.spec is not None, "only a draft with a mask token is trained"
+def held_out_prompts(target: Target, records: Sequence[Record]) -> list[list[int]]:
+    """Token ids of each record's messages up to its last user turn. Raises `Pard2Error`, naming a record that is no prompt of this target."""
     prompts = []
     for record in records:
         messages = up_to_user(record)
         if not messages:
             raise Pard2Error(f"data.evaluation: record {record['id']!r} has no user message")
-        prompts.append(prompt_ids(target.tokenizer, messages))
-    # No more than it needs: by default an engine takes much of the memory that is free, which training wants back.
-    positions = _BATCH * (max(map(len, prompts)) + max_tokens)
-    engine = Engine(target, draft, method, draft.spec.draft_tokens, max_batch=_BATCH, cache_tokens=positions)
-    completions = engine.generate(prompts, SamplingParams(max_tokens=max_tokens))
-    stats = sum((completion.stats for completion in completions), Stats())
+        try:
+            prompts.append(encode_prompt(target, prompt_ids(target.tokenizer, messages, template_arguments(record))))
+        except Pard2Error as error:
+            raise Pard2Error(f"data.evaluation: record {record['id']!r}: {error}") from None
+    return prompts
+
+
+def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) -> list[dict[str, Any]]:
+    """Acceptance and speed of a draft, greedy, in each mode that it has; target-dependent first.
+
+    prompts: of `held_out_prompts`. Returns, for each mode, what `acceptance` and `speed` do, in one dict. The target's choice of features is lost.
+    """
+    methods = ("pard2-ti",) if draft.projection is None else ("pard2-td", "pard2-ti")
+    speeds = speed(target, draft, prompts[:TIMED_PROMPTS], methods, max_tokens)
+    return [acceptance(target, draft, prompts, method, max_tokens) | speeds[method] for method in methods]
+
+
+def acceptance(target: Target, draft: Draft, prompts: Prompts, method: str, max_tokens: int) -> dict[str, Any]:
+    """Of all cycles of all prompts together, decoded in batches at the trained K.
+
+    `acceptance_length` (bonus included) and `accepted_by_position` as `Stats` defines them, `acceptance_length_interval` (95 %, by bootstrap
+    over prompts; None for one prompt), and `draft_tokens`, `prompts` and `cycles`, the numbers of them.
+    """
+    assert draft.spec is not None, "only a draft with a mask token is trained"
+    k = draft.spec.draft_tokens
+    each = [completion.stats for completion in _complete(_engine(target, draft, method, k, _BATCH, prompts, max_tokens), prompts, max_tokens)]
+    stats = sum(each, Stats())
+    interval = bootstrap([(one.accepted, one.cycles) for one in each], _acceptance_length)
     return {
         "method": method,
         "acceptance_length": stats.acceptance_length,
+        "acceptance_length_interval": interval,
         "accepted_by_position": [round(rate, 4) for rate in stats.accepted_by_position],
+        "draft_tokens": k,
+        "prompts": len(prompts),
+        "cycles": stats.cycles,
     }
+
+
+def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str], max_tokens: int) -> dict[str, dict[str, Any]]:
+    """How much faster than plain decoding each method is for one user: prompts one by one, each by every method in turn, K "auto".
+
+    `speedup` is a ratio of tokens per second of the cycles alone, all prompts together; None where no answer is longer than a token.
+    `speedup_interval`: 95 %, by bootstrap over prompts. `tokens_per_second`, `plain_tokens_per_second`, and `timed_prompts`, their number.
+    """
+    order = ["ar", *methods]
+    engines = {m: _engine(target, None if m == "ar" else draft, m, "auto", 1, prompts, max_tokens) for m in order}
+    for engine in engines.values():
+        _complete(engine, prompts[:1], min(max_tokens, _WARM_UP_TOKENS))
+    stats: dict[str, list[Stats]] = {m: [] for m in order}
+    for number, prompt in enumerate(prompts):
+        # Every other prompt the other way round, so that nobody always comes first.
+        for method in order[::-1] if number % 2 else order:
+            (completion,) = _complete(engines[method], [prompt], max_tokens)
+            stats[method].append(completion.stats)
+    plain = sum(stats["ar"], Stats())
+    found = {}
+    for method in methods:
+        # Tokens and seconds of the cycles, ours and plain decoding's.
+        items = [(s.cycles + s.accepted, s.decode_seconds, p.cycles, p.decode_seconds) for s, p in zip(stats[method], stats["ar"], strict=True)]
+        items = [item for item in items if item[0] and item[2]]
+        ours = sum(stats[method], Stats())
+        found[method] = {
+            "speedup": ours.tokens_per_second / plain.tokens_per_second if items else None,
+            "speedup_interval": bootstrap(items, _speedup),
+            "tokens_per_second": round(ours.tokens_per_second, 1),
+            "plain_tokens_per_second": round(plain.tokens_per_second, 1),
+            "timed_prompts": len(items),
+        }
+    return found
+
+
+def _engine(target: Target, draft: Draft | None, method: str, draft_tokens: Any, batch: int, prompts: Prompts, max_tokens: int) -> Engine:
+    # No more positions than it needs: by default an engine takes much of the memory that is free, which training wants back.
+    positions = batch * (max(map(len, prompts)) + max_tokens)
+    return Engine(target, draft, method, draft_tokens, max_batch=batch, cache_tokens=positions)
+
+
+def _complete(engine: Engine, prompts: Prompts, max_tokens: int) -> list[Completion]:
+    completions = list(engine.generate(prompts, SamplingParams(max_tokens=max_tokens)))
+    for completion in completions:
+        if completion.finish_reason == "error":
+            raise Pard2Error(f"evaluation by {engine.method} failed: {completion.error}")
+    return completions
+
+
+def _acceptance_length(sums: Array) -> Array:
+    """METHOD: section 1. sums: accepted, cycles."""
+    return 1 + sums[..., 0] / sums[..., 1].clip(min=1)
+
+
+def _speedup(sums: Array) -> Array:
+    """sums: tokens and seconds, ours and plain decoding's."""
+    return (sums[..., 0] / sums[..., 1]) / (sums[..., 2] / sums[..., 3])

@@ -1,0 +1,107 @@
+"""What a run shows while it runs."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pard2.train.progress import TrainingProgress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(step: int, **changes) -> dict:
+    usual = {
+        "loss": 2.5,
+        "teacher_forced_al": 1.75,
+        "tokens": 1000,
+        "slots": 4000,
+        "seconds": 2.0,
+        "wait_seconds": 0.5,
+        "memory_bytes": 3_200_000_000,
+    }
+    return {"step": step} | usual | changes
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log() -> Console:
+    return Console(file=io.StringIO(), width=300)
+
+
+def lines(console: Console) -> list[str]:
+    return console.file.getvalue().splitlines()
+
+
+def test_figures_of_a_step_are_wrong_or_missing(log, clock):
+    with TrainingProgress(log, 1000, 0, clock) as progress:
+        clock.now += 2
+        progress.update(record(1))
+    (line,) = lines(log)
+    assert line == ("step 1/1,000 (0%), 33 min left: loss 2.500  AL 1.75 (teacher-forced)  500 tokens/s  2,000 slots/s  25% waiting for data  3.2 GB")
+
+
+def test_a_log_fills_with_a_line_a_step_or_lacks_the_last(log, clock):
+    with TrainingProgress(log, 100, 0, clock) as progress:
+        for step in range(1, 101):
+            clock.now += 10
+            progress.update(record(step))
+    told = [int(line.split()[1].split("/")[0]) for line in lines(log)]
+    assert told == [*range(1, 101, 3)]
+    log.file.truncate(0)
+    with TrainingProgress(log, 2, 0, clock) as progress:
+        progress.update(record(1))
+        progress.update(record(2))
+    assert lines(log)[-1].startswith("step 2/2 (100%), 0 s left")
+
+
+def test_time_left_forgets_evaluations_or_the_steps_of_an_earlier_run(log, clock):
+    """Steps take 2 s, but every tenth is followed by 20 s of decoding; 100 steps were taken in an earlier run."""
+    progress = TrainingProgress(log, 200, 100, clock).__enter__()
+    for step in range(101, 121):
+        clock.now += 2 + (20 if step % 10 == 0 else 0)
+        progress.update(record(step))
+    assert progress.seconds_left() == pytest.approx(80 * 4.0)
+
+
+def test_speeds_jump_with_every_step_or_never_follow(log, clock):
+    progress = TrainingProgress(log, 200, 0, clock).__enter__()
+
+    def speed() -> int:
+        return int(progress.figures(record(1)).split(" tokens/s")[0].split()[-1].replace(",", ""))
+
+    for step in range(1, 50):
+        progress.update(record(step))
+    progress.update(record(50, seconds=10.0))
+    assert 250 < speed() < 450  # one slow step of five times the time
+    for step in range(51, 100):
+        progress.update(record(step, seconds=1.0))
+    assert speed() == pytest.approx(1000, rel=0.02)
+
+
+def test_skipped_steps_whose_loss_is_no_number(log, clock):
+    with TrainingProgress(log, 10, 0, clock) as progress:
+        progress.update(record(1, loss=float("nan")))
+    assert "loss nan" in lines(log)[0]
+
+
+def test_a_terminal_gets_log_lines_or_a_log_gets_escape_codes(log, clock):
+    screen = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with TrainingProgress(screen, 10, 0, clock) as progress:
+        screen.print("a warning")
+        progress.update(record(3))
+    shown = screen.file.getvalue()
+    assert "3/10" in shown and "1.75 (teacher-forced)" in shown and "a warning" in shown and "\x1b[" in shown and "step 3/10" not in shown
+    with TrainingProgress(log, 10, 0, clock) as progress:
+        progress.update(record(3))
+    assert "\x1b[" not in log.file.getvalue()
