@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target, TargetOutput
+from pard2.objective.chunked_loss import chunked_loss
 from pard2.objective.cod import keep_masks
 from pard2.objective.layout import SlotLayout, attention_mask, build_layout, slot_features, slot_tokens
-from pard2.objective.loss import LossOutput, chunked_loss, weighted_loss
+from pard2.objective.loss import LossOutput, Objective, TrainedSlots, weighted_loss
 from pard2.objective.weights import cat_weights
 
 DIRECTORY = Path(__file__).parent.parent / "golden"
@@ -113,16 +114,17 @@ def loss_of(batch: Batch, chunk: int | None) -> LossOutput:
     tokens, features = slot_tokens(layout, batch.ids, FACTS["mask_token"]), slot_features(layout, batch.said.features[0])
     states = batch.draft.states(tokens[None], features[None], attention_mask(layout)[None, None], layout.position[None])[0, use]
     head, index = batch.draft.lm.get_output_embeddings().weight, layout.predicted_index[use]
-    labels, weights = batch.ids[index], batch.weights[use]
-    alphas = FACTS["ce_alpha"], FACTS["kd_alpha"]
+    slots = TrainedSlots(layout.anchor_index[use], layout.depth[use], index - 1, batch.ids[index], batch.weights[use])
+    objective = Objective(ce_alpha=FACTS["ce_alpha"], kd_alpha=FACTS["kd_alpha"])
     if chunk is None:
-        return weighted_loss(states @ head.T, batch.said.logits[0, index - 1], labels, weights, weights.sum(), *alphas)
-    return chunked_loss(states, head, batch.said.last_state[0], batch.target.head, index - 1, labels, weights, weights.sum(), *alphas, chunk=chunk)
+        return weighted_loss(states @ head.T, batch.said.logits[0], slots, objective)
+    return chunked_loss(states, head, batch.said.last_state[0], batch.target.head, slots, objective, chunk=chunk)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 7, 1000])
 def test_loss_and_gradients_are_the_references(batch: Batch, chunk: int | None):
-    loss = loss_of(batch, chunk).loss
+    out = loss_of(batch, chunk)
+    loss = out.loss / out.weight
     torch.testing.assert_close(loss.detach(), batch.golden["loss"].reshape(()), rtol=1e-6, atol=0)
     loss.backward()
     lm = batch.draft.lm
@@ -140,4 +142,5 @@ def test_the_golden_loss_is_not_met_without_features(batch: Batch):
     """The tolerance is tight enough to see the projection at all."""
     with torch.no_grad():
         batch.draft.projection.weight.zero_()
-    assert abs(float(loss_of(batch, None).loss.detach()) - float(batch.golden["loss"])) > 1e-5
+    out = loss_of(batch, None)
+    assert abs(float(out.loss.detach() / out.weight) - float(batch.golden["loss"])) > 1e-5

@@ -1,150 +1,101 @@
-"""The readable loss against a loop over slots, and the chunked loss against the readable one: values and gradients."""
+"""The readable loss against loops over chains, slots and tokens, and against numerical gradients."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from loss_cases import OBJECTIVES, Case, random_case, readable
 
-from pard2.objective.loss import chunked_loss, weighted_loss
-
-
-@dataclass(frozen=True)
-class Case:
-    """P slots, T teacher rows, V tokens. rows: [P], the teacher row of each slot, repeated and unsorted."""
-
-    states: Tensor
-    head: Tensor
-    teacher_states: Tensor
-    teacher_head: Callable[[Tensor], Tensor]
-    rows: Tensor
-    labels: Tensor
-    weights: Tensor
+from pard2.objective.loss import Objective, effective_weights
+from pard2.objective.weights import Chains
 
 
-def random_case(slots: int = 11, teachers: int = 5, vocabulary: int = 17, seed: int = 0, dtype: torch.dtype = torch.float64) -> Case:
-    g = torch.Generator().manual_seed(seed)
-    teacher_table = torch.randn(vocabulary, 6, generator=g).to(dtype)
-    return Case(
-        states=torch.randn(slots, 4, generator=g).to(dtype).requires_grad_(),
-        head=torch.randn(vocabulary, 4, generator=g).to(dtype).requires_grad_(),
-        teacher_states=torch.randn(teachers, 6, generator=g).to(dtype),
-        teacher_head=lambda states: states @ teacher_table.T,
-        rows=torch.randint(0, teachers, (slots,), generator=g),
-        labels=torch.randint(0, vocabulary, (slots,), generator=g),
-        weights=torch.rand(slots, generator=g).to(dtype),
-    )
+def loop(case: Case, objective: Objective) -> dict[str, float]:
+    """The formulas of the module, for one slot after the other."""
+    slots = case.slots
+    logits = (case.states @ case.head.T + case.bias).tolist()
+    teacher = case.teacher_head(case.teacher_states)[slots.teacher_row].tolist()
+    chains: dict[int, list[int]] = {}
+    for s in sorted(range(len(slots)), key=lambda s: int(slots.depth[s])):
+        chains.setdefault(int(slots.chain[s]), []).append(s)
+    sums = dict.fromkeys(("loss", "weight", "ce", "kl"), 0.0)
+    for members in chains.values():
+        q_data, overlap, ce, kl = [], [], [], []
+        for s in members:
+            z_q, z_p = sum(map(math.exp, logits[s])), sum(map(math.exp, teacher[s]))
+            q, p = [math.exp(x) / z_q for x in logits[s]], [math.exp(x) / z_p for x in teacher[s]]
+            q_data.append(q[int(slots.label[s])])
+            overlap.append(sum(map(min, p, q)))
+            ce.append(-math.log(q_data[-1]))
+            kl.append(sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
+        given = [float(slots.weight[s]) for s in members]
+        for k in range(len(members)):
+            if objective.weighting == "d-pace":
+                c = objective.d_pace_floor
+                w = sum(given[m] * math.prod((1 - c) * q_data[j] + c for j in range(m + 1)) for m in range(k, len(members)))
+            elif objective.weighting == "overlap":
+                w = given[k] * math.prod(overlap[:k])
+            else:
+                w = given[k]
+            sums["weight"] += w
+            sums["ce"] += w * ce[k]
+            sums["kl"] += w * kl[k]
+        accepted = sum(math.prod(overlap[: k + 1]) for k in range(len(members)))
+        sums["loss"] += objective.tf_eal_alpha * (1 - accepted / objective.draft_tokens)
+    sums["loss"] += objective.ce_alpha * sums["ce"] + objective.kd_alpha * sums["kl"]
+    return sums
 
 
-def readable(case: Case, total: Tensor | float, *alphas: float):
-    teacher = case.teacher_head(case.teacher_states[case.rows])
-    return weighted_loss(case.states @ case.head.T, teacher, case.labels, case.weights, total, *alphas)
-
-
-def chunked(case: Case, total: Tensor | float, chunk: int, *alphas: float):
-    return chunked_loss(
-        case.states,
-        case.head,
-        case.teacher_states,
-        case.teacher_head,
-        case.rows,
-        case.labels,
-        case.weights,
-        total,
-        *(alphas or (0.1, 1.0)),
-        chunk=chunk,
-    )
-
-
-def test_readable_loss_is_the_sum_over_slots_and_tokens():
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_loss_is_the_formula_written_as_a_loop(objective):
+    """Among what it catches: weights off by one depth, chains mixed up, a skipped depth that cuts its chain."""
     case = random_case()
-    total = float(case.weights.sum())
-    logits, teacher = (case.states @ case.head.T).tolist(), case.teacher_head(case.teacher_states[case.rows]).tolist()
-    ce = kl = 0.0
-    for s in range(len(logits)):
-        z_q, z_p = math.log(sum(map(math.exp, logits[s]))), math.log(sum(map(math.exp, teacher[s])))
-        ce -= float(case.weights[s]) * (logits[s][case.labels[s]] - z_q) / total
-        for q, p in zip(logits[s], teacher[s], strict=True):
-            kl += float(case.weights[s]) * math.exp(p - z_p) * ((p - z_p) - (q - z_q)) / total
-    out = readable(case, total, 0.3, 0.7)
-    assert math.isclose(float(out.ce), ce, rel_tol=1e-12)
-    assert math.isclose(float(out.kl), kl, rel_tol=1e-12)
-    assert math.isclose(float(out.loss.detach()), 0.3 * ce + 0.7 * kl, rel_tol=1e-12)
-    assert out.correct.tolist() == [row.index(max(row)) == label for row, label in zip(logits, case.labels.tolist(), strict=True)]
+    out = readable(case, objective)
+    for name, expected in loop(case, objective).items():
+        assert math.isclose(float(getattr(out, name).detach()), expected, rel_tol=1e-7), name  # weights are given in float32
 
 
-def test_gradients_of_the_readable_loss_are_numerically_right():
-    case = random_case(slots=4, teachers=2, vocabulary=5)
-    torch.autograd.gradcheck(lambda states, head: readable(Case(states, head, *list(vars(case).values())[2:]), 2.0).loss, (case.states, case.head))
+@pytest.mark.parametrize("name", ["fixed", "tf-eal", "tf-eal alone"])
+def test_gradients_are_numerically_right(name):
+    case = random_case([(0, 0, 0), (0, 1, 1), (0, 2, 2), (4, 0, 1)], vocabulary=5)
+    assert torch.autograd.gradcheck(lambda *leaves: readable(case.with_leaves(*leaves), OBJECTIVES[name]).loss, case.leaves)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 1000])
-@pytest.mark.parametrize("alphas", [(0.1, 1.0), (1.0, 0.0), (0.0, 1.0)])
-def test_chunked_loss_is_the_readable_one(chunk, alphas):
-    """Among what it catches: a slot that gets its neighbour's teacher row, and a last chunk that is left out."""
+@pytest.mark.parametrize("weighting", ["d-pace", "overlap"])
+def test_no_gradient_flows_through_weights(weighting):
+    """Through them the draft could lower its loss by being unsure. The gradient is that of the same weights given as constants."""
+    case, objective = random_case(), Objective(weighting)
+    out = readable(case, objective)
+    chains = Chains.of(case.slots.chain, case.slots.depth)
+    q = (case.states @ case.head.T + case.bias).softmax(-1).gather(-1, case.slots.label[:, None])[:, 0]
+    weight = effective_weights(objective, chains, case.slots.weight.double(), q, out.overlap)
+    constant = readable(case.with_weights(weight), Objective())
+    for mine, theirs in zip(*(torch.autograd.grad(o.loss, case.leaves) for o in (out, constant)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_correct_is_the_first_choice():
     case = random_case()
-    plain, fast = readable(case, 3.5, *alphas), chunked(case, 3.5, chunk, *alphas)
-    for name in ("loss", "ce", "kl"):
-        torch.testing.assert_close(getattr(fast, name), getattr(plain, name), rtol=1e-12, atol=1e-12)
-    assert fast.correct.equal(plain.correct)
-    for mine, theirs in zip(
-        torch.autograd.grad(fast.loss, (case.states, case.head)), torch.autograd.grad(plain.loss, (case.states, case.head)), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    logits = (case.states @ case.head.T + case.bias).tolist()
+    expected = [row.index(max(row)) == label for row, label in zip(logits, case.slots.label.tolist(), strict=True)]
+    assert readable(case, Objective()).correct.tolist() == expected
 
 
-def test_gradients_of_the_chunked_loss_are_numerically_right():
-    case = random_case(slots=5, teachers=2, vocabulary=5)
-    torch.autograd.gradcheck(lambda states, head: chunked(Case(states, head, *list(vars(case).values())[2:]), 2.0, 2).loss, (case.states, case.head))
-
-
-def test_gradient_is_scaled_by_what_comes_after():
-    """The gradient is made in the forward pass; a backward that ignored its argument would break gradient scaling."""
-    case = random_case()
-    (one,) = torch.autograd.grad(chunked(case, 1.0, 4).loss, case.states)
-    (three,) = torch.autograd.grad(3 * chunked(case, 1.0, 4).loss, case.states)
-    torch.testing.assert_close(three, 3 * one)
-
-
-@pytest.mark.parametrize("frozen", ["states", "head"])
-def test_a_frozen_side_gets_no_gradient(frozen):
-    case = random_case()
-    getattr(case, frozen).requires_grad_(False)
-    chunked(case, 1.0, 4).loss.backward()
-    other = {"states": case.head, "head": case.states}[frozen]
-    assert getattr(case, frozen).grad is None and other.grad.abs().sum() > 0
-
-
-def test_total_may_be_that_of_a_larger_batch():
-    """Halves of a batch, each divided by the whole's weight, add up to the whole, though their weights differ."""
-    case = random_case(slots=12)
-    total = case.weights.sum()
-    halves = 0.0
-    for part in (slice(0, 3), slice(3, 12)):
-        some = Case(case.states[part], case.head, case.teacher_states, case.teacher_head, case.rows[part], case.labels[part], case.weights[part])
-        halves += chunked(some, total, 4).loss
-    torch.testing.assert_close(halves, chunked(case, total, 4).loss)
-
-
-def test_equal_distributions_have_no_divergence():
-    case = random_case()
-    same = Case(case.states, case.head, case.states.detach(), lambda s: s @ case.head.detach().T, torch.arange(11), case.labels, case.weights)
-    assert abs(float(chunked(same, 1.0, 3).kl)) < 1e-12
-
-
-def test_large_logits_stay_finite_in_float32():
+@pytest.mark.parametrize("objective", [Objective(tf_eal_alpha=0.0, draft_tokens=3), Objective(d_pace_floor=0.9)], ids=["tf-eal", "d-pace"])
+def test_what_is_off_leaves_no_trace(objective):
+    """Bit for bit, so that an option that nobody uses cannot change a run."""
     case = random_case(dtype=torch.float32)
+    plain, other = readable(case, Objective()), readable(case, objective)
+    assert all(getattr(plain, name).equal(getattr(other, name)) for name in vars(plain))
+    grads = [torch.autograd.grad(out.loss, case.leaves) for out in (plain, other)]
+    assert all(a.equal(b) for a, b in zip(*grads, strict=True))
+
+
+def test_equal_distributions_overlap_fully_and_do_not_diverge():
+    case = random_case()
     with torch.no_grad():
-        case.states.mul_(300)
-    out = chunked(case, 1.0, 4)
-    out.loss.backward()
-    assert torch.isfinite(out.loss) and torch.isfinite(case.states.grad).all() and torch.isfinite(case.head.grad).all()
-
-
-def test_bfloat16_states_are_summed_in_float32():
-    case = random_case(slots=200, dtype=torch.bfloat16)
-    exact = random_case(slots=200)
-    torch.testing.assert_close(chunked(case, 1.0, 7).loss.double(), chunked(exact, 1.0, 7).loss, rtol=0.01, atol=0)
-    assert chunked(case, 1.0, 7).loss.dtype == torch.float32
+        case.head.zero_(), case.bias.zero_(), case.teacher_table.zero_()
+    out = readable(case, Objective("overlap"))
+    assert abs(float(out.kl)) < 1e-12
+    torch.testing.assert_close(out.overlap, torch.ones_like(out.overlap))
+    torch.testing.assert_close(out.weight, case.slots.weight.double().sum())

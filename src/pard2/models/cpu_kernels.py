@@ -15,7 +15,7 @@ Array = np.ndarray
 
 # Sums may be reordered, but NaN and infinity keep their meaning: damaged weights must show as NaN logits of their own sequence, neither
 # be optimised away nor raise ZeroDivisionError for the whole batch.
-_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz", "afn"})
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz", "afn"})
 
 _LEAST, _MOST = np.float32(-87), np.float32(88)  # exponents whose powers are normal numbers
 _LOG2_E = np.float32(1 / math.log(2))
@@ -24,7 +24,7 @@ _LN2_LOW = np.float32(math.log(2) - 355 / 512)
 _SERIES = tuple(np.float32(1 / math.factorial(n)) for n in range(7, -1, -1))
 
 
-@_compiled
+@compiled
 def add_and_norm(x: Array, update: Array, weight: Array, eps: float, out: Array) -> None:
     """x += update; out = x / sqrt(mean(x^2) + eps) * weight. x, update, out: [N, hidden]. weight: [hidden]."""
     rows, width = x.shape
@@ -38,7 +38,7 @@ def add_and_norm(x: Array, update: Array, weight: Array, eps: float, out: Array)
             out[row, i] = x[row, i] * factor * weight[i]
 
 
-@_compiled
+@compiled
 def _norm_head(head: Array, weight: Array, eps: float) -> None:
     total = np.float32(0)
     for i in range(len(head)):
@@ -48,7 +48,7 @@ def _norm_head(head: Array, weight: Array, eps: float) -> None:
         head[i] = head[i] * factor * weight[i]
 
 
-@_compiled
+@compiled
 def rotate_and_store(
     qkv: Array, cos: Array, sin: Array, query_norm: Array, key_norm: Array, eps: float, slots: Array, queries: Array, keys: Array, values: Array
 ) -> None:
@@ -78,8 +78,8 @@ def rotate_and_store(
                 values[slot, head, i] = qkv[row, start + i]
 
 
-@_compiled
-def _exp(x: Any) -> Any:
+@compiled
+def exp(x: Any) -> Any:
     """exp(x) to float32's last bits, in operations that a compiler vectorises, as it does not the library's. NaN stays NaN; the rest is
     kept within float32's range."""
     x = _LEAST if x < _LEAST else x
@@ -92,7 +92,7 @@ def _exp(x: Any) -> Any:
     return series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2 ** whole, by its bits
 
 
-@_compiled
+@compiled
 def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Array, scale: float, out: Array) -> None:
     """Each row's softmax attention over slots begins[row] .. ends[row] - 1. queries, out: [N, H, D]. keys, values: [positions, KV, D]."""
     rows, heads, width = queries.shape
@@ -125,7 +125,7 @@ def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Arra
                 highest = max(highest, scores[at])
             total = np.float32(0)
             for at in range(count):
-                scores[at] = _exp((scores[at] - highest) * np.float32(scale))
+                scores[at] = exp((scores[at] - highest) * np.float32(scale))
                 total += scores[at]
             for i in range(width):
                 result[i] = np.float32(0)
@@ -140,11 +140,11 @@ def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Arra
                 result[i] /= total
 
 
-@_compiled
+@compiled
 def silu_and_multiply(gate_up: Array, out: Array) -> None:
     """out = silu(gate) * up. gate_up: [N, 2 * width], gates first. out: [N, width]."""
     rows, width = out.shape
     for row in range(rows):
         for i in range(width):
             gate = gate_up[row, i]
-            out[row, i] = gate / (np.float32(1) + _exp(-gate)) * gate_up[row, width + i]
+            out[row, i] = gate / (np.float32(1) + exp(-gate)) * gate_up[row, width + i]

@@ -1,114 +1,100 @@
-"""The training loss, in its readable form and in the form that never holds all logits.
+"""The training loss in its readable form, which holds all logits at once. `chunked_loss` is its fast twin.
 
-    loss = ce_alpha * sum(w * CE) / total + kd_alpha * sum(w * KL(p_T || q)) / total
+    loss = ce_alpha * sum(w * CE)  +  kd_alpha * sum(w * KL(p || q))  +  tf_eal_alpha * sum over chains (1 - R / K)
 
-CE is against the data token, KL is forward, over the whole vocabulary, against the target's
-distribution at the same position (METHOD: section 4). `total` is sum(w) over the global batch.
+q is the draft's distribution and p the target's at the same position, CE is against the data token, KL over the whole vocabulary,
+temperature 1 (METHOD: section 4). The weights w and R, the expected accepted tokens of a chain, are defined in `weights`.
+All are SUMS over slots: who trains divides by the sum of w over the global batch.
 
-Shapes: P slots to predict, T teacher rows, V vocabulary, H draft hidden size.
+Shapes: P slots that predict a token, T teacher rows, V vocabulary, H draft hidden size.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pard2.objective.weights import Chains, d_pace_weights, expected_accepted, overlap_weights
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    weighting: "fixed" takes w from the slots as it stands (CAT, or 1); "d-pace" and "overlap" make it from the draft's own distribution,
+    with the slots' weight as COD's correction. d_pace_floor: the floor of D-PACE. draft_tokens: K of 1 - R/K.
+    """
+
+    weighting: Literal["fixed", "d-pace", "overlap"] = "fixed"
+    ce_alpha: float = 0.1
+    kd_alpha: float = 1.0
+    tf_eal_alpha: float = 0.0
+    d_pace_floor: float = 0.5
+    draft_tokens: int = 16
+
+
+@dataclass(frozen=True)
+class TrainedSlots:
+    """The P slots that predict a token, in any order.
+
+    chain: [P] int64, any ids; slots of one chain (document and anchor) share one. depth: [P] int64, distinct within a chain.
+    teacher_row: [P] int64, row of the teacher's states that yields the target's distribution of the predicted token; all depths that
+    predict one token share it. label: [P] int64, the data token.
+    weight: [P] float32, what is known before the draft's pass: CAT or 1, times COD's correction where asked for.
+    """
+
+    chain: Tensor
+    depth: Tensor
+    teacher_row: Tensor
+    label: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return self.label.shape[0]
+
+    def take(self, index: Tensor) -> "TrainedSlots":
+        """The slots of these indices, in their order."""
+        return TrainedSlots(self.chain[index], self.depth[index], self.teacher_row[index], self.label[index], self.weight[index])
+
 
 @dataclass(frozen=True)
 class LossOutput:
-    """loss: scalar with gradient. ce, kl: scalars, weighted means without gradient. correct: [P] bool, argmax equals the data token."""
+    """Sums over the slots, not means.
+
+    loss: scalar with gradient. weight: scalar, sum of w. ce, kl: scalars, sum(w CE) and sum(w KL) without gradient.
+    correct: [P] bool, the draft's first choice is the data token. overlap: [P], sum_v min(p, q).
+    """
 
     loss: Tensor
+    weight: Tensor
     ce: Tensor
     kl: Tensor
     correct: Tensor
+    overlap: Tensor
 
 
-def weighted_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor, total: Tensor | float, ce_alpha: float = 0.1, kd_alpha: float = 1.0
-) -> LossOutput:
-    """The readable form. logits: [P, V]; teacher_logits: [P, V]; labels, weights: [P]."""
+def weighted_loss(logits: Tensor, teacher_logits: Tensor, slots: TrainedSlots, objective: Objective) -> LossOutput:
+    """The readable form. logits: [P, V]; teacher_logits: [T, V]."""
     log_q = logits.log_softmax(-1)
-    log_p = teacher_logits.log_softmax(-1)
-    ce = (weights * F.nll_loss(log_q, labels, reduction="none")).sum() / total
-    kl = (weights * (log_p.exp() * (log_p - log_q)).sum(-1)).sum() / total
-    return LossOutput(ce_alpha * ce + kd_alpha * kl, ce.detach(), kl.detach(), logits.argmax(-1) == labels)
+    log_p = teacher_logits.log_softmax(-1)[slots.teacher_row]
+    q, p = log_q.exp(), log_p.exp()
+    overlap = torch.minimum(p, q).sum(-1)
+    chains = Chains.of(slots.chain, slots.depth)
+    w = effective_weights(objective, chains, slots.weight.to(q.dtype), q.gather(-1, slots.label[:, None])[:, 0], overlap)
+    ce = (w * F.nll_loss(log_q, slots.label, reduction="none")).sum()
+    kl = (w * (p * (log_p - log_q)).sum(-1)).sum()
+    loss = objective.ce_alpha * ce + objective.kd_alpha * kl
+    if objective.tf_eal_alpha:
+        loss = loss + objective.tf_eal_alpha * (1 - expected_accepted(chains, overlap) / objective.draft_tokens).sum()
+    return LossOutput(loss, w.sum(), ce.detach(), kl.detach(), logits.argmax(-1) == slots.label, overlap.detach())
 
 
-def chunked_loss(
-    states: Tensor,
-    head: Tensor,
-    teacher_states: Tensor,
-    teacher_head: Callable[[Tensor], Tensor],
-    teacher_rows: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    total: Tensor | float,
-    ce_alpha: float = 0.1,
-    kd_alpha: float = 1.0,
-    chunk: int = 128,
-) -> LossOutput:
-    """The same loss from final states, `chunk` slots at a time; memory does not grow with P.
-
-    states: [P, H] of the draft; head: [V, H], given a gradient if it wants one. teacher_states: [T, H_T];
-    `teacher_head` makes logits [.., V] of them. teacher_rows: [P], the row that says the target's
-    distribution for each slot; all depths that predict one token share a row, which is computed once a chunk.
-    """
-    loss, ce, kl, correct = _ChunkedLoss.apply(
-        states, head, teacher_states, teacher_head, teacher_rows, labels, weights, total, ce_alpha, kd_alpha, chunk
-    )
-    return LossOutput(loss, ce, kl, correct)
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    """Gradients are made in the forward pass, chunk by chunk, while the logits are at hand; backward only scales them."""
-
-    @staticmethod
-    def forward(ctx: Any, states, head, teacher_states, teacher_head, teacher_rows, labels, weights, total, ce_alpha, kd_alpha, chunk):
-        weights = weights.to(torch.promote_types(states.dtype, torch.float32)) / total
-        grad_states = torch.zeros_like(states) if states.requires_grad else None
-        grad_head = torch.zeros_like(head) if head.requires_grad else None
-        ce, kl = weights.new_zeros(()), weights.new_zeros(())
-        correct = torch.empty_like(labels, dtype=torch.bool)
-        # Slots that predict one token lie side by side, so that a chunk needs few teacher rows.
-        for slots in teacher_rows.argsort(stable=True).split(chunk):
-            rows, which = teacher_rows[slots].unique_consecutive(return_inverse=True)
-            w, label = weights[slots], labels[slots]
-            log_p = teacher_head(teacher_states[rows]).to(w.dtype).log_softmax(-1)
-            p = log_p.exp()
-            negative_entropy = torch.linalg.vecdot(p, log_p)
-            del log_p
-            p = p[which]
-            logits = (states[slots] @ head.T).to(w.dtype)
-            correct[slots] = logits.argmax(-1) == label
-            log_z = logits.logsumexp(-1)
-            ce += (w * (log_z - logits.gather(-1, label[:, None])[:, 0])).sum()
-            # sum p (log p - log q), log q = logits - log_z
-            kl += (w * (negative_entropy[which] - torch.linalg.vecdot(p, logits) + log_z)).sum()
-            if grad_states is None and grad_head is None:
-                continue
-            # d/dlogits = w ((ce_alpha + kd_alpha) q - kd_alpha p - ce_alpha onehot)
-            grad = logits.sub_(log_z[:, None]).exp_().mul_((ce_alpha + kd_alpha) * w[:, None])
-            grad.sub_(p.mul_(kd_alpha * w[:, None]))
-            grad.scatter_add_(-1, label[:, None], (-ce_alpha * w)[:, None])
-            grad = grad.to(states.dtype)
-            if grad_states is not None:
-                grad_states[slots] = grad @ head
-            if grad_head is not None:
-                grad_head.addmm_(grad.T, states[slots])
-        ctx.save_for_backward(grad_states, grad_head)
-        ctx.mark_non_differentiable(ce, kl, correct)
-        return ce_alpha * ce + kd_alpha * kl, ce, kl, correct
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
-        grad_states, grad_head = ctx.saved_tensors
-        scale = grads[0]
-        return (
-            grad_states * scale if grad_states is not None else None,
-            grad_head * scale if grad_head is not None else None,
-            *[None] * 9,
-        )
+def effective_weights(objective: Objective, chains: Chains, weight: Tensor, label_probability: Tensor, overlap: Tensor) -> Tensor:
+    """[P] w of each slot, without gradient. weight: of the slots. label_probability: q of the data token. overlap: [P]."""
+    if objective.weighting == "d-pace":
+        return d_pace_weights(chains, label_probability, weight, objective.d_pace_floor)
+    if objective.weighting == "overlap":
+        return overlap_weights(chains, overlap, weight)
+    return weight

@@ -1,0 +1,254 @@
+"""The chunked loss against the readable one: values, gradients, and what it never holds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from loss_cases import OBJECTIVES, Case, random_case, readable
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pard2.objective import vocabulary
+from pard2.objective.chunked_loss import chunked_loss, has_kernels
+from pard2.objective.chunks import plan_chunks
+from pard2.objective.loss import LossOutput, Objective, TrainedSlots
+
+needs_kernels = pytest.mark.skipif(not has_kernels(torch.zeros(1)), reason="numba is not installed")
+
+
+def chunked(case: Case, objective: Objective, chunk: int = 4, compiled: bool = True) -> LossOutput:
+    return chunked_loss(
+        case.states, case.head, case.teacher_states, case.teacher_head, case.slots, objective, case.bias, chunk=chunk, compiled=compiled
+    )
+
+
+def compare(case: Case, exact: Case, objective: Objective, chunk: int, compiled: bool, **tolerance: float) -> None:
+    """Values and gradients of the chunked loss of a case against the readable loss of the same case in float64."""
+    fast, plain = chunked(case, objective, chunk, compiled), readable(exact, objective)
+    for name in ("loss", "weight", "ce", "kl", "overlap"):
+        torch.testing.assert_close(getattr(fast, name).double(), getattr(plain, name), **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+    assert fast.correct.equal(plain.correct)
+    grads = (torch.autograd.grad(out.loss, c.leaves) for out, c in ((fast, case), (plain, exact)))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, **tolerance)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_chunked_loss_is_the_readable_one(objective, chunk):
+    """Among what it catches: a slot that gets its neighbour's teacher row, a chain torn by a chunk, a last chunk that is left out."""
+    case = random_case()
+    compare(case, case, objective, chunk, True, rtol=1e-10, atol=1e-12)
+
+
+@needs_kernels
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_kernels_compute_the_readable_loss(objective, chunk):
+    """A vocabulary of more than one stretch of lanes and a remainder, some logits far from the others."""
+    case, exact = (random_case(vocabulary=77, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    for c in (case, exact):
+        with torch.no_grad():
+            c.bias[:3] += torch.tensor([9.0, -200.0, 4.0])
+    compare(case, exact, objective, chunk, True, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_tensor_operations_serve_float32_where_numba_is_missing(objective):
+    compare(random_case(dtype=torch.float32), random_case(), objective, 5, False, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["fixed", "tf-eal"])
+def test_gradients_are_numerically_right(name):
+    case = random_case([(0, 0, 0), (0, 1, 1), (4, 0, 1)], vocabulary=5)
+    assert torch.autograd.gradcheck(lambda *leaves: chunked(case.with_leaves(*leaves), OBJECTIVES[name], 1).loss, case.leaves)
+
+
+def test_gradient_is_scaled_by_what_comes_after():
+    """The gradient is made in the forward pass; a backward that ignored its argument would break gradient scaling."""
+    case = random_case()
+    one, three = (torch.autograd.grad(scale * chunked(case, Objective()).loss, case.leaves) for scale in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        torch.testing.assert_close(b, 3 * a)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", ["d-pace", "overlap", "tf-eal"])
+def test_no_choice_of_chunks_changes_a_weight(name, compiled):
+    """Weights are of whole chains; a chunk that tore one would see a shorter one."""
+    case = random_case(dtype=torch.float32)
+    outs = [chunked(case, OBJECTIVES[name], chunk, compiled) for chunk in (1, 3, 100)]
+    for out in outs[1:]:
+        torch.testing.assert_close(out.weight, outs[0].weight, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("objective", [Objective(tf_eal_alpha=0.0, draft_tokens=3), Objective(d_pace_floor=0.9)], ids=["tf-eal", "d-pace"])
+def test_what_is_off_leaves_no_trace(objective, compiled):
+    case = random_case(dtype=torch.float32)
+    plain, other = chunked(case, Objective(), compiled=compiled), chunked(case, objective, compiled=compiled)
+    assert all(getattr(plain, name).equal(getattr(other, name)) for name in vars(plain))
+    grads = [torch.autograd.grad(out.loss, case.leaves) for out in (plain, other)]
+    assert all(a.equal(b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("frozen", [("states",), ("head", "bias"), ("states", "head", "bias")])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    case = random_case()
+    for name in frozen:
+        getattr(case, name).requires_grad_(False)
+    out = chunked(case, Objective())
+    torch.testing.assert_close(out.loss.detach(), readable(case, Objective()).loss.detach())
+    if out.loss.requires_grad:
+        out.loss.backward()
+    for name in ("states", "head", "bias"):
+        assert (getattr(case, name).grad is None) == (name in frozen)
+
+
+class _Counting:
+    """A teacher's head that notes how often it is asked for each of its states, and by how many at most at once."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.asked: list[Tensor] = []
+
+    def __call__(self, states: Tensor) -> Tensor:
+        self.asked.append(states)
+        return self.case.teacher_head(states)
+
+
+def row_of_chains(tokens: int, k: int, start: int = 0) -> list[tuple[int, int, int]]:
+    """(chain, depth, teacher row) of the slots of one document whose chains are cut at random depths."""
+    depths = torch.randint(1, k + 1, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
+    return [(start + a, d, start + a + d) for a in range(tokens) for d in range(min(depths[a], tokens - a))]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40, 10_000])
+def test_the_teacher_is_asked_for_each_row_once(chunk):
+    """Two documents, every teacher row shared by many depths and by chunks side by side."""
+    case = random_case(row_of_chains(30, 6) + row_of_chains(25, 6, start=30))
+    head = _Counting(case)
+    chunked_loss(case.states, case.head, case.teacher_states, head, case.slots, Objective(), chunk=chunk)
+    asked = torch.cat(head.asked)
+    assert len(asked) == len(asked.unique(dim=0)) == len(case.slots.teacher_row.unique())
+
+
+def test_chunks_hold_whole_chains_and_few_rows_of_the_teacher():
+    k, size = 8, 32
+    places = row_of_chains(200, k)
+    chain, depth, row = torch.tensor(places)[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))].T
+    chunks, rows = plan_chunks(TrainedSlots(chain, depth, row, row, torch.ones(len(row))), size)
+    assert torch.cat([c.slots for c in chunks]).sort().values.tolist() == list(range(len(places)))
+    seen: set[int] = set()
+    for part in chunks:
+        chains = set(chain[part.slots].tolist())
+        assert not chains & seen and len(part.slots) <= size
+        seen |= chains
+    assert rows <= max(len(row[c.slots].unique()) for c in chunks) + k - 1
+
+
+def test_a_chain_longer_than_a_chunk_stays_whole():
+    case = random_case([(0, d, d) for d in range(6)] + [(1, d, 1 + d) for d in range(2)])
+    chunks, _ = plan_chunks(case.slots, 3)
+    assert [len(part.slots) for part in chunks] == [6, 2]
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor that any operation makes has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("tokens, k", [(40, 4), (40, 12), (300, 12)])
+def test_no_tensor_grows_with_slots_or_depths_times_vocabulary(tokens, k, compiled):
+    """A full [P, V], of the draft or of the teacher, is what makes others run out of memory."""
+    vocabulary, chunk = 1000, 24
+    case = random_case(row_of_chains(tokens, k), vocabulary, dtype=torch.float32)
+    with _LargestTensor() as made:
+        chunked(case, OBJECTIVES["overlap and tf-eal"], chunk, compiled).loss.backward()
+    assert len(case.slots) > 2 * (chunk + k)
+    assert made.largest <= (chunk + k) * vocabulary
+
+
+def test_large_logits_stay_finite():
+    for compiled in (True, False):
+        case = random_case(dtype=torch.float32)
+        with torch.no_grad():
+            case.states.mul_(300)
+        out = chunked(case, OBJECTIVES["overlap and tf-eal"], compiled=compiled)
+        assert torch.isfinite(out.loss)
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.loss, case.leaves))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_damaged_state_shows_as_nan(compiled):
+    """A kernel that skipped NaN in its maximum and clamped it in its exponential would train on."""
+    case = random_case(dtype=torch.float32)
+    with torch.no_grad():
+        case.states[0, 0] = torch.nan
+    assert torch.isnan(chunked(case, Objective(), compiled=compiled).loss)
+
+
+def test_of_equal_logits_the_first_is_the_choice():
+    for compiled in (True, False):
+        case = random_case(dtype=torch.float32)
+        with torch.no_grad():
+            case.head.zero_(), case.bias.zero_()
+        assert chunked(case, Objective(), compiled=compiled).correct.equal(case.slots.label == 0)
+
+
+def test_bfloat16_states_are_summed_in_float32():
+    """Weights of the head stay float32, as a trainer keeps them, and so does their gradient."""
+    places = row_of_chains(120, 4)
+    case, exact = (random_case(places, dtype=dtype) for dtype in (torch.bfloat16, torch.float64))
+    case = case.with_leaves(case.states, case.head.detach().float().requires_grad_(), case.bias.detach().float().requires_grad_())
+    fast, plain = chunked(case, Objective(), 16), readable(exact, Objective())
+    torch.testing.assert_close(fast.loss.double(), plain.loss, rtol=0.01, atol=0)
+    assert fast.loss.dtype == torch.float32
+    states, head, bias = torch.autograd.grad(fast.loss, case.leaves)
+    assert (states.dtype, head.dtype, bias.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    for mine, theirs in zip((states, head, bias), torch.autograd.grad(plain.loss, exact.leaves), strict=True):
+        assert (mine.double() - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_autocast_does_not_reach_into_the_loss():
+    case = random_case(dtype=torch.float32)
+    plain = chunked(case, Objective(), compiled=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = chunked(case, Objective(), compiled=False)
+    assert mixed.loss.equal(plain.loss)
+
+
+def test_no_slots_are_no_loss():
+    """A row may hold documents whose answers are cut away; its share of the batch is zero, with zero gradients."""
+    case = random_case()
+    none = torch.empty(0, dtype=torch.long)
+    empty = chunked_loss(
+        case.states[:0], case.head, case.teacher_states, case.teacher_head, TrainedSlots(none, none, none, none, torch.empty(0)), Objective()
+    )
+    empty.loss.backward()
+    assert float(empty.loss.detach()) == float(empty.weight) == 0 and not case.head.grad.any()
+
+
+def test_without_gradients_no_gradient_is_made(monkeypatch):
+    monkeypatch.setattr(vocabulary, "gradient_", None)
+    case = random_case()
+    with torch.no_grad():
+        assert not chunked(case, Objective(), compiled=False).loss.requires_grad
+
+
+def test_slots_may_come_in_any_order():
+    case = random_case()
+    order = torch.randperm(len(case.slots), generator=torch.Generator().manual_seed(1))
+    shuffled = replace(case, states=case.states[order], slots=case.slots.take(order))
+    one, other = (chunked(c, OBJECTIVES["d-pace"]) for c in (case, shuffled))
+    torch.testing.assert_close(other.loss, one.loss)
+    torch.testing.assert_close(other.overlap, one.overlap[order])
