@@ -1,6 +1,7 @@
 """`pard2 chat`: a conversation with the target, answered as fast as its draft allows."""
 
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -94,18 +95,18 @@ def _answer(engine: "Engine", messages: "list[Message]", params: "SamplingParams
     from pard2.cli.colours import ColouredText
     from pard2.engine.statistics import Stats
 
-    coloured, steps, said = ColouredText(engine.target.tokenizer), [], ""
-    stream = engine.stream(messages, params)
+    coloured, steps, said, ended = ColouredText(engine.target.tokenizer), [], "", "stopped"
     try:
-        for step in stream:
-            steps.append(step)
-            piece = coloured.add(step)
-            said += piece.plain
-            console.print(piece, end="")
-        ended = steps[-1].finish_reason
+        # Closed on Ctrl-C, which cancels the rest.
+        with closing(engine.stream(messages, params)) as stream:
+            for step in stream:
+                steps.append(step)
+                piece = coloured.add(step)
+                said += piece.plain
+                console.print(piece, end="")
+                ended = step.finish_reason or ended
     except KeyboardInterrupt:
-        stream.close()
-        ended = "stopped"
+        pass  # what has been said stands
     console.print()
     stats = Stats.of(steps)
     print_note(f"{ended}; {stats.tokens_per_second:.1f} tokens/s, {stats.acceptance_length:.2f} tokens a cycle")

@@ -11,7 +11,10 @@ from pard2.cli.console import print_note, working
 from pard2.cli.options import EMBEDDED, DraftTokensOption, DtypeOption, JsonOption, choose_draft, parse_draft_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
+    from rich.table import Table
 
     from pard2.engine.engine import Engine
     from pard2.engine.statistics import Stats, Step
@@ -67,11 +70,12 @@ def demo(
     console = Console(quiet=as_json, highlight=False)
     runs: list[list[Run]] = []
     for prompt in PROMPTS:
-        with working("decoding"):
-            # In turn, prompt by prompt, so that a machine that slows down slows all of them.
-            results = [_run(method, list(engine.stream(prompt, params))) for method, engine in engines.items()]
+        console.print(f"\n[bold]> {prompt}[/]")
+        # In turn, prompt by prompt, so that a machine that slows down slows all of them.
+        with _SideBySide(console) as columns:
+            results = [_run(method, columns.follow(method, engine, engine.stream(prompt, params))) for method, engine in engines.items()]
         runs.append(results)
-        _print_prompt(console, prompt, results, engines["ar"])
+        _print_speeds(console, results)
     if as_json:
         typer.echo(json.dumps(_as_json(runs), ensure_ascii=False))
     else:
@@ -92,9 +96,51 @@ def _total(runs: list[list[Run]], method: str) -> "Stats":
     return sum((run.stats for results in runs for run in results if run.method == method), Stats())
 
 
-def _print_prompt(console: "Console", prompt: str, results: list[Run], engine: "Engine") -> None:
-    console.print(f"\n[bold]> {prompt}[/]")
-    _print_coloured(console, results[-1], engine)
+class _SideBySide:
+    """Two columns, the plain text and the coloured one, that fill as their tokens come; what is in neither is decoded all the same.
+
+    Where output is no terminal, or as JSON, nothing moves: the columns are printed once they are full.
+    """
+
+    SHOWN = ("ar", "pard2-td")
+
+    def __init__(self, console: "Console") -> None:
+        from rich.live import Live
+        from rich.text import Text
+
+        self._texts = {method: Text() for method in self.SHOWN}
+        self._live = Live(self, console=console, auto_refresh=False)
+
+    def __rich__(self) -> "Table":
+        from rich.table import Table
+
+        table = Table(*(NAMES[method] for method in self.SHOWN), expand=True, box=None, header_style="dim")
+        table.add_row(*self._texts.values())
+        return table
+
+    def __enter__(self) -> "_SideBySide":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        if not self._live.console.is_terminal:
+            self._live.console.print()  # else the next line goes on in the table's last
+
+    def follow(self, method: str, engine: "Engine", steps: "Iterable[Step]") -> "list[Step]":
+        """The steps, once all are there. Their times leave out what showing them takes."""
+        from pard2.cli.colours import ColouredText
+
+        coloured, done = ColouredText(engine.target.tokenizer), []
+        for step in steps:
+            done.append(step)
+            if method in self._texts:
+                self._texts[method].append(coloured.add(step))
+                self._live.refresh()
+        return done
+
+
+def _print_speeds(console: "Console", results: list[Run]) -> None:
     plain = results[0]
     parts = []
     for run in results:
@@ -109,22 +155,6 @@ def _same(plain: Run, other: Run) -> str:
         return "same text"
     first = next((i for i, (a, b) in enumerate(zip(plain.token_ids, other.token_ids, strict=False)) if a != b), 0)
     return f"another text from token {first} on: a near-tie"
-
-
-def _print_coloured(console: "Console", run: Run, engine: "Engine") -> None:
-    """The text of a run, the tokens that its draft had proposed in green."""
-    from rich.text import Text
-
-    tokenizer = engine.target.tokenizer
-    assert tokenizer is not None
-    text, done = Text(), ""
-    for index, drafted in enumerate(run.from_draft):
-        # Decoded from the start each time: a character may spread over several tokens.
-        whole = str(tokenizer.decode(run.token_ids[: index + 1], skip_special_tokens=True))
-        if not whole.endswith("\ufffd"):
-            text.append(whole[len(done) :], style="green" if drafted else "")
-            done = whole
-    console.print(text)
 
 
 def _print_summary(console: "Console", runs: list[list[Run]]) -> None:

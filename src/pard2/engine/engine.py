@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as ListOf
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -182,7 +182,7 @@ class Engine:
 
     # --- piece by piece ---------------------------------------------------------------------------
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> Iterator[Step]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> Generator[Step, None, None]:
         """Complete one prompt step by step: the prompt's pass, then each cycle; `Stats.of(steps)` sums them up.
 
         The last step of a completion carries the finish reason; `step.text` is what may be shown by then. Other streams and requests
@@ -191,7 +191,7 @@ class Engine:
         """
         return self._stream(self._request(prompt, params or SamplingParams(), raw))
 
-    def _stream(self, request: Request) -> Iterator[Step]:
+    def _stream(self, request: Request) -> Generator[Step, None, None]:
         try:
             self._enqueue([request])
             while True:
