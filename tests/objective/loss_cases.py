@@ -27,12 +27,6 @@ SLOTS = [
     *[(7, d, 1 + d) for d in (2, 3)],
     *[(1, d, 4 + d) for d in (0, 2)],
 ]
-    [(9, d, d) for d in range(4)]
-    + [(3, 0, 1)]
-    + [(5, d, 2 + d) for d in range(2)]
-    + [(7, d, 1 + d) for d in (2, 3)]
-    + [(1, d, 4 + d) for d in (0, 2)]
-)
 
 
 @dataclass(frozen=True)
