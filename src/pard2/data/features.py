@@ -1,0 +1,57 @@
+"""What the target says about conversations while a draft is trained: hidden states, computed on the spot."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pard2.data.chat import Example
+from pard2.models.target import Target
+
+_MOST_PADDING = 0.25  # of a batch's real tokens
+
+
+@dataclass(frozen=True)
+class DocumentStates:
+    """Of one conversation of N tokens, on the target's device and in its precision.
+
+    features: [N, F], the chosen hidden states side by side. last_state: [N, H], after the final norm: the head makes logits of it.
+    """
+
+    features: Tensor
+    last_state: Tensor
+
+
+def online_states(target: Target, examples: Sequence[Example]) -> list[DocumentStates]:
+    """States of these conversations, in their order. The target must have been told which hidden states to `capture`.
+
+    Conversations of like length share a pass, padded on the right, where no token before can see it. Their states are those that each would
+    have alone but for rounding.
+    """
+    found: dict[int, DocumentStates] = {}
+    for batch in _batches([len(e.token_ids) for e in examples]):
+        padded = torch.zeros(len(batch), max(len(examples[i].token_ids) for i in batch), dtype=torch.long)
+        for row, index in enumerate(batch):
+            padded[row, : len(examples[index].token_ids)] = torch.tensor(examples[index].token_ids)
+        output = target.forward(padded.to(target.device), num_logits=0)
+        assert output.features is not None, "the target captures no hidden states"
+        for row, index in enumerate(batch):
+            length = len(examples[index].token_ids)
+            found[index] = DocumentStates(output.features[row, :length], output.last_state[row, :length])
+    return [found[index] for index in range(len(examples))]
+
+
+def _batches(lengths: list[int]) -> Iterator[list[int]]:
+    """Which documents share a pass: one long document among many short ones would cost its length times their number."""
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        length = lengths[index]
+        if batch and (len(batch) + 1) * length > (1 + _MOST_PADDING) * (tokens + length):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += length
+    if batch:
+        yield batch

@@ -1,0 +1,160 @@
+"""Hidden states of conversations in safetensors files, found again by their tokens.
+
+A shard holds several records side by side: `tokens` [N] int32, `features` [N, F], perhaps `last_state` [N, H], `offsets` [n + 1], `keys` [n, 16].
+A record's key is the hash of its token ids, never its place or name, and the ids are compared at every read. Shards
+appear whole, under names of their own, and each says what made it; so there is no index that could be stale or torn: several
+processes may write, and a kill loses the shard that was being gathered.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pard2.errors import Pard2Error, first_line
+
+_OPEN_SHARDS = 64
+_KEY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """One conversation of N tokens. tokens: [N] int32. features: [N, F]. last_state: [N, H], None where it is a part of the features."""
+
+    tokens: np.ndarray
+    features: Tensor
+    last_state: Tensor | None
+
+    @property
+    def key(self) -> bytes:
+        return record_key(self.tokens)
+
+
+def record_key(tokens: np.ndarray) -> bytes:
+    return hashlib.sha256(tokens.tobytes()).digest()[:_KEY_BYTES]
+
+
+class Shards:
+    """The shards of a directory, which need not exist yet. made_by: what all of them must say."""
+
+    def __init__(self, directory: Path, made_by: str) -> None:
+        self.directory = directory
+        self._made_by = made_by
+        self._index: dict[bytes, tuple[str, int, int]] = {}  # shard, first and one past the last row
+        self._seen: set[str] = set()
+        self._opened = lru_cache(_OPEN_SHARDS)(self._open)
+
+    def __len__(self) -> int:
+        """Records."""
+        return len(self._index)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._index
+
+    def find(self) -> None:
+        """Take up the shards that have appeared since. Raises `Pard2Error` for one that is damaged or that something else made."""
+        for path in sorted(self.directory.glob("states-*.safetensors")):
+            if path.name in self._seen:
+                continue
+            try:
+                file = self._opened(path.name)
+                made_by = (file.metadata() or {}).get("made_by")
+                offsets, keys = file.get_tensor("offsets").tolist(), file.get_tensor("keys").numpy()
+            except (OSError, SafetensorError):
+                raise self._damaged(path.name) from None
+            if made_by != self._made_by:
+                raise Pard2Error(f"features.cache {self.directory}: {path.name} was made by another target than the rest; name another directory")
+            for key, start, stop in zip(keys, offsets[:-1], offsets[1:], strict=True):
+                self._index.setdefault(key.tobytes(), (path.name, start, stop))
+            self._seen.add(path.name)
+
+    def read(self, tokens: np.ndarray, name: str, device: torch.device) -> StateRecord | None:
+        """The record of these tokens, None where there is none. name: what an error calls it.
+
+        Raises `Pard2Error` if other tokens are stored under its key, or its file is damaged.
+        """
+        key = record_key(tokens)
+        if key not in self._index:
+            return None
+        shard, start, stop = self._index[key]
+        try:
+            file = self._opened(shard)
+            stored = file.get_slice("tokens")[start:stop].numpy()
+            # A copy, since the file is mapped: the disk is waited for here and not in the pass that uses it.
+            states = {key: file.get_slice(key)[start:stop].to(device, copy=True) for key in file.keys() if key in ("features", "last_state")}  # noqa: SIM118 - not a dictionary
+        except (OSError, SafetensorError):
+            raise self._damaged(shard) from None
+        if not np.array_equal(stored, tokens):
+            raise Pard2Error(f"features.cache {self.directory}: {shard} holds other tokens than record {name} has under its key; delete that file")
+        return StateRecord(tokens, states["features"], states.get("last_state"))
+
+    def write(self, records: Sequence[StateRecord]) -> None:
+        """A new shard of these records, on the CPU. Raises `Pard2Error` if it cannot be written, as on a full disk."""
+        ends = np.cumsum([len(record.tokens) for record in records]).tolist()
+        tensors = {
+            "tokens": torch.from_numpy(np.concatenate([record.tokens for record in records])),
+            "features": torch.cat([record.features for record in records]),
+            "offsets": torch.tensor([0, *ends]),
+            "keys": torch.from_numpy(np.frombuffer(b"".join(record.key for record in records), np.uint8).reshape(-1, _KEY_BYTES).copy()),
+        }
+        last_states = [record.last_state for record in records if record.last_state is not None]
+        if last_states:
+            tensors["last_state"] = torch.cat(last_states)
+        name = f"states-{uuid.uuid4().hex[:16]}.safetensors"
+        beside = beside_path(self.directory, name)
+        try:
+            save_file(tensors, beside, {"format": "pt", "made_by": self._made_by})
+            beside.chmod(0o644)  # safetensors makes it the owner's alone
+            beside.rename(self.directory / name)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(self.directory, error) from None
+        finally:
+            beside.unlink(missing_ok=True)
+        self._seen.add(name)
+        self._index |= {record.key: (name, end - len(record.tokens), end) for record, end in zip(records, ends, strict=True)}
+
+    def _open(self, shard: str) -> Any:
+        return safe_open(self.directory / shard, framework="pt")
+
+    def _damaged(self, shard: str) -> Pard2Error:
+        return Pard2Error(f"features.cache {self.directory}: {shard} is missing or damaged; delete it, and what it held is generated again")
+
+
+def unwritable(directory: Path, error: Exception) -> Pard2Error:
+    return Pard2Error(
+        f"cannot write features.cache {directory}: {first_line(error)}; what it holds is whole: make room and run the same command again, "
+        "or set features.on_generate=delete"
+    )
+
+
+def beside_path(directory: Path, name: str) -> Path:
+    """Where a file is written before it takes its name; says which process writes it."""
+    return directory / f".{name}.{socket.gethostname()}.{os.getpid()}"
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what processes of this machine that are no more were writing when they were killed."""
+    for path in directory.glob(f".*.{socket.gethostname()}.*"):
+        if not _alive(path.suffix.removeprefix(".")):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: str) -> bool:
+    try:
+        with contextlib.suppress(PermissionError):  # somebody else's
+            os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    return True

@@ -1,0 +1,259 @@
+"""The target's hidden states on disk, so that several epochs, runs or processes compute them once.
+
+A directory holds `manifest.json`, which says what made it, and `shards`. The states of a conversation are computed from it alone: they do
+not depend on what it shared a batch with, and so not on when or by whom the cache was filled.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pard2.data.chat import Example
+from pard2.data.corpus import Examples, ExamplesBuilder
+from pard2.data.features import DocumentStates, online_states
+from pard2.data.fingerprint import template_hash, tokenizer_hash
+from pard2.data.shards import Shards, StateRecord, beside_path, record_key, remove_leftovers, unwritable
+from pard2.errors import Pard2Error
+from pard2.models.target import Target
+
+FORMAT, FORMAT_VERSION = "pard2-states", 1
+MANIFEST = "manifest.json"
+_SHARD_BYTES = 2**28
+_SHARD_SECONDS = 60.0  # of gathering, which a kill may cost; a small target takes long to fill a shard
+_SAMPLES = 256  # values of each weight that tell one model from another
+# What a config says about where a model came from and how it is used, rather than what it computes.
+_NO_MATTER = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
+
+
+class StateCache:
+    """States by conversation.
+
+    on_missing: what becomes of a conversation that it lacks. on_generate: `keep` writes what had to be
+    generated; `delete` leaves nothing of it on disk, so that each use computes it anew. `read` may run in another thread than the rest.
+    """
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        target: Target,
+        on_missing: Literal["generate", "skip", "raise"] = "generate",
+        on_generate: Literal["keep", "delete"] = "keep",
+    ) -> "StateCache":
+        """The cache in `directory`, which need not exist yet. The target captures its hidden states and is not packed.
+
+        Raises `Pard2Error` for a directory of something else, a damaged shard, or states of another target, precision, layers,
+        tokenizer or chat template.
+        """
+        cache = cls(Path(directory), target, on_missing, on_generate == "keep")
+        cache._check_manifest()
+        cache._shards.find()
+        return cache
+
+    def __init__(self, directory: Path, target: Target, on_missing: str, keep: bool) -> None:
+        """Use `open`."""
+        self.directory, self.target = directory, target
+        self._on_missing, self._keep = on_missing, keep
+        self._identity = _identity(target)
+        self._shards = Shards(directory, hashlib.sha256(json.dumps(self._identity).encode()).hexdigest())
+        self._pending: dict[bytes, StateRecord] = {}  # generated, on the CPU, not yet written
+        self._pending_bytes, self._began = 0, 0.0
+        self._place = _last_state_place(target, target.feature_layers)
+
+    def __enter__(self) -> "StateCache":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.flush()
+
+    def missing(self, examples: Sequence[Example]) -> list[int]:
+        """Numbers of the examples that it lacks."""
+        keys = (record_key(_tokens(examples[i])) for i in range(len(examples)))
+        return [i for i, key in enumerate(keys) if key not in self._pending and key not in self._shards]
+
+    def admit(self, examples: Examples) -> Examples:
+        """The examples that a run can use: all, or with `skip` those that are here.
+
+        Raises `Pard2Error` with `raise` for the first that is not, with `skip` if none is, and if what will be kept does not fit on the disk.
+        """
+        lacking = self.missing(examples)
+        if not lacking:
+            return examples
+        way_out = "fill it with `pard2 data cache`, or set features.on_missing=generate"
+        if self._on_missing == "generate":
+            if self._keep:
+                self.check_room(self.bytes_of(examples.lengths[lacking]))
+            return examples
+        if self._on_missing == "raise":
+            more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
+            raise Pard2Error(f"features.cache {self.directory} lacks record {examples[lacking[0]].id}{more}; {way_out}")
+        if len(lacking) == len(examples):
+            raise Pard2Error(f"features.cache {self.directory} holds none of the {len(examples):,} conversations; {way_out}")
+        builder = ExamplesBuilder()
+        for index in sorted(set(range(len(examples))) - set(lacking)):
+            builder.add(examples[index], source="")  # ids are different already
+        builder.skipped, builder.cut = examples.skipped, examples.cut
+        return builder.build()
+
+    def read(self, examples: Sequence[Example]) -> list[DocumentStates | None]:
+        """What it holds of each, on the target's device. Raises `Pard2Error`, naming the record, where other tokens are stored under its key."""
+        return [self._read(example) for example in examples]
+
+    def complete(self, examples: Sequence[Example], found: Sequence[DocumentStates | None]) -> list[DocumentStates]:
+        """`found`, as `read` gave it, with what it lacks generated, or read if it has been written meanwhile."""
+        states = [one for one in found if one is not None]
+        if len(states) == len(examples):
+            return states
+        self._shards.find()
+        states = []
+        for example, one in zip(examples, found, strict=True):
+            one = one or self._read(example)
+            if one is None and self._on_missing != "generate":
+                raise Pard2Error(f"features.cache {self.directory} no longer holds record {example.id}; was a file of it deleted?")
+            states.append(one or self.generate(example))
+        return states
+
+    def generate(self, example: Example) -> DocumentStates:
+        """Its states from the target; with `keep` they will be in the next shard. Raises `Pard2Error` if that cannot be written."""
+        (states,) = online_states(self.target, [example])
+        if self._keep:
+            if not self._pending:
+                self._began = time.monotonic()
+            record = StateRecord(_tokens(example), states.features.cpu(), states.last_state.cpu() if self._place is None else None)
+            self._pending[record.key] = record
+            self._pending_bytes += self.bytes_of([len(record.tokens)])
+            if self._pending_bytes >= _SHARD_BYTES or time.monotonic() - self._began >= _SHARD_SECONDS:
+                self.flush()
+        return states
+
+    def flush(self) -> None:
+        """Write what was generated since the last shard as one. Raises `Pard2Error` if it cannot be written; what was there stays."""
+        if not self._pending:
+            return
+        try:
+            self._write_manifest()
+            self._shards.write(list(self._pending.values()))
+        finally:
+            # Last, since another thread must find each record in one place or the other.
+            self._pending, self._pending_bytes = {}, 0
+
+    def bytes_of(self, lengths: Sequence[int] | np.ndarray) -> int:
+        """Bytes on disk of conversations of so many tokens."""
+        return cache_bytes(lengths, self.target, self.target.feature_layers, self.target.model.dtype)
+
+    def check_room(self, needed: int) -> None:
+        """Raises `Pard2Error` if so many bytes do not fit on the cache's disk."""
+        there = self.directory.absolute()
+        while not there.exists():
+            there = there.parent
+        free = shutil.disk_usage(there).free
+        if needed > free:
+            raise Pard2Error(
+                f"features.cache {self.directory} needs {needed / 1e9:,.1f} GB more and its disk has {free / 1e9:,.1f} GB free; "
+                "name a directory on another disk, or let each step compute the states: features.cache=null"
+            )
+
+    def _read(self, example: Example) -> DocumentStates | None:
+        tokens, device = _tokens(example), self.target.device
+        # In this order: a record goes from the one to the other.
+        record = self._pending.get(record_key(tokens)) or self._shards.read(tokens, example.id, device)
+        if record is None:
+            return None
+        features = record.features.to(device)
+        if self._place is not None:
+            return DocumentStates(features, features[:, self._place])
+        assert record.last_state is not None
+        return DocumentStates(features, record.last_state.to(device))
+
+    def _check_manifest(self) -> None:
+        try:
+            if not self.directory.exists() or not any(path for path in self.directory.iterdir() if not path.name.startswith(".")):
+                return
+            manifest = json.loads((self.directory / MANIFEST).read_bytes())
+            if manifest["format"] != FORMAT or manifest["format_version"] != FORMAT_VERSION:
+                raise ValueError
+            made_by, name = manifest["identity"], manifest["target"]
+            differing = [key for key, value in self._identity.items() if made_by[key] != value]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise Pard2Error(f"features.cache {self.directory} is no cache of this version of pard2; name an empty directory") from None
+        if differing:
+            what = {
+                "weights": f"another target ({name}, whose weights are not those of {self.target.name})",
+                "dtype": f"a target in {made_by['dtype']}, and this one is in {self._identity['dtype']} (target.dtype)",
+                "layers": f"hidden states {made_by['layers']}, and the draft wants {self._identity['layers']} (draft.target_layers)",
+                "tokenizer": f"another tokenizer than that of {self.target.name}",
+                "template": f"another chat template than that of {self.target.name}",
+            }[differing[0]]
+            raise Pard2Error(f"features.cache {self.directory} was made by {what}; name another directory")
+        remove_leftovers(self.directory)
+
+    def _write_manifest(self) -> None:
+        path = self.directory / MANIFEST
+        if path.exists():
+            return
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "target": self.target.name,
+            "identity": self._identity,
+            "versions": {package: version(package) for package in ("pard2", "torch", "transformers")},
+        }
+        beside = beside_path(self.directory, MANIFEST)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(manifest, indent=2) + "\n")
+            beside.rename(path)
+        except OSError as error:
+            raise unwritable(self.directory, error) from None
+
+
+def cache_bytes(lengths: Sequence[int] | np.ndarray, target: Target, layers: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes on disk of conversations of so many tokens, all different, but for the shards' headers. The target needs no weights."""
+    states = len(layers) + (_last_state_place(target, layers) is None)
+    each_token, each_record = states * target.hidden_size * dtype.itemsize + 4, 24
+    return int(np.sum(lengths)) * each_token + len(lengths) * each_record
+
+
+def _last_state_place(target: Target, layers: Sequence[int]) -> slice | None:
+    """Where in a feature the state after the final norm stands, which is then not stored twice."""
+    numbers = [layer % target.num_states for layer in layers]
+    if target.num_states - 1 not in numbers:
+        return None
+    first = numbers.index(target.num_states - 1) * target.hidden_size
+    return slice(first, first + target.hidden_size)
+
+
+def _tokens(example: Example) -> np.ndarray:
+    return np.array(example.token_ids, np.int32)
+
+
+def _identity(target: Target) -> dict[str, Any]:
+    """What the states depend on beside the tokens; and the hashes of what made the tokens, which catch a mix-up before all are missing."""
+    tokenizer = target.tokenizer
+    return {
+        "weights": _weights_hash(target),
+        "dtype": str(target.model.dtype).removeprefix("torch."),
+        "layers": [layer % target.num_states - target.num_states for layer in target.feature_layers],
+        "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer),
+        "template": None if tokenizer is None else template_hash(tokenizer),
+    }
+
+
+def _weights_hash(target: Target) -> str:
+    """Of the config, and of some values of every tensor: a fine-tuned model has the names and shapes of its origin."""
+    config = {key: value for key, value in target.config.to_diff_dict().items() if key not in _NO_MATTER}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(target.model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        # Scattered: evenly spaced ones might all lie in one column.
+        places = torch.arange(min(_SAMPLES, tensor.numel()), device=tensor.device) * 2_654_435_761 % max(1, tensor.numel())
+        digest.update(tensor.reshape(-1)[places].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
