@@ -1,4 +1,4 @@
-"""`data synthesize`, `regenerate` and `preview`: checked before they start, resumable, never over somebody else's file."""
+"""`data synthesize` and `regenerate`: checked before they start, resumable, never over somebody else's file."""
 
 import filecmp
 import json
@@ -237,19 +237,6 @@ def test_synthesize_writes_what_is_left(pard2, target_directory, tmp_path, monke
     assert result.code == 0, result
     assert "2 prompts of up to 128 tokens to write" in result.err and "1 already there" in result.err
     assert [r["id"] for r in read_records(output)] == ["synthetic-0", "synthetic-1", "synthetic-2"]
-
-
-def test_preview_marks_exactly_the_answer(pard2, target_directory, tmp_path):
-    file = tmp_path / "f.jsonl"
-    file.write_text(json.dumps({"id": "a", "messages": [{"role": "user", "content": "héé?"}, {"role": "assistant", "content": "yé[s]"}]}) + "\n")
-    result = pard2("data", "preview", file, "-t", target_directory)
-    assert result.code == 0
-    assert "<|start|>user\nhéé?<|end|>\n<|start|>assistant\n⟦yé[s]<|end|>⟧\n" in result.out
-    assert "a: 7 of" in result.out
-
-
-def test_preview_of_an_empty_loss_mask(pard2, target_directory, prompts):
-    assert "record p0: no token to predict" in pard2("data", "preview", prompts, "-t", target_directory).error.replace("\n", "")
 
 
 @pytest.mark.slow

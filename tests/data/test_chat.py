@@ -58,6 +58,12 @@ def test_a_template_without_end_tokens_predicts_the_whole_answer():
     assert predicted_text(tokenizer, made) == "helloyes"
 
 
+def test_a_greeting_is_context():
+    """Many conversations begin with one; no prompt stands before it that could be rendered."""
+    tokenizer, made = example([{"role": "assistant", "content": "Welcome!"}, *turns("hi", "hello")])
+    assert predicted_text(tokenizer, made) == "hello<|end|>" and "Welcome!" in tokenizer.decode(made.token_ids)
+
+
 def test_an_answer_cut_by_its_limit_has_no_end_to_learn():
     tokenizer, made = example(turns("hi", "hello wor"), finish_reason="length")
     assert predicted_text(tokenizer, made) == "hello wor"
@@ -85,7 +91,7 @@ def test_an_answer_that_a_template_changes_later_is_learned_as_it_was_said():
 
 
 def test_an_empty_loss_mask_is_refused_by_record():
-    with pytest.raises(Pard2Error, match="record r1: no token to predict: it has no assistant message"):
+    with pytest.raises(Pard2Error, match="record r1: no token to predict: no assistant message answers another"):
         examples(turns("hi"))
     silent = "{% for m in messages %}{% if m.role == 'user' %}[u]{{ m.content }}{% endif %}{% endfor %}"
     for messages in (turns("hi", "hello"), turns("hi", "hello", "and?", "no")):

@@ -125,7 +125,7 @@ def _turns(tokenizer: Tokenizer, record: Record) -> list[_Turn]:
     turns = []
     try:
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or index == 0:  # a greeting answers nothing: decoding never begins there
                 continue
             prompt = _render(tokenizer, messages[:index], arguments, add_generation_prompt=True)
             cut = record.get("finish_reason") == "length" and index == len(messages) - 1
@@ -135,7 +135,7 @@ def _turns(tokenizer: Tokenizer, record: Record) -> list[_Turn]:
     except Pard2Error as error:
         raise Pard2Error(f"record {record['id']}: {error}") from None
     if not turns:
-        raise Pard2Error(f"record {record['id']}: no token to predict: it has no assistant message")
+        raise Pard2Error(f"record {record['id']}: no token to predict: no assistant message answers another")
     return turns
 
 

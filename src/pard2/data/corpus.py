@@ -54,6 +54,7 @@ class ExamplesBuilder:
         self._predicted: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
         self._ids: dict[str, None] = {}
+        self._repeats: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -82,8 +83,11 @@ class ExamplesBuilder:
         self.num_tokens += len(tokens)
 
     def _name(self, name: str, source: str) -> None:
-        unique, count = name, 0
-        while unique in self._ids:
-            count += 1
-            unique = f"{name}@{source}" + (f"~{count}" if count > 1 else "")
+        unique = name
+        if name in self._ids:
+            base = f"{name}@{source}"
+            count = self._repeats.get(base, 0) + 1
+            while (unique := base if count == 1 else f"{base}~{count}") in self._ids:
+                count += 1
+            self._repeats[base] = count  # else a file of equal ids would take quadratic time
         self._ids[unique] = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from pard2.errors import Pard2Error, first_line
 
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+_HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 _FILE_NAME = re.compile(r".*\.(jsonl|json|parquet)", re.IGNORECASE)
 
 
