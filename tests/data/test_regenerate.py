@@ -227,6 +227,26 @@ def test_a_conversation_that_the_template_refuses_does_not_stop_the_others(tmp_p
     assert list(answers(tmp_path / "out")) == ["p1"]
 
 
+def test_what_a_record_says_to_the_template_is_heard(tmp_path, target):
+    """Fails if the target answers another prompt than the one that a draft is trained with."""
+    tokenizer = target.tokenizer
+    target.tokenizer = byte_tokenizer(tokenizer.chat_template + "{{ tools[0].name }}{{ '<think>' if thinking }}")
+    asked = []
+
+    def answer(prompts: list[list[int]], seeds: list[int]) -> Iterator[Completion]:
+        asked.extend(target.tokenizer.decode(ids) for ids in prompts)
+        return (Completion([1], "a", "stop", 1, Stats(), "ar") for _ in prompts)
+
+    record = {**SEVEN[0], "tools": [{"name": "look"}], "chat_template_kwargs": {"thinking": True}}
+    try:
+        with RecordWriter(tmp_path / "out") as writer:
+            assert regenerate(target, [record], writer, answer=answer) == []
+    finally:
+        target.tokenizer = tokenizer
+    assert asked[0].endswith("look<think>")
+    assert answers(tmp_path / "out")["p0"]["tools"] == [{"name": "look"}]
+
+
 def test_two_records_of_one_id_are_refused(tmp_path, target):
     """The second would be answered in one run and skipped in a resumed one."""
     with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="'p0' occurs twice"):

@@ -72,7 +72,9 @@ def synthesize(
 def regenerate(
     context: typer.Context,
     target: TargetOption,
-    source: Annotated[Path, typer.Option("-i", "--input", metavar="FILE", help="JSONL file of prompts or conversations.")],
+    source: Annotated[
+        Path, typer.Option("-i", "--input", metavar="SOURCE", help="Prompts or conversations: a JSONL or Parquet file, or a data set.")
+    ],
     output: OutputOption,
     draft: AnsweringDraftOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 512,

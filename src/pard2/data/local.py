@@ -5,7 +5,7 @@ from typing import Any
 
 from pard2.data.answers import Answerer, Replier, Reply, seed_of
 from pard2.data.chat import prompt_ids
-from pard2.data.records import Record
+from pard2.data.conversations import Record, template_arguments
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 
@@ -28,7 +28,7 @@ def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], ro
         answerable: list[Record] = []
         for record in records:
             try:
-                ids = prompt_ids(tokenizer, record["messages"])
+                ids = prompt_ids(tokenizer, record["messages"], template_arguments(record))
             except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
                 yield record, Reply(None, "error", error=str(error))
                 continue
