@@ -18,8 +18,9 @@ from pard2.models.target import Target, TargetOutput
 from pard2.objective.chunked_loss import chunked_loss
 from pard2.objective.cod import keep_masks
 from pard2.objective.layout import SlotLayout, attention_mask, build_layout, slot_features, slot_tokens
-from pard2.objective.loss import LossOutput, Objective, TrainedSlots, weighted_loss
+from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
 from pard2.objective.weights import cat_weights
+from pard2.train.attention import AttentionKind, draft_states
 
 DIRECTORY = Path(__file__).parent.parent / "golden"
 FACTS = json.loads((DIRECTORY / "train_K4_L12_s11.json").read_text())
@@ -109,22 +110,23 @@ def test_weights_are_the_references(batch: Batch):
     torch.testing.assert_close(batch.weights[batch.predicted], theirs, rtol=1e-5, atol=1e-8)
 
 
-def loss_of(batch: Batch, chunk: int | None) -> LossOutput:
+def loss_of(batch: Batch, chunk: int | None = None, kind: AttentionKind = "dense") -> Tensor:
     layout, use = batch.layout, batch.predicted
     tokens, features = slot_tokens(layout, batch.ids, FACTS["mask_token"]), slot_features(layout, batch.said.features[0])
-    states = batch.draft.states(tokens[None], features[None], attention_mask(layout)[None, None], layout.position[None])[0, use]
+    states = draft_states(batch.draft, tokens, features, layout, kind)[use]
     head, index = batch.draft.lm.get_output_embeddings().weight, layout.predicted_index[use]
     slots = TrainedSlots(layout.anchor_index[use], layout.depth[use], index - 1, batch.ids[index], batch.weights[use])
-    objective = Objective(ce_alpha=FACTS["ce_alpha"], kd_alpha=FACTS["kd_alpha"])
+    objective = Objective(ce_alpha=FACTS["ce_alpha"], kd_alpha=FACTS["kd_alpha"], draft_tokens=K)
     if chunk is None:
-        return weighted_loss(states @ head.T, batch.said.logits[0], slots, objective)
-    return chunked_loss(states, head, batch.said.last_state[0], batch.target.head, slots, objective, chunk=chunk)
+        out = weighted_loss(states @ head.T, batch.said.logits[0], slots, objective)
+    else:
+        out = chunked_loss(states, head, batch.said.last_state[0], batch.target.head, slots, objective, chunk=chunk)
+    return out.loss / out.weight
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 7, 1000])
-def test_loss_and_gradients_are_the_references(batch: Batch, chunk: int | None):
-    out = loss_of(batch, chunk)
-    loss = out.loss / out.weight
+@pytest.mark.parametrize(("chunk", "kind"), [(None, "dense"), (1, "dense"), (7, "blocks"), (1000, "blocks")])
+def test_loss_and_gradients_are_the_references(batch: Batch, chunk: int | None, kind: AttentionKind):
+    loss = loss_of(batch, chunk, kind)
     torch.testing.assert_close(loss.detach(), batch.golden["loss"].reshape(()), rtol=1e-6, atol=0)
     loss.backward()
     lm = batch.draft.lm
@@ -142,5 +144,4 @@ def test_the_golden_loss_is_not_met_without_features(batch: Batch):
     """The tolerance is tight enough to see the projection at all."""
     with torch.no_grad():
         batch.draft.projection.weight.zero_()
-    out = loss_of(batch, None)
-    assert abs(float(out.loss.detach() / out.weight) - float(batch.golden["loss"])) > 1e-5
+    assert abs(float(loss_of(batch).detach()) - float(batch.golden["loss"])) > 1e-5

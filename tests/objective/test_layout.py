@@ -3,25 +3,9 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
+from layouts import rows, two_documents
 
-from pard2.objective.layout import SlotLayout, attention_mask, build_layout, slot_features, slot_tokens
-
-
-@st.composite
-def rows(draw: st.DrawFn) -> tuple[list[int], list[list[Tensor]]]:
-    """Documents of up to 6 tokens with any nested choice of masks, up to 4 deep; anchors of -1 are allowed."""
-    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
-    kept = []
-    for length in lengths:
-        anchors = draw(st.sets(st.integers(-1, length - 1)))
-        masks = []
-        for _ in range(draw(st.integers(0, 4))):
-            masks.append(torch.tensor(sorted(anchors), dtype=torch.long))
-            anchors = {a for a in anchors if draw(st.booleans())}
-        kept.append(masks)
-    return lengths, kept
+from pard2.objective.layout import SlotLayout, attention_mask, build_layout, key_spans, slot_features, slot_tokens
 
 
 def seen_by_hand(layout: SlotLayout, slot: int) -> set[int]:
@@ -67,37 +51,53 @@ def test_every_real_token_once_and_every_mask_as_asked(row):
     assert sorted(slots) == sorted(wanted)
 
 
-def two_documents() -> SlotLayout:
-    return build_layout([3, 4], [[torch.tensor([0, 1])], [torch.tensor([-1, 0, 2]), torch.tensor([0])]])
+@settings(max_examples=60, deadline=None)
+@given(rows())
+def test_spans_are_the_mask(row):
+    """What the fast kinds of attention go by says, slot by slot, what the definition says."""
+    layout = build_layout(*row)
+    begin, end, chain = key_spans(layout)[:, :, None].unbind(1)
+    keys = torch.arange(len(layout))
+    assert (((keys >= begin) & (keys < end)) | ((keys >= chain) & (keys <= keys[:, None]))).equal(attention_mask(layout))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows())
+def test_tokens_come_first_and_chains_stay_together(row):
+    lengths, kept = row
+    layout = build_layout(lengths, kept)
+    assert layout.depth[: sum(lengths)].eq(0).all() and layout.anchor_index[: sum(lengths)].equal(torch.arange(sum(lengths)))
+    masks = list(zip(*(part[sum(lengths) :].tolist() for part in (layout.document, layout.anchor, layout.depth)), strict=True))
+    assert masks == sorted(masks) and 0 not in layout.depth[sum(lengths) :]
 
 
 def test_positions_start_anew_in_a_packed_document():
     layout = two_documents()
-    assert layout.document.tolist() == [0] * 5 + [1] * 8
-    assert layout.position.tolist() == [0, 1, 2, 1, 2, 0, 1, 2, 3, 0, 1, 3, 2]
+    assert layout.document.tolist() == [0] * 3 + [1] * 4 + [0] * 2 + [1] * 4
+    assert layout.position.tolist() == [0, 1, 2, 0, 1, 2, 3, 1, 2, 0, 1, 2, 3]
 
 
 def test_predicted_token_lies_one_past_the_slot():
     layout = two_documents()
-    assert layout.predicted_index.tolist() == [1, 2, 3, 2, 3, 4, 5, 6, 7, 4, 5, 7, 6]
-    assert layout.anchor_index.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 2, 3, 5, 3]
+    assert layout.predicted_index.tolist() == [1, 2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6, 7]
+    assert layout.anchor_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 3, 5]
 
 
 def test_tokens_are_never_shifted():
     layout = two_documents()
     tokens = slot_tokens(layout, torch.arange(10, 17), mask_token=99)
-    assert tokens.tolist() == [10, 11, 12, 99, 99, 13, 14, 15, 16, 99, 99, 99, 99]
+    assert tokens.tolist() == [10, 11, 12, 13, 14, 15, 16, 99, 99, 99, 99, 99, 99]
 
 
 def test_features_are_shifted_by_one_and_masks_share_their_anchors():
     layout = two_documents()
     features = slot_features(layout, torch.arange(1.0, 8.0)[:, None])[:, 0]
     # f[-1] = 0 at each document's start, also for the chain without anchor
-    assert features.tolist() == [0, 1, 2, 0, 1, 0, 4, 5, 6, 0, 0, 5, 0]
+    assert features.tolist() == [0, 1, 2, 0, 4, 5, 6, 0, 1, 0, 0, 0, 5]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_feature_elsewhere_does_not_leak_into_first_slots(bad):
     """0 * NaN is NaN: the zero feature must be chosen, not multiplied."""
     features = slot_features(two_documents(), torch.full((7, 2), bad))
-    assert (features[[0, 3, 5, 9, 10, 12]] == 0).all()
+    assert (features[[0, 3, 7, 9, 10, 11]] == 0).all()

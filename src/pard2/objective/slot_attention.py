@@ -34,7 +34,7 @@ class QueryBlock:
     chain: int
 
 
-def query_blocks(spans: Tensor, size: int = BLOCK) -> Iterator[QueryBlock]:
+def query_blocks(spans: Tensor, size: int) -> Iterator[QueryBlock]:
     """All slots in blocks of at most `size` queries, none of which spans documents, or tokens and masks. spans: [S, 3] of `key_spans`."""
     is_mask = spans[:, 2] <= torch.arange(len(spans), device=spans.device)
     kinds = 2 * spans[:, 0] + is_mask  # a number of its own for each document's tokens, and for its masks
@@ -48,22 +48,22 @@ def query_blocks(spans: Tensor, size: int = BLOCK) -> Iterator[QueryBlock]:
             yield QueryBlock(left, right, begin, clear, end, chain if chain <= left else right)  # tokens see no mask
 
 
-def slot_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+def slot_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, block: int = BLOCK) -> Tensor:
     """[H, S, V] softmax(scale * Q K^T) V under the mask that `spans` stands for, with gradients.
 
-    query: [H, S, D]. key: [KV, S, D]. value: [KV, S, V]. spans: [S, 3] of `key_spans`. Products and softmax are of float32 (float64 for
+    query: [H, S, D]. key: [KV, S, D]. value: [KV, S, V]. spans: [S, 3] of `key_spans`. block: queries taken at once. Products and softmax are of float32 (float64 for
     inputs of it), whatever the inputs; memory grows with S alone.
     """
-    return _SlotAttention.apply(query, key, value, spans, scale)
+    return _SlotAttention.apply(query, key, value, spans, scale, block)
 
 
 class _SlotAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, size: int) -> Tensor:
         ctx.save_for_backward(query, key, value, spans)
-        ctx.scale = scale
+        ctx.scale, ctx.size = scale, size
         output = query.new_empty(query.shape[1], len(query), value.shape[-1]).transpose(0, 1)  # heads side by side, as the next layer wants them
-        for block in query_blocks(spans):
+        for block in query_blocks(spans, size):
             weights = _weights(_rows(query, len(key), block) * scale, _keys(key, block), spans, block)
             output[:, block.first : block.stop] = (weights @ _keys(value, block)).view(len(query), -1, value.shape[-1])
         return output
@@ -75,7 +75,7 @@ class _SlotAttention(torch.autograd.Function):
         groups, width = len(key), query.shape[-1]
         grad_query = torch.empty_like(query)
         grad_key, grad_value = (torch.zeros(x.shape, dtype=_precise(x), device=x.device) for x in (key, value))
-        for block in query_blocks(spans):
+        for block in query_blocks(spans, ctx.size):
             q, k, grad = _rows(query, groups, block) * ctx.scale, _keys(key, block), _rows(grads[0], groups, block)
             weights = _weights(q, k, spans, block)
             _add_to_keys(grad_value, weights.mT @ grad, block)
@@ -84,7 +84,7 @@ class _SlotAttention(torch.autograd.Function):
             grad_scores.sub_(torch.linalg.vecdot(weights, grad_scores)[..., None]).mul_(weights)
             grad_query[:, block.first : block.stop] = (grad_scores @ k).mul_(ctx.scale).view(len(query), -1, width)
             _add_to_keys(grad_key, grad_scores.mT @ q, block)
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
 def _weights(q: Tensor, k: Tensor, spans: Tensor, block: QueryBlock) -> Tensor:

@@ -32,6 +32,15 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 _NAMES = {"blocks": "pard2_blocks", "flex": "pard2_flex"}
 
 
+def attention_kind(wanted: Literal["auto", "blocks", "flex", "dense"], device: torch.device) -> AttentionKind:
+    """What `loop.attention` means on a device. Raises `Pard2Error` for flex without a GPU: there it has no gradients."""
+    if wanted == "flex" and device.type != "cuda":
+        raise Pard2Error(f"loop.attention=flex trains on a GPU alone, not on {device}; set loop.attention=blocks")
+    if wanted == "auto":
+        return "flex" if device.type == "cuda" else "blocks"
+    return wanted
+
+
 def draft_states(
     draft: Draft, token_ids: Tensor, features: Tensor | None, layout: SlotLayout, kind: AttentionKind, with_features: Tensor | None = None
 ) -> Tensor:
