@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 def _quiet_libraries() -> None:
     """Keep the progress bars and warnings of transformers and the hub out of our output; whoever wants them sets these."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
