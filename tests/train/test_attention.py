@@ -14,7 +14,7 @@ from tiny import MASK, tiny_draft, tiny_target
 LENGTHS = [8, 3, 9]
 kinds = pytest.mark.parametrize("kind", ["dense", "blocks", "flex"])
 fast_kinds = pytest.mark.parametrize("kind", ["blocks", "flex"])
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:.gradient_checkpointing_enable:FutureWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def flex_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def packed(lengths: list[int] = LENGTHS, seed: int = 0) -> SlotLayout:
     generator = torch.Generator().manual_seed(seed)
-    return build_layout(lengths, [keep_masks(torch.ones(n, dtype=torch.bool), 5, 0.8, 0.1, generator) for n in lengths])
+    return build_layout(lengths, [keep_masks(torch.ones(n, dtype=torch.bool), 4, 0.8, 0.1, generator) for n in lengths])
 
 
 def trainable(architecture: str = "llama", **extra) -> Draft:
@@ -61,8 +61,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 ARCHITECTURES = {"llama": {}, "qwen2": {}, "qwen3": {}, "gpt2": {}, "mistral": {"sliding_window": None}, "deepseek_v3": {}}
 
 
-@fast_kinds
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "kind"), [*((name, "blocks") for name in ARCHITECTURES), ("llama", "flex"), ("deepseek_v3", "flex")])
 def test_every_kind_has_the_outputs_and_gradients_of_the_readable_one(architecture, kind):
     draft, layout = trainable(architecture, **ARCHITECTURES[architecture]), packed()
     tokens, features = inputs(layout, draft)
@@ -77,7 +76,7 @@ def test_every_kind_has_the_outputs_and_gradients_of_the_readable_one(architectu
 @kinds
 def test_a_slots_gradient_reaches_what_it_may_see_and_nothing_else(kind):
     """No leak from other documents, later tokens or other chains: exactly zero, not small. And nothing that it may see is cut off."""
-    draft, layout = trainable(), packed()
+    draft, layout = trainable(), packed([5, 2, 6])
     tokens, features = inputs(layout, draft)
     rows: list[Tensor] = []
     draft.lm.get_input_embeddings().register_forward_hook(lambda module, args, output: rows.append(output))

@@ -14,17 +14,23 @@ kinds = pytest.mark.parametrize("kind", ["dense", "blocks", "flex"])
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
-@kinds
-@pytest.mark.parametrize(
-    "architecture", ["llama", "qwen2", "qwen3", "gpt2", "gemma", "phi", "gpt_neox", "opt", "qwen3_moe", "smollm3", "deepseek_v3"]
-)
+ORDINARY = ["llama", "qwen2", "qwen3", "gpt2", "gemma", "phi", "gpt_neox", "opt", "qwen3_moe", "smollm3", "deepseek_v3"]
+
+
+@pytest.mark.parametrize("kind", ["dense", "blocks"])
+@pytest.mark.parametrize("architecture", ORDINARY)
 def test_ordinary_architectures_pass(architecture, kind):
     target = tiny_target(architecture=architecture)
     check_compatibility(target, tiny_draft(target), [SHORT, LONG], kind)
 
 
-@kinds
-@pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # the others hand the same spans on
+def test_ordinary_architectures_pass_with_flex(architecture):
+    target = tiny_target(architecture=architecture)
+    check_compatibility(target, tiny_draft(target), [SHORT], "flex")
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("mistral", "dense"), ("mistral", "blocks"), ("mistral", "flex"), ("gemma3_text", "blocks")])
 def test_a_window_shorter_than_a_conversation_is_refused(architecture, kind):
     """Training's mask shows every past token, decoding's the last 8."""
     target = tiny_target(architecture=architecture)
@@ -68,7 +74,7 @@ def test_an_architecture_that_fails_on_any_mask_is_refused(kind):
         check_compatibility(target, tiny_draft(target), [SHORT], kind)
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["dense", "blocks"])
 def test_layers_that_remember_what_stands_before_are_refused(kind):
     """Linear attention takes no mask: it would carry one document, and one chain, into the next."""
     target = tiny_target(architecture="qwen3_next")
@@ -86,7 +92,7 @@ def test_dropped_attention_weights_are_refused_before_training(kind):
     check_compatibility(target, tiny_draft(target), [SHORT], "dense")
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["dense", "blocks"])
 def test_conversations_of_one_token_and_drafts_of_one(kind):
     target = tiny_target()
     for draft_tokens in (1, 6):
