@@ -1,11 +1,16 @@
 """`pard2 train`: runs or resumes what a YAML file says."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pard2.cli.console import console, print_note
+from pard2.cli.console import console, print_note, working
+from pard2.cli.options import JsonOption
+from pard2.errors import Pard2Error
+
+if TYPE_CHECKING:
+    from pard2.config import TrainConfig
 
 
 def train(
@@ -13,17 +18,20 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Fields to change, such as optimizer.lr=1e-4.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file, print the run with every default filled in, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the run, print it with every default filled in, say what it will take, and stop.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a draft; the same command resumes a run that was stopped."""
     from pard2.config import load_config
 
     loaded = load_config(config, overrides or [])
     if dry_run:
-        import yaml
-
-        typer.echo(yaml.safe_dump(loaded.model_dump(), sort_keys=False).rstrip())
+        _dry_run(loaded, as_json)
         return
+    if as_json:
+        raise Pard2Error("--json belongs to --dry-run; a run's figures are in loop.output/metrics.jsonl")
     from pard2.train import loop
 
     try:
@@ -32,3 +40,21 @@ def train(
         print_note("what the last checkpoint holds is kept; the same command resumes there")
         raise
     typer.echo(directory)
+
+
+def _dry_run(config: "TrainConfig", as_json: bool) -> None:
+    """The resolved run on standard output, its plan on standard error; with --json both in one object on standard output."""
+    import json
+
+    import yaml
+
+    with working("reading the conversations"):
+        from pard2.train.dry_run import dry_run
+        from pard2.train.plan import render
+
+        plan = dry_run(config)
+    if as_json:
+        typer.echo(json.dumps({"config": config.model_dump(mode="json"), "plan": plan.as_dict()}))
+        return
+    typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+    console.print(render(plan))

@@ -1,10 +1,15 @@
-"""A target without its weights: enough to say what it is, what ends its answers and what fits it."""
+"""Models without their weights: enough to say what they are, what they cost, what ends answers and what fits."""
 
 import contextlib
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from pard2.models.checkpoint import check_vocabulary, read_spec, without_vocabulary
+from pard2.models.draft import Draft
+from pard2.models.embedded import embedded_draft
+from pard2.models.gguf import EMBEDDED_TARGET
 from pard2.models.loading import load_config, load_tokenizer, resolve
 from pard2.models.target import Target
 
@@ -18,3 +23,31 @@ def weightless_target(name: str) -> Target:
         # Chat models often name their end-of-turn tokens only here.
         model.generation_config = GenerationConfig.from_pretrained(resolve(name))
     return Target(model, load_tokenizer(name), name)
+
+
+def weightless_draft(name: str, target: Target) -> Draft:
+    """The shapes of a draft, or of an ordinary LM, on the `meta` device with its tokenizer; it cannot run.
+
+    Only its config and tokenizer are read. Raises `Pard2Error` where those do not fit the target.
+    """
+    if name == EMBEDDED_TARGET:
+        name = embedded_draft()
+    config = load_config(name)
+    spec = read_spec(config.to_dict(), name)
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
+    hidden = config.get_text_config().hidden_size
+    projection = mask_feature = None
+    with torch.device("meta"):
+        if spec is not None and spec.shared_vocabulary:
+            lm = without_vocabulary(config, torch.float32)
+        else:
+            lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if spec is not None and spec.target_layers is not None:
+            target.check_layers(spec.target_layers)
+            projection = nn.Linear(target.hidden_size * len(spec.target_layers), hidden, bias=spec.bias)
+            mask_feature = torch.empty(hidden) if spec.mask_feature else None
+        draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name, mask_feature)
+        if spec is not None and spec.shared_vocabulary:
+            draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings())
+    return draft

@@ -1,0 +1,254 @@
+"""What a run is and what it will take, said before it starts."""
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from pard2.config import TrainConfig
+from pard2.data.corpus import Examples
+from pard2.data.packing import pack
+from pard2.data.state_cache import cache_bytes
+from pard2.engine.capacity import free_bytes
+from pard2.models.draft import Draft, SharedEmbedding
+from pard2.models.loading import parse_device, parse_dtype
+from pard2.models.target import Target
+from pard2.train.estimates import Memory, RowSize, Shape, count, row_flops, step_memory
+from pard2.units import amount, duration, size
+
+_MATMUL_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers in the models' weights. projection: a part of `trained`. frozen: of the draft; what it borrows is the target's."""
+
+    target: int
+    trained: int
+    projection: int
+    frozen: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """conversations, tokens, predicted: of all examples. skipped, cut: for their length. slots: of a row of up to row_length tokens, on average."""
+
+    conversations: int
+    tokens: int
+    predicted: int
+    skipped: int
+    cut: int
+    rows: int
+    row_length: int
+    slots: float
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes. checkpoint: one of `checkpoints`, among them the one that is being written. drafts: `draft`, `best`, and one that is being written.
+
+    features: of a cache that lacks them all; 0 without one. free: now, where the run writes.
+    """
+
+    checkpoint: int
+    checkpoints: int
+    drafts: int
+    features: int
+    free: int
+
+    @property
+    def total(self) -> int:
+        return self.checkpoint * self.checkpoints + self.drafts
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of a step. seconds: of a step at the speed of bare matrix products, None where it was not measured.
+
+    A real step takes longer: norms, softmaxes, the optimizer and the disk are not counted.
+    """
+
+    target: float
+    draft: float
+    loss: float
+    seconds: float | None
+
+    @property
+    def flops(self) -> float:
+        return self.target + self.draft + self.loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before its first step. memory_free: what it may use, with what its models hold already."""
+
+    target: str
+    draft: str
+    layers: int
+    draft_tokens: int
+    mask_token: int
+    target_layers: tuple[int, ...]
+    device: str
+    parameters: Parameters
+    data: Data
+    steps: int
+    rows_per_step: int
+    epochs: float
+    memory: Memory
+    memory_free: int
+    disk: Disk
+    work: Work
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        more = {"memory": self.memory.as_dict(), "disk": asdict(self.disk) | {"total": self.disk.total}}
+        seconds = None if self.work.seconds is None else self.work.seconds * self.steps
+        return asdict(self) | more | {"flops_per_step": self.work.flops, "seconds": seconds}
+
+
+def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examples, measure: bool = False) -> Plan:
+    """The plan of one process that does all the work. The models may be weightless. measure: let the device multiply for half a second."""
+    spec, loop = draft.spec, config.loop
+    assert spec is not None and spec.target_layers is not None, "a run trains a draft with a projection"
+    device = parse_device(loop.device)
+    target_dtype = parse_dtype(config.target.dtype)
+    features = target.hidden_size * len(spec.target_layers)
+    trained, bias = count(draft, trained_only=True), draft.projection.bias
+    projection = draft.projection.weight.numel() + (0 if bias is None else bias.numel())
+    numbers = Parameters(count(target.model), trained, projection, count(draft) - trained)
+
+    row_length = config.data.row_length or config.data.max_length
+    rows = len(pack(examples.lengths, row_length, loop.seed))
+    tokens, predicted = len(examples.tokens), int(examples.predicted.sum())
+    document = float((examples.lengths.astype(float) ** 2).sum() / tokens)
+    usual = RowSize.of(tokens / rows, predicted / rows, document, config.objective)
+    fullest = RowSize.of(row_length, row_length * predicted / tokens, document, config.objective)
+    steps = loop.steps or math.ceil(loop.epochs * rows / loop.rows_per_step)
+
+    shapes = Shape.of(target), Shape.of(draft)
+    head_trained = not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
+    memory = step_memory(
+        *shapes,
+        fullest,
+        {"target": numbers.target, "draft": numbers.trained + numbers.frozen, "trained": numbers.trained},
+        features,
+        target_dtype.itemsize,
+        head_trained=head_trained,
+        mixed=loop.precision == "bfloat16",
+        checkpointing=loop.activation_checkpointing,
+        average=config.optimizer.ema is not None,
+        on_gpu=device.type == "cuda",
+    )
+    held = 0 if target.device.type == "meta" else memory.target_weights + memory.draft_weights
+    flops = {
+        part: number * loop.rows_per_step
+        for part, number in row_flops(
+            *shapes, usual, predicted / rows, features, head_trained=head_trained, checkpointing=loop.activation_checkpointing
+        ).items()
+    }
+    if config.features.cache is not None:
+        flops["target"] = 0.0  # in all epochs but the first
+    return Plan(
+        target.name,
+        draft.name,
+        draft.num_layers,
+        spec.draft_tokens,
+        spec.mask_token,
+        tuple(spec.target_layers),
+        str(device),
+        numbers,
+        Data(len(examples), tokens, predicted, examples.skipped, examples.cut, rows, row_length, usual.slots),
+        steps,
+        loop.rows_per_step,
+        steps * loop.rows_per_step / rows,
+        memory,
+        free_bytes(device) + held,
+        _disk(config, numbers, 0 if config.features.cache is None else cache_bytes(examples.lengths, target, spec.target_layers, target_dtype)),
+        Work(**flops, seconds=_seconds(flops, device, target_dtype, parse_dtype(loop.precision)) if measure else None),
+    )
+
+
+def _disk(config: TrainConfig, numbers: Parameters, features: int) -> Disk:
+    owned = numbers.trained + numbers.frozen
+    average = 4 * numbers.trained if config.optimizer.ema is not None else 0
+    drafts = 2 + (config.data.evaluation is not None)
+    there = Path(config.loop.output).absolute()
+    while not there.exists():
+        there = there.parent
+    kept = 0 if config.features.on_generate == "delete" else features
+    return Disk(4 * owned + 8 * numbers.trained + average, config.loop.keep_last + 1, 2 * owned * drafts, kept, shutil.disk_usage(there).free)
+
+
+def _seconds(flops: dict[str, float], device: torch.device, target_dtype: torch.dtype, precision: torch.dtype) -> float:
+    rates = {dtype: matmul_rate(device, dtype) for dtype in {target_dtype, precision}}
+    return flops["target"] / rates[target_dtype] + (flops["draft"] + flops["loss"]) / rates[precision]
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of large matrix products."""
+    width = 4096 if device.type == "cuda" else 1024
+    a = torch.ones(width, width, device=device, dtype=dtype)
+    best, spent = float("inf"), 0.0
+    while spent < _MATMUL_SECONDS:  # the first is slow, and so is any during which others use the cores
+        started = time.perf_counter()
+        _ = a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+        best, spent = min(best, seconds), spent + seconds
+    return 2 * width**3 / best
+
+
+def render(plan: Plan) -> RenderableType:
+    """A few lines for a console."""
+    numbers, data, memory, disk, work = plan.parameters, plan.data, plan.memory, plan.disk, plan.work
+    lost = "".join(f"; {n:,} {what} for their length" for n, what in ((data.skipped, "skipped"), (data.cut, "cut")) if n)
+    phases = {"the target's pass": memory.target_pass, "the draft's pass": memory.draft_pass, "AdamW's step": memory.update}
+    longest = max(phases, key=lambda name: phases[name])
+    inside = f" (activations {size(memory.activations)}, loss {size(memory.loss_chunks)})" if longest == "the draft's pass" else ""
+    average = f", their mean {size(memory.average)}" if memory.average else ""
+    lines = {
+        "draft": f"{plan.draft}: {plan.layers} layers, K = {plan.draft_tokens}, mask token {plan.mask_token}, features {list(plan.target_layers)}",
+        "parameters": f"{amount(numbers.trained)} trained, {amount(numbers.projection)} of them in the projection; frozen: "
+        f"{amount(numbers.frozen)} of the draft, {amount(numbers.target)} of the target {plan.target}",
+        "data": f"{data.conversations:,} conversations, {data.tokens:,} tokens, {data.predicted:,} of them to predict{lost}",
+        "run": f"{plan.steps:,} steps of {plan.rows_per_step} rows, {plan.epochs:.1f} epochs; {data.rows:,} rows of up to {data.row_length:,} "
+        f"tokens, about {data.slots:,.0f} slots each",
+        "memory": f"about {size(memory.total)} on {plan.device}, {size(plan.memory_free)} free: target {size(memory.target_weights)}, draft "
+        f"{size(memory.draft_weights)}, gradients {size(memory.gradients)}, AdamW {size(memory.optimizer)}{average}, a row's target states "
+        f"{size(memory.target_states)}, {longest} {size(phases[longest])}{inside}",
+        "disk": f"{size(disk.total)}, {size(disk.free)} free: up to {disk.checkpoints} checkpoints of {size(disk.checkpoint)}, "
+        f"drafts {size(disk.drafts)}" + (f"; feature cache {size(disk.features)}" if disk.features else ""),
+        "work": f"{amount(work.flops / 1e9)} GFLOP a step: target {work.target / work.flops:.0%}, draft {work.draft / work.flops:.0%}, "
+        f"loss {work.loss / work.flops:.0%}",
+    }
+    if work.seconds is not None:
+        lines["time"] = (
+            f"estimated: {duration(work.seconds)} a step, {duration(work.seconds * plan.steps)} in all, if it ran at the speed of bare matrix "
+            f"products on this machine's {plan.device} just now ({amount(work.flops / work.seconds / 1e9)} GFLOP/s); a real step takes longer"
+        )
+    table = Table.grid(padding=(0, 2))
+    for name, line in lines.items():
+        table.add_row(f"[bold]{name}[/]", escape(line))
+    for problem in problems(plan):
+        table.add_row("[bold yellow]warning[/]", escape(problem))
+    return table
+
+
+def problems(plan: Plan) -> list[str]:
+    """What will not fit, each with its way out."""
+    found = []
+    if plan.memory.total > plan.memory_free:
+        found.append(
+            "the run may need more memory than is free; lower data.row_length, or set loop.activation_checkpointing=true or loop.precision=bfloat16"
+        )
+    if plan.disk.total > plan.disk.free:
+        found.append("the run needs more disk than is free; lower loop.keep_last, or name another loop.output")
+    return found

@@ -1,0 +1,99 @@
+"""`pard2 train`: what a dry run prints and leaves alone, mistakes in one line, Ctrl-C."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pard2.train import loop
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, target_directory: Path) -> Path:
+    document = {
+        "target": {"name": str(target_directory)},
+        "draft": {"layers": 1},
+        "data": {"train": [str(tmp_path / "train.jsonl")], "max_length": 100},
+        "loop": {"output": str(tmp_path / "run"), "steps": 3, "device": "cpu"},
+    }
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because of the tides"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"id": str(i), "messages": turns}) + "\n" for i in range(5)))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    return tmp_path / "run.yaml"
+
+
+def test_a_dry_run_prints_no_run_or_begins_one(pard2, run_file, tmp_path):
+    """Its standard output is the run with all defaults, itself a run."""
+    result = pard2("train", run_file, "optimizer.lr=0.5", "--dry-run")
+    assert result.code == 0 and not (tmp_path / "run").exists()
+    assert yaml.safe_load(result.out)["optimizer"]["lr"] == 0.5
+    (tmp_path / "again.yaml").write_text(result.out)
+    assert pard2("train", tmp_path / "again.yaml", "--dry-run").out == result.out
+    for said in ("parameters", "5 conversations", "3 steps of 8 rows", "memory", "disk", "GFLOP a step", "estimated"):
+        assert said in " ".join(result.err.split())
+
+
+def test_json_is_mixed_with_words(pard2, run_file, tmp_path):
+    result = pard2("train", run_file, "loop.steps=7", "--dry-run", "--json")
+    assert result.code == 0 and not (tmp_path / "run").exists()
+    printed = json.loads(result.out)
+    assert printed["config"]["loop"]["steps"] == 7 and printed["config"]["objective"]["draft_tokens"] == 16
+    plan = printed["plan"]
+    assert plan["steps"] == 7 and plan["data"]["conversations"] == 5
+    assert plan["parameters"]["trained"] > plan["parameters"]["projection"] > 0
+    assert plan["memory"]["total"] > plan["memory"]["target_weights"] > 0
+    assert plan["disk"]["total"] > 0 and plan["flops_per_step"] > 0 and plan["seconds"] == pytest.approx(7 * plan["work"]["seconds"])
+
+
+def test_json_without_a_dry_run_is_ignored(pard2, run_file):
+    assert "--json belongs to --dry-run" in pard2("train", run_file, "--json").error
+
+
+def test_a_dry_run_needs_the_weights(pard2, run_file, target_directory, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in target_directory.iterdir():
+        if file.suffix != ".safetensors":
+            (bare / file.name).write_bytes(file.read_bytes())
+    assert pard2("train", run_file, f"target.name={bare}", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",)])
+def test_a_target_that_cannot_be_reached(pard2, run_file, extra):
+    error = pard2("train", run_file, "target.name=org/no-such-model", "--dry-run", *extra).error
+    assert "no model 'org/no-such-model'" in error and "cannot be reached" in error
+
+
+def test_what_a_run_would_refuse_passes_a_dry_run(pard2, run_file, tmp_path):
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text('{"id": "s", "messages": [{"role": "system", "content": "only a rule"}]}\n')
+    assert "data.evaluation: record 's' has no user message" in pard2("train", run_file, f"data.evaluation={held_out}", "--dry-run").error
+    assert "--layers: 9 is not a layer" in pard2("train", run_file, "draft.layers=[9]", "--dry-run").error
+    (tmp_path / "train.jsonl").write_text('{"id": "q", "messages": [{"role": "user", "content": "only a question"}]}\n')
+    assert "record q: no token to predict" in pard2("train", run_file, "--dry-run").error
+    assert "record q: no token to predict" in pard2("train", run_file).error
+    (tmp_path / "train.jsonl").unlink()
+    assert "train.jsonl" in pard2("train", run_file, "--dry-run").error
+
+
+def test_a_mistyped_key_is_not_named(pard2, run_file, tmp_path):
+    assert "did you mean" in pard2("train", run_file, "optimizer.warmup_step=1", "--dry-run").error
+    assert "not of the form section.field=value" in pard2("train", run_file, "lr").error
+    assert "cannot read" in pard2("train", tmp_path / "none.yaml").error
+
+
+def test_ctrl_c_does_not_say_how_to_go_on(pard2, run_file, monkeypatch):
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    result = pard2("train", run_file)
+    assert result.code == 130 and "the same command resumes" in result.err and "Traceback" not in result.err
+
+
+def test_a_run_leaves_its_directory_on_standard_output(pard2, run_file, tmp_path):
+    result = pard2("train", run_file, "loop.steps=1")
+    assert result.code == 0, result
+    assert Path(result.out.strip()) == tmp_path / "run" / "draft" and (tmp_path / "run" / "draft" / "config.json").is_file()
+    assert "step 1/1 (100%)" in result.err and "3 steps" not in result.err
