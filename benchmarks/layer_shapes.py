@@ -17,24 +17,19 @@ from statistics import median
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig
 
-from common import in_turn, read_bandwidth, seconds
-from pard2.environment import meta
+from common import SHAPES, in_turn, random_model, read_bandwidth, seconds
 from pard2.bench.result_file import write_result
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
+from pard2.environment import meta
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.kv_cache import KVCache
 from pard2.models.loading import parse_device, parse_dtype
 from pard2.models.ragged import RaggedBatch, Segment
 from pard2.models.target import Target
 
-# vocabulary, hidden, intermediate, layers, heads, key-value heads, head_dim
-SHAPES = {
-    "llama": ((128256, 4096, 14336, 32, 32, 8, 128), (128256, 2048, 8192, 16, 32, 8, 64)),
-    "tiny": ((512, 64, 128, 4, 4, 2, 16), (512, 32, 64, 2, 4, 2, 8)),
-}
 PREFILL_ROWS = 4096
 
 
@@ -76,25 +71,6 @@ def settings(args: argparse.Namespace, target: Target, draft: Draft, bandwidth: 
         "dtype": args.dtype,
         "shapes": SHAPES[args.shapes],
     }
-
-
-def random_model(shape: Sequence[int], positions: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    vocabulary, hidden, intermediate, layers, heads, kv_heads, head_dim = shape
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=positions,
-        rope_theta=500000.0,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    with device:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
 def random_draft(shape: Sequence[int], target: Target, positions: int, most: int, dtype: torch.dtype, device: torch.device) -> Draft:

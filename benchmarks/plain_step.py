@@ -17,10 +17,10 @@ import torch
 from rich.progress import track
 
 from common import in_turn, read_bandwidth, seconds, suite_prompts
-from pard2.environment import meta
 from pard2.bench.result_file import write_result
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
+from pard2.environment import meta
 from pard2.models.lean_decoder import LeanDecoder
 from pard2.models.loading import load_causal_lm, parse_dtype
 from pard2.models.packed import PackedLinear

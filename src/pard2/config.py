@@ -26,8 +26,7 @@ class TargetConfig(_Section):
 class DraftConfig(_Section):
     layers: list[int] | int | None = Field(None, description="layers of the target to cut the draft from: a list, or how many evenly spaced")
     path: str | None = Field(
-        None,
-        description="start from this model in place of a cut: a small LM of the target's family, or a PARD-2 draft (of `pard2 draft init`, or trained)",
+        None, description="start from this model in place of a cut: a small LM of the target's family, or a PARD-2 draft (of `pard2 draft init`, say)"
     )
     mask_token: int | None = Field(None, description="id that fills the mask slots; by default an unused one")
     target_layers: list[int] | None = Field(None, description="hidden states that feed the projection; by default [-1, -8, -16, -24]")
@@ -108,7 +107,8 @@ class OptimizerConfig(_Section):
 
 class LoopConfig(_Section):
     output: str = Field(description="directory of the run: metrics, checkpoints, the finished draft")
-    steps: PositiveInt = Field(description="optimizer steps")
+    steps: PositiveInt | None = Field(None, description="optimizer steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the data, in place of steps")
     rows_per_step: PositiveInt = Field(8, description="rows in a global batch, over all processes and accumulated passes")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="arithmetic of the draft's passes; its weights and their updates stay float32"
@@ -117,6 +117,9 @@ class LoopConfig(_Section):
     attention: Literal["auto", "blocks", "flex", "dense"] = Field(
         "auto", description="attention over slots: flex on a GPU, blocks on a CPU, dense for the readable form"
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp: share out the draft's weights and their optimizer's state among the processes"
+    )
     seed: int = 0
     save_every: PositiveInt = Field(50, description="steps between checkpoints to resume from")
     keep_last: PositiveInt = Field(1, description="how many of these checkpoints stay on disk")
@@ -124,6 +127,12 @@ class LoopConfig(_Section):
     evaluation_prompts: PositiveInt = Field(8, description="prompts decoded at each evaluation")
     evaluation_tokens: PositiveInt = Field(64, description="new tokens for each of them")
     device: str | None = Field(None, description="cpu, cuda, cuda:N; by default the GPU where there is one")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "LoopConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either loop.steps or loop.epochs")
+        return self
 
 
 class LogConfig(_Section):

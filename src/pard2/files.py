@@ -1,5 +1,6 @@
-"""Directories that appear whole or not at all."""
+"""Directories that appear whole or not at all, and that one process at a time writes to."""
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -58,3 +59,22 @@ def _exchange(path: Path, beside: Path) -> None:
 def _set_aside(path: Path) -> Path:
     """Where the old directory waits; one fixed name, so that it is found again."""
     return path.with_name(f".{path.name}-old")
+
+
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process alone; a kill lets go of it.
+
+    Makes the directory if need be. Raises `Pard2Error` if another process holds it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "w")  # noqa: SIM115 - open for as long as the claim holds
+    except OSError as error:
+        raise Pard2Error(f"cannot write {directory}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Pard2Error(f"another run is writing to {directory}; wait for it, or name another output") from None
+        yield

@@ -32,10 +32,10 @@ def make_config(target_directory: Path, tmp_path: Path) -> MakeConfig:
         sections: dict[str, dict] = {
             "target": {"name": str(target_directory)},
             "draft": {"layers": [0, 2], "target_layers": [-1, -2]},
-            "data": {"train": [str(data)], "max_length": 80},
+            "data": {"train": [str(data)], "max_length": 80, "on_long": "cut"},
             "objective": {"draft_tokens": 4, "feature_drop": 0.3},
             "optimizer": {"lr": 3e-3, "warmup_steps": 2},
-            "loop": {"output": str(tmp_path / "run"), "steps": 6, "documents_per_step": 2, "save_every": 2, "seed": 3, "device": "cpu"},
+            "loop": {"output": str(tmp_path / "run"), "steps": 6, "rows_per_step": 2, "save_every": 2, "seed": 3, "device": "cpu"},
         }
         for section, fields in changes.items():
             sections[section] = sections[section] | fields

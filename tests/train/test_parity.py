@@ -1,71 +1,104 @@
-"""From training to decoding: a draft proposes in the engine what its training pass says at the same anchors."""
+"""From training to decoding: an exported draft proposes in the engine what its training pass says at the same anchors."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from train_runs import Prepared, prepare, row_loss
 
 from pard2 import Engine, SamplingParams, Stats
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
-from pard2.engine.drafters.base import Ask
 from pard2.engine.drafters.parallel import ParallelDrafter
+from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.draft import Draft
 from pard2.models.target import Target
-from pard2.train.step import Row, prepare_row, row_loss, row_states
+from pard2.train.attention import AttentionKind
+from pard2.train.step import RowLoss
 from tiny import random_prompts, tiny_draft, tiny_target
 
 K = 6
+ALL = ObjectiveConfig(draft_tokens=K, retention=1.0, feature_drop=0.0)
+
+
+@pytest.fixture
+def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]]:
+    """What the engine's drafter proposes from now on, by all the tokens that it has read of a sequence."""
+    contexts: dict[int, list[int]] = {}
+    found: dict[tuple[int, ...], list[int]] = {}
+    absorb, propose = ParallelDrafter.absorb, ParallelDrafter.propose
+
+    def spied_absorb(self, reading, token_ids, features):
+        contexts.setdefault(id(reading), []).extend(token_ids)
+        absorb(self, reading, token_ids, features)
+
+    def spied_propose(self, asks, choose):
+        result = propose(self, asks, choose)
+        start = 0
+        for ask in asks:
+            found[tuple(contexts[id(ask.reading)])] = result.token_ids[start : start + ask.k].tolist()
+            start += ask.k
+        return result
+
+    monkeypatch.setattr(ParallelDrafter, "absorb", spied_absorb)
+    monkeypatch.setattr(ParallelDrafter, "propose", spied_propose)
+    return found
 
 
 @torch.no_grad()
-def trained_guesses(draft: Draft, row: Row) -> dict[tuple[int, int, int], int]:
+def trained_guesses(draft: Draft, prepared: Prepared, attention: AttentionKind) -> dict[tuple[int, int, int], int]:
     """The training pass's most probable token at every slot (document, anchor, depth)."""
-    layout = row.layout
-    guesses = (row_states(draft, row) @ draft.lm.get_output_embeddings().weight.T).argmax(-1).tolist()
+    layout = prepared.row.layout
+    states = RowLoss(draft, ALL, attention, torch.float32).states(prepared.row, prepared.states.features)
+    guesses = (states @ draft.lm.get_output_embeddings().weight.T).argmax(-1).tolist()
     places = zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True)
     return dict(zip(places, guesses, strict=True))
 
 
-@torch.inference_mode()
-def proposals(target: Target, draft: Draft, context: list[int], use_features: bool) -> list[int]:
-    drafter = ParallelDrafter(draft, use_features, target.vocab_size, 64)
-    reading = drafter.open(64)
-    assert reading is not None
-    features = None
-    if use_features:
-        found = target.forward(torch.tensor([context[:-1]]), num_logits=0).features
-        assert found is not None
-        features = torch.cat([torch.zeros_like(found[0, :1]), found[0]])
-    drafter.absorb(reading, context, features)
-    return drafter.propose([Ask(reading, K)], lambda logits, numbers, places: logits.argmax(-1)).token_ids.tolist()
+def exported(draft: Draft, target: Target, directory: Path) -> Draft:
+    save_draft(draft, directory)
+    return load_draft(str(directory), target, torch.float32)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
-@pytest.mark.parametrize("use_features", [True, False], ids=["td", "ti"])
-def test_decoding_proposes_what_training_trained(architecture, use_features):
+@pytest.mark.parametrize("attention", ["blocks", "dense"])
+@pytest.mark.parametrize("method", ["pard2-td", "pard2-ti"])
+def test_decoding_proposes_what_training_trained(architecture, attention, method, proposed, tmp_path):
     """A feature one place off, a mask at a wrong position, a chain that sees too much: each lowers acceptance alone, and silently."""
     target = tiny_target(architecture=architecture)
-    draft = tiny_draft(target, projection=3.0, draft_tokens=K)
+    trained = tiny_draft(target, projection=3.0, draft_tokens=K)
+    draft = exported(trained, target, tmp_path / "draft")
+    prompts = random_prompts(5, 8, seed=2)
+    completions = list(Engine(target, draft, method, K, max_batch=3).generate(prompts, SamplingParams(max_tokens=20)))
+
+    # The same texts as training sees them: packed into one row, every answer token predicted.
+    examples = [
+        Example(str(n), prompt + c.token_ids, [False] * len(prompt) + [True] * len(c.token_ids))
+        for n, (prompt, c) in enumerate(zip(prompts, completions, strict=True))
+    ]
     target.capture(draft.spec.target_layers)
-    examples = [Example("0", list(range(3, 15)), [True] * 12), Example("1", [9, 4, 4, 31, 0, 8, 22, 5], [True] * 8)]  # packed
-    row = prepare_row(target, examples, ObjectiveConfig(draft_tokens=K, retention=1.0), torch.Generator(), use_features)
-    guesses = trained_guesses(draft, row)
+    prepared = prepare(target, examples, ALL.model_copy(update={"feature_drop": float(method == "pard2-ti")}))
+    guesses = trained_guesses(draft, prepared, attention)
+    texts = {tuple(e.token_ids[: length + 1]): (document, length) for document, e in enumerate(examples) for length in range(len(e.token_ids))}
     compared = 0
-    for document, example in enumerate(examples):
-        for anchor in range(1, len(example.token_ids)):
-            proposed = proposals(target, draft, example.token_ids[: anchor + 1], use_features)
-            for depth in range(K):
-                if (document, anchor, depth) in guesses:
-                    assert proposed[depth] == guesses[document, anchor, depth], (document, anchor, depth)
-                    compared += 1
+    for context, tokens in proposed.items():
+        document, anchor = texts[context]
+        for depth, token in enumerate(tokens):
+            if (document, anchor, depth) in guesses:  # slots past the text's end are not trained
+                assert token == guesses[document, anchor, depth], (document, anchor, depth)
+                compared += 1
     assert compared > 60
 
 
-def test_the_two_modes_differ():
+def test_the_two_modes_differ(proposed):
     """Else the comparison above would not notice that features are never fed."""
     target = tiny_target()
     draft = tiny_draft(target, projection=3.0, draft_tokens=K)
-    target.capture(draft.spec.target_layers)
-    assert proposals(target, draft, list(range(3, 15)), True) != proposals(target, draft, list(range(3, 15)), False)
+    first = []
+    for method in ("pard2-td", "pard2-ti"):
+        list(Engine(target, draft, method, K).generate([[3, 4, 5]], SamplingParams(max_tokens=8)))
+        first.append(proposed.pop((3, 4, 5)))
+    assert first[0] != first[1]
 
 
 def acceptance_length(target: Target, draft: Draft, prompts: list[list[int]], method: str) -> float:
@@ -87,16 +120,14 @@ def test_training_raises_what_decoding_accepts():
     target.capture(draft.spec.target_layers)
     draft.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=5e-3, weight_decay=0.0)
-    objective = ObjectiveConfig(draft_tokens=K)
     losses = []
     for step in range(120):
-        generator = torch.Generator().manual_seed(step)
-        row = prepare_row(target, examples, objective, generator, use_features=step % 2 == 0)
-        out = row_loss(draft, target, row, row.weights.sum(), objective)
-        out.loss.backward()
+        objective = ObjectiveConfig(draft_tokens=K, feature_drop=0.5)
+        out = row_loss(draft, target, prepare(target, examples, objective, seed=step), objective)
+        (out.loss / out.weight).backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(out.loss.detach()))
+        losses.append(float(out.loss.detach() / out.weight))
     assert losses[-1] < 0.3 * losses[0]
 
     draft.eval().requires_grad_(False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import CONVERSATIONS, assert_bit_for_bit, save_target, weights, write_records
+from train_runs import CONVERSATIONS, assert_bit_for_bit, newest, save_target, weights, write_records
 
 from pard2.errors import Pard2Error
 from pard2.train import loop as training
@@ -16,10 +16,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, error: type[BaseExc
     """Let a run die inside step `at_step` (counted from 0), after its backward pass."""
     real = training._Run._update
 
-    def update(self, step, loss):
+    def update(self, step, sums):
         if step == at_step:
             raise error("killed")
-        return real(self, step, loss)
+        return real(self, step, sums)
 
     monkeypatch.setattr(training._Run, "_update", update)
 
@@ -85,9 +85,9 @@ def test_ctrl_c_leaves_the_last_checkpoint_whole(make_config, quiet, monkeypatch
     interrupt(monkeypatch, 3, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         train(config, quiet)
-    saved = json.loads((Path(config.loop.output) / "checkpoint" / "run.json").read_text())
+    saved = json.loads((newest(config.loop.output) / "run.json").read_text())
     assert saved["step"] == 2 and weights(config.loop.output)
-    assert [p.name for p in Path(config.loop.output).iterdir() if p.name.startswith(".")] == []
+    assert [p.name for p in newest(config.loop.output).parent.iterdir()] == ["step-00000002"]
 
 
 def test_ctrl_c_while_saving_leaves_the_checkpoint_before(make_config, quiet, monkeypatch):
@@ -103,7 +103,7 @@ def test_ctrl_c_while_saving_leaves_the_checkpoint_before(make_config, quiet, mo
         patch.setattr(torch, "save", save)
         with pytest.raises(KeyboardInterrupt):
             train(config, quiet)
-    assert json.loads((Path(config.loop.output) / "checkpoint" / "run.json").read_text())["step"] == 2
+    assert json.loads((newest(config.loop.output) / "run.json").read_text())["step"] == 2
     train(config, quiet)
     assert [m["step"] for m in metrics(config.loop.output)] == [1, 2, 3, 4, 5, 6]
 
@@ -143,9 +143,9 @@ def test_how_often_to_save_may_change_when_resuming(make_config, quiet, monkeypa
 def test_a_damaged_checkpoint_is_one_clear_line(make_config, quiet, file, content):
     config = make_config(loop={"steps": 2})
     train(config, quiet)
-    path = Path(config.loop.output) / "checkpoint" / file
+    path = newest(config.loop.output) / file
     path.write_bytes(content) if content is not None else path.unlink()
-    with pytest.raises(Pard2Error, match="holds no readable checkpoint; remove it"):
+    with pytest.raises(Pard2Error, match="is no readable checkpoint; remove it"):
         train(config, quiet)
 
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from torch import Tensor
+from train_runs import Prepared, prepare, row_loss
 
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.models.target import Target
-from pard2.train.step import Row, prepare_row, row_loss
 from tiny import tiny_draft, tiny_target
 
-ALL = ObjectiveConfig(draft_tokens=4, retention=1.0)
+ALL = ObjectiveConfig(draft_tokens=4, retention=1.0, feature_drop=0.0)
 
 
 def example(length: int, seed: int = 0, answers: tuple[range, ...] = ()) -> Example:
@@ -24,14 +24,11 @@ def captured() -> Target:
     return target
 
 
-def prepare(target: Target, examples: list[Example], objective: ObjectiveConfig = ALL, use_features: bool = True) -> Row:
-    return prepare_row(target, examples, objective, torch.Generator().manual_seed(0), use_features)
-
-
-def trained_slots(row: Row) -> dict[tuple[int, int, int], float]:
+def weights_by_slot(prepared: Prepared) -> dict[tuple[int, int, int], float]:
     """(document, anchor, depth) of every trained slot, and its weight."""
+    row = prepared.row
     parts = (part[row.trained].tolist() for part in (row.layout.document, row.layout.anchor, row.layout.depth))
-    return dict(zip(zip(*parts, strict=True), row.weights.tolist(), strict=True))
+    return dict(zip(zip(*parts, strict=True), prepared.slots.weight.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("first", [1, 0])
@@ -50,7 +47,7 @@ def test_trained_slots_and_weights_are_those_of_a_loop(first):
                     break
                 expected[document, a, d] = weight
                 weight *= float(p[a + d, e.token_ids[a + d + 1]])
-    got = trained_slots(prepare(target, examples))
+    got = weights_by_slot(prepare(target, examples, ALL))
     assert got.keys() == expected.keys()
     assert got == pytest.approx(expected, rel=1e-4)
 
@@ -59,31 +56,31 @@ def test_features_and_states_are_those_of_each_document_alone():
     """Right padding and neighbours must not show."""
     target = captured()
     examples = [example(4, 1), example(9, 2), example(6, 3)]
-    row = prepare(target, examples)
+    states = prepare(target, examples, ALL).states
     alone = [target.forward(torch.tensor([e.token_ids])) for e in examples]
-    torch.testing.assert_close(row.features, torch.cat([o.features[0] for o in alone]), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(row.teacher_states, torch.cat([o.last_state[0] for o in alone]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.features, torch.cat([o.features[0] for o in alone]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.last_state, torch.cat([o.last_state[0] for o in alone]), rtol=1e-4, atol=1e-4)
 
 
-def gradients(draft, target: Target, rows: list[Row]) -> tuple[float, dict[str, Tensor]]:
+def gradients(draft, target: Target, rows: list[Prepared]) -> tuple[float, dict[str, Tensor]]:
     draft.zero_grad()
-    total = sum(row.weights.sum() for row in rows)
-    loss = 0.0
-    for row in rows:
-        out = row_loss(draft, target, row, total, ALL)
+    loss = weight = 0.0
+    for prepared in rows:
+        out = row_loss(draft, target, prepared, ALL)
         out.loss.backward()
-        loss += float(out.loss.detach())
-    return loss, {name: p.grad.clone() for name, p in draft.named_parameters() if p.grad is not None}
+        loss, weight = loss + float(out.loss.detach()), weight + float(out.weight)
+    return loss / weight, {name: p.grad / weight for name, p in draft.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("use_features", [True, False])
-def test_documents_packed_in_a_row_train_as_rows_of_their_own(use_features):
+@pytest.mark.parametrize("feature_drop", [0.0, 1.0])
+def test_documents_packed_in_a_row_train_as_rows_of_their_own(feature_drop):
     """Also: a global batch is one sum over its weights, however it is split into rows."""
     target = captured()
     draft = tiny_draft(target, projection=0.5).requires_grad_(True)
     examples = [example(8, 1), example(5, 2, (range(2, 5),))]
-    packed = gradients(draft, target, [prepare(target, examples, use_features=use_features)])
-    apart = gradients(draft, target, [prepare(target, [e], use_features=use_features) for e in examples])
+    objective = ALL.model_copy(update={"feature_drop": feature_drop})
+    packed = gradients(draft, target, [prepare(target, examples, objective)])
+    apart = gradients(draft, target, [prepare(target, [e], objective) for e in examples])
     assert packed[0] == pytest.approx(apart[0], rel=1e-5)
     assert packed[1].keys() == apart[1].keys()
     for name, gradient in packed[1].items():
@@ -92,24 +89,35 @@ def test_documents_packed_in_a_row_train_as_rows_of_their_own(use_features):
         )
 
 
-def test_a_row_without_features_is_target_independent():
-    """No gradient for the projection, and the loss of a draft that has none."""
+def test_a_document_that_lost_its_features_is_target_independent():
+    """No gradient for the projection, and the loss of a draft that has none, whatever shares the row."""
     target = captured()
     draft = tiny_draft(target).requires_grad_(True)
-    row = prepare(target, [example(8)], use_features=False)
-    loss, with_projection = gradients(draft, target, [row])
-    assert not any(name.startswith("projection") for name in with_projection)
-    draft.projection = None
-    assert gradients(draft, target, [row])[0] == loss
+    prepared = prepare(target, [example(8)], ALL.model_copy(update={"feature_drop": 1.0}))
+    loss, found = gradients(draft, target, [prepared])
+    assert found["projection.weight"].abs().sum() == 0
+    with torch.no_grad():
+        draft.projection.weight.normal_(0, 5.0)
+    assert gradients(draft, target, [prepared])[0] == loss
+
+
+def test_documents_lose_their_features_each_by_itself():
+    dropped = 0
+    for seed in range(200):
+        row = prepare(None, [example(6, n) for n in range(4)], ALL.model_copy(update={"feature_drop": 0.25}), seed=seed).row
+        by_document = [row.with_features[row.layout.document == document] for document in range(4)]
+        assert all(flags.all() or not flags.any() for flags in by_document)
+        dropped += sum(not flags.any() for flags in by_document)
+    assert 0.2 < dropped / 800 < 0.3  # 0.25 with a deviation of 0.015
 
 
 def test_a_target_as_its_own_draft_has_no_divergence_at_depth_zero():
     """A teacher row one place off would show here."""
     target = captured()
     draft = tiny_draft(target, projection=0.0)
-    row = prepare(target, [example(9), example(7, 2)], ObjectiveConfig(draft_tokens=1))
-    out = row_loss(draft, target, row, row.weights.sum(), ALL)
-    assert abs(float(out.kl)) < 1e-5 < 0.1 < float(out.ce)
+    prepared = prepare(target, [example(9), example(7, 2)], ObjectiveConfig(draft_tokens=1))
+    out = row_loss(draft, target, prepared, ALL)
+    assert abs(float(out.kl / out.weight)) < 1e-5 < 0.1 < float(out.ce / out.weight)
 
 
 def test_dropping_keeps_the_first_depths():
@@ -117,6 +125,39 @@ def test_dropping_keeps_the_first_depths():
     target = captured()
     e = example(40)
     whole, thinned = (prepare(target, [e], objective) for objective in (ALL, ObjectiveConfig(draft_tokens=4, retention=0.5, min_retention=0.1)))
-    assert sum(d == 0 for _, _, d in trained_slots(thinned)) == sum(d == 0 for _, _, d in trained_slots(whole))
-    assert len(thinned.layout) < 0.6 * len(whole.layout)
-    assert trained_slots(thinned).items() <= trained_slots(whole).items()
+    assert sum(d == 0 for _, _, d in weights_by_slot(thinned)) == sum(d == 0 for _, _, d in weights_by_slot(whole))
+    assert len(thinned.row.layout) < 0.6 * len(whole.row.layout)
+    assert weights_by_slot(thinned).items() <= weights_by_slot(whole).items()
+
+
+def test_a_chain_across_two_turns_is_weighed_by_the_template_between_them():
+    """The block's tokens before the predicted one all count, though nobody learns to say those between two answers."""
+    target = captured()
+    e = example(12, 4, (range(3, 5), range(6, 9)))
+    weights = weights_by_slot(prepare(target, [e], ALL.model_copy(update={"anchors": "all"})))
+    logprobs = target.model(torch.tensor([e.token_ids])).logits[0].log_softmax(-1)
+    p = [1.0] + [float(logprobs[t - 1, e.token_ids[t]].exp()) for t in range(1, 12)]
+    crossing = [(a, d) for _, a, d in weights if a < 5 <= a + d]
+    assert len(crossing) > 3
+    for a, d in crossing:
+        assert weights[0, a, d] == pytest.approx(float(torch.tensor(p[a + 1 : a + d + 1]).prod()), rel=1e-4)
+
+
+@pytest.mark.parametrize("anchors", ["response", "all"])
+def test_chains_begin_where_anchors_says(anchors):
+    e = example(12, 5, (range(6, 12),))
+    row = prepare(None, [e], ALL.model_copy(update={"anchors": anchors})).row
+    anchor, position = row.layout.anchor[row.trained], row.layout.position[row.trained]
+    assert all(e.predicted[t + 1] for t in position.tolist())
+    assert int(anchor.min()) == {"response": 5, "all": 2}[anchors]  # all: three masks reach from 2 to the slot that predicts 6
+
+
+def test_the_correction_counts_what_was_dropped():
+    """Each kept slot stands for those of its depth: their number is what it was without dropping."""
+    e = example(60)
+    whole = prepare(None, [e], ALL).row
+    objective = ObjectiveConfig(draft_tokens=4, retention=0.5, feature_drop=0.0, cod_correction=True)
+    thinned = prepare(None, [e], objective).row
+    for depth in range(4):
+        kept = thinned.layout.depth[thinned.trained] == depth
+        assert float(thinned.correction[kept].sum()) == pytest.approx(int((whole.layout.depth[whole.trained] == depth).sum()), rel=0.05)

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import CONVERSATIONS, write_records
+from train_runs import CONVERSATIONS, newest, write_records
 
+from pard2.data.chat import Example
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.target import Target
-from pard2.objective.loss import LossOutput
 from pard2.train import loop as training
 from pard2.train.loop import train
+from pard2.train.rows import Rows
 from tiny import tiny_draft
 
 
@@ -21,7 +22,7 @@ def metrics(config) -> list[dict]:
 
 
 def checkpoint(config) -> dict[str, torch.Tensor]:
-    return torch.load(Path(config.loop.output) / "checkpoint" / "state.pt", weights_only=True)["model"]
+    return torch.load(newest(config.loop.output) / "state.pt", weights_only=True)["weights"]
 
 
 @pytest.mark.parametrize("draft", [{}, {"share_vocabulary": True, "standardise_features": True}], ids=["whole", "shared"])
@@ -32,7 +33,7 @@ def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, t
         draft=draft,
         data={"evaluation": str(held_out)},
         objective={"feature_drop": 0.0},
-        loop={"steps": 12, "documents_per_step": 4, "evaluate_every": 6, "evaluation_tokens": 4},
+        loop={"steps": 12, "rows_per_step": 2, "evaluate_every": 6, "evaluation_tokens": 4},
     )
     directory = train(config, quiet)
     lines = metrics(config)
@@ -49,13 +50,14 @@ def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, t
     assert loaded.state_dict()[key].equal(state[key].bfloat16().float())
 
 
-def test_rows_of_one_and_rows_of_two_take_the_same_step(make_config, quiet, tmp_path):
+def test_rows_of_one_and_rows_of_many_documents_take_the_same_step(make_config, quiet, tmp_path):
     """The loss is normalised over the global batch, not row by row: documents of unlike weight would count wrongly."""
     results = []
-    for number in (1, 2, 4):
+    for rows, length in ((3, 60), (2, 120), (1, 240)):
         config = make_config(
             objective={"retention": 1.0, "feature_drop": 0.0},
-            loop={"steps": 1, "documents_per_step": 4, "documents_per_row": number, "output": str(tmp_path / str(number))},
+            data={"max_length": 60, "row_length": length},
+            loop={"steps": 1, "rows_per_step": rows, "output": str(tmp_path / str(rows))},
         )
         train(config, quiet)
         results.append((metrics(config)[0], checkpoint(config)))
@@ -72,35 +74,24 @@ def test_dropped_features_do_not_train_the_projection(make_config, quiet, drop, 
     assert bool(checkpoint(config)["projection.weight"].abs().sum() > 0) == moves
 
 
-def test_features_are_dropped_row_by_row_in_place_of_each_document_by_itself(make_config, quiet):
-    config = make_config(objective={"feature_drop": 0.25}, loop={"documents_per_step": 4, "documents_per_row": 4})
-    run = training._Run(config, None, None, None, list("abcd"), [], None, quiet)
-    dropped = []
-    for step in range(400):
-        rows = list(run._rows(step, torch.Generator().manual_seed(step)))
-        assert sorted(document for documents, _ in rows for document in documents) == list("abcd")
-        dropped.append(sum(len(documents) for documents, use_features in rows if not use_features))
-    assert 0.2 < sum(dropped) / 1600 < 0.3  # 0.25 with a deviation of 0.011
-    assert {1, 2, 3} <= set(dropped)
-
-
-def test_each_epoch_sees_every_document_once_in_a_new_order(make_config, quiet):
-    config = make_config(loop={"documents_per_step": 2})
-    run = training._Run(config, None, None, None, list("abcd"), [], None, quiet)
-    epochs = [[document for step in (2 * e, 2 * e + 1) for row, _ in run._rows(step, torch.Generator()) for document in row] for e in range(6)]
-    assert all(sorted(epoch) == list("abcd") for epoch in epochs)
+def test_each_epoch_sees_every_document_once_in_a_new_order(make_config):
+    examples = [Example(str(n), [1] * 10, [True] * 10) for n in range(8)]
+    rows = Rows(examples, [10] * 8, 25, make_config().objective, seed=3)
+    assert len(rows) == 4  # of two documents each
+    epochs = [[e.id for place in range(4) for e in rows.row(4 * epoch + place).examples] for epoch in range(6)]
+    assert all(sorted(epoch) == list("01234567") for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: range) -> None:
-    real, calls = training.row_loss, []
+    real = training._Run._update
 
-    def row_loss(*arguments):
-        out = real(*arguments)
-        calls.append(None)
-        return LossOutput(out.loss * float("nan"), out.ce, out.kl, out.correct) if (len(calls) - 1) // 2 in bad_steps else out
+    def update(self, step, sums):
+        if step in bad_steps:
+            next(iter(self.optimizer.parameters.values())).grad[0] = float("nan")
+        return real(self, step, sums)
 
-    monkeypatch.setattr(training, "row_loss", row_loss)
+    monkeypatch.setattr(training._Run, "_update", update)
 
 
 def test_a_loss_that_is_not_finite_is_skipped(make_config, quiet, monkeypatch):
@@ -109,7 +100,8 @@ def test_a_loss_that_is_not_finite_is_skipped(make_config, quiet, monkeypatch):
     config = make_config(loop={"steps": 5})
     train(config, quiet)
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint(config).values())
-    assert "step 2: loss or gradient is not finite; step skipped" in quiet.file.getvalue()
+    assert "step 2: loss or gradient is not finite; step skipped (1 in all)" in quiet.file.getvalue()
+    assert [line["skipped_steps"] for line in metrics(config)] == [0, 1, 2, 2, 2]
 
 
 def test_a_run_that_diverged_stops_and_keeps_its_checkpoint(make_config, quiet, monkeypatch):
@@ -142,7 +134,7 @@ def test_data_without_a_token_to_predict(make_config, quiet):
 
 def test_an_output_that_cannot_be_written(make_config, quiet, tmp_path):
     (tmp_path / "file").write_text("")
-    assert refused(make_config(loop={"output": str(tmp_path / "file" / "run")}), quiet).startswith(f"cannot write loop.output {tmp_path}")
+    assert refused(make_config(loop={"output": str(tmp_path / "file" / "run")}), quiet).startswith(f"cannot write {tmp_path}")
 
 
 def test_a_target_without_tokenizer(make_config, quiet, tmp_path, target_directory):
@@ -166,7 +158,7 @@ def test_a_run_may_start_from_a_draft(make_config, quiet, draft_directory):
 
 def test_a_draft_of_another_k(make_config, quiet, draft_directory):
     config = make_config(draft={"layers": None, "path": str(draft_directory)}, objective={"draft_tokens": 8})
-    assert "must be a PARD-2 draft of K = 8 (objective.draft_tokens); make one with `pard2 draft init`" in refused(config, quiet)
+    assert "must be a PARD-2 draft of K = 8 (objective.draft_tokens), or an ordinary LM; make one with `pard2 draft init`" in refused(config, quiet)
 
 
 def test_sharing_a_vocabulary_that_the_draft_has_itself(make_config, quiet, draft_directory):
@@ -181,4 +173,4 @@ def test_a_half_precision_target_trains_a_float32_draft(make_config, quiet):
     train(config, quiet)
     assert {tensor.dtype for tensor in checkpoint(config).values()} == {torch.float32}
     shared = make_config(target={"dtype": "bfloat16"}, draft={"share_vocabulary": True}, loop={"output": config.loop.output + "2"})
-    assert "needs target.dtype=float32" in refused(shared, quiet)
+    assert "give loop.precision=bfloat16, or target.dtype=float32" in refused(shared, quiet)

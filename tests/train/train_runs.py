@@ -1,12 +1,21 @@
 """A tiny chat model on disk, conversations for it, and what a run left behind."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
+from pard2.config import ObjectiveConfig
+from pard2.data.chat import Example
+from pard2.data.features import DocumentStates, online_states
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+from pard2.objective.loss import LossOutput, TrainedSlots
+from pard2.train.attention import AttentionKind
+from pard2.train.step import Row, RowLoss, lay_out, trained_slots
 from tiny import tiny_model
 
 CONVERSATIONS = [("a", "one two"), ("bb", "three four five"), ("c c", "six"), ("dd", "seven eight nine ten")]
@@ -28,10 +37,39 @@ def write_records(path: Path, conversations: list[tuple[str, str]]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A row, and what the target says about it; of a row alone, without a target, only `row`."""
+
+    row: Row
+    states: DocumentStates | None = None
+    slots: TrainedSlots | None = None
+
+
+def prepare(target: Target | None, examples: list[Example], objective: ObjectiveConfig, seed: int = 0) -> Prepared:
+    row = lay_out(examples, objective, torch.Generator().manual_seed(seed))
+    if target is None:
+        return Prepared(row)
+    documents = online_states(target, examples)
+    states = DocumentStates(torch.cat([d.features for d in documents]), torch.cat([d.last_state for d in documents]))
+    return Prepared(row, states, trained_slots(row, states, target, objective))
+
+
+def row_loss(draft: Draft, target: Target, prepared: Prepared, objective: ObjectiveConfig, attention: AttentionKind = "blocks") -> LossOutput:
+    module = RowLoss(draft, objective, attention, torch.float32)
+    return module(prepared.row, prepared.states.features, prepared.slots, prepared.states.last_state, target.head, True)
+
+
+def newest(output: str) -> Path:
+    """The run's newest checkpoint."""
+    return max((Path(output) / "checkpoints").glob("step-*"))
+
+
 def weights(output: str) -> dict[str, torch.Tensor]:
-    """All tensors of a run's checkpoint, the optimizer's state included."""
-    state = torch.load(Path(output) / "checkpoint" / "state.pt", weights_only=True)
-    return state["model"] | {f"{i}.{k}": v for i, p in state["optimizer"]["state"].items() for k, v in p.items()}
+    """All tensors of a run's newest checkpoint, the optimizer's state included."""
+    state = torch.load(newest(output) / "state.pt", weights_only=True)
+    optimizer = {f"optimizer.{name}.{key}": value for name, values in state["optimizer"].items() for key, value in values.items()}
+    return state["weights"] | optimizer | {f"average.{name}": value for name, value in state["average"].items()}
 
 
 def assert_bit_for_bit(one: str, other: str) -> None:

@@ -1,38 +1,53 @@
-"""The training loop: target online in the same process, one device.
+"""The training loop: target and draft in one process, or in several that share out the rows of each step.
 
 Every step is a function of (config, step number, weights), so a killed run resumes where its last
 checkpoint stands and ends with the same weights as one that was never killed.
 """
 
+import copy
 import json
 import math
+import resource
+import sys
 import time
-from collections.abc import Iterator
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from pard2.config import TrainConfig
-from pard2.data.chat import Example, tokenize_conversation
-from pard2.data.records import Record, read_records
+from pard2.data.examples import Examples, load_examples
+from pard2.data.features import DocumentStates, online_states
+from pard2.data.records import read_records
+from pard2.data.state_cache import StateCache
 from pard2.errors import Pard2Error
+from pard2.files import claim, whole_directory
 from pard2.models.checkpoint import load_draft, save_draft
-from pard2.models.draft import Draft, SharedEmbedding
-from pard2.models.pruning import cut_draft, even_layers, unused_token
 from pard2.models.target import Target
+from pard2.train.attention import attention_kind
 from pard2.train.compatibility import check_compatibility
-from pard2.train.evaluate import acceptance
-from pard2.train.optimizer import Optimizer, learning_rate
+from pard2.train.evaluate import evaluate, held_out_prompts
+from pard2.train.initial import initial_draft
+from pard2.train.metrics import MetricsLog
+from pard2.train.optimizer import Optimizer, WeightAverage, learning_rate
+from pard2.train.plan import make_plan, render
+from pard2.train.plausibility import implausible
+from pard2.train.processes import Processes, whole, with_values
+from pard2.train.progress import TrainingProgress
 from pard2.train.projection import StandardisedProjection, feature_std
-from pard2.train.state import generator, load_state, save_state
-from pard2.train.step import prepare_row, row_loss
+from pard2.train.rows import DROPOUT, Rows
+from pard2.train.state import RunState, generator, load_state, run_record, save_state
+from pard2.train.step import Row, RowLoss, trained_slots
 
 _CALIBRATION_DOCUMENTS = 16
 _MAX_BAD_STEPS = 5
+
+# A row, and what a cache holds of its documents; None without a cache.
+Fetched = tuple[Row, list[DocumentStates | None] | None]
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path:
@@ -43,203 +58,262 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(stderr=True)
     output = Path(config.loop.output)
-    metrics = _open_metrics(output)
-    with metrics:
-        torch.manual_seed(config.loop.seed)
-        target = Target.from_pretrained(config.target.name, config.target.dtype, config.loop.device, pack=False)
-        if target.tokenizer is None:
-            raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
-        draft = _initial_draft(config, target)
-        examples = _examples(config, target)
-        check_compatibility(target, draft, examples)
-        held_out = read_records(config.data.evaluation)[: config.loop.evaluation_prompts] if config.data.evaluation else []
-        target.capture(draft.spec.target_layers)
-        _prepare_trainable(config, target, draft, examples)
-        optimizer = Optimizer(draft, config.optimizer)
-        done = load_state(output / "checkpoint", config, draft, optimizer)
-        _forget_after(metrics, done)
-        _print_plan(console, config, draft, optimizer, examples, done)
-        run = _Run(config, target, draft, optimizer, examples, held_out, metrics, console)
-        run.steps(done)
-    save_draft(draft, output / "draft", torch.bfloat16, vocabulary=not config.draft.share_vocabulary)
+    processes = Processes(config.loop.device, config.loop.sharding)
+    with processes.together(), claim(output) if processes.is_main else nullcontext():
+        if config.loop.rows_per_step % processes.count:
+            raise Pard2Error(f"loop.rows_per_step={config.loop.rows_per_step} cannot be shared out evenly among {processes.count} processes")
+        _Run(config, processes, console).steps()
     return output / "draft"
 
 
-def _open_metrics(output: Path) -> BinaryIO:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        return open(output / "metrics.jsonl", "ab+")
-    except OSError as error:
-        raise Pard2Error(f"cannot write loop.output {output}: {error.strerror}") from None
-
-
-def _forget_after(metrics: BinaryIO, done: int) -> None:
-    """Drop the lines of steps that a killed run took after its last checkpoint: they will be taken again."""
-    metrics.seek(0)
-    end = 0
-    while (line := metrics.readline()).endswith(b"\n") and json.loads(line)["step"] <= done:
-        end = metrics.tell()
-    metrics.truncate(end)
-
-
-def _initial_draft(config: TrainConfig, target: Target) -> Draft:
-    wanted, objective = config.draft, config.objective
-    if wanted.share_vocabulary and target.model.dtype != torch.float32:
-        raise Pard2Error("draft.share_vocabulary trains through the target's own tables, which needs target.dtype=float32")
-    if wanted.path is not None:
-        draft = load_draft(wanted.path, target, torch.float32, target_dependent=None)
-        if draft.spec is None or draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
-            raise Pard2Error(
-                f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens); "
-                "make one with `pard2 draft init`"
-            )
-        if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
-            raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
-        return draft.requires_grad_(True)
-    layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
-    mask = unused_token(target) if wanted.mask_token is None else wanted.mask_token
-    chosen = tuple(wanted.target_layers) if wanted.target_layers else None
-    # Whatever the target's precision, small updates need float32 weights.
-    return cut_draft(target, layers, mask, objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary).float()
-
-
-def _examples(config: TrainConfig, target: Target) -> list[Example]:
-    records: list[Record] = [record for path in config.data.train for record in read_records(path)]
-    return [tokenize_conversation(target.tokenizer, record, target.eos_token_ids, config.data.max_length) for record in records]
-
-
-def _prepare_trainable(config: TrainConfig, target: Target, draft: Draft, examples: list[Example]) -> None:
-    draft.train()
-    if not config.draft.standardise_features:
-        return
-    some = examples[:: max(1, len(examples) // _CALIBRATION_DOCUMENTS)][:_CALIBRATION_DOCUMENTS]
-    features = [target.forward(torch.tensor([e.token_ids], device=target.device), num_logits=0).features[0] for e in some]
-    embedding_rms = float(draft.lm.get_input_embeddings().weight.float().square().mean().sqrt())
-    draft.projection = StandardisedProjection(draft.projection, feature_std(features), draft.spec.scale, embedding_rms)
-
-
-def _print_plan(console: Console, config: TrainConfig, draft: Draft, optimizer: Optimizer, examples: list[Example], done: int) -> None:
-    trainable = sum(p.numel() for p in optimizer.parameters)
-    tokens = sum(sum(e.predicted) for e in examples)
-    seen = config.loop.steps * config.loop.documents_per_step
-    console.print(
-        f"[bold]{draft.name}[/]: {draft.num_layers} layers, {trainable / 1e6:.1f} M trainable parameters, K = {draft.spec.draft_tokens}, "
-        f"mask token {draft.spec.mask_token}, features {list(draft.spec.target_layers)}\n"
-        f"{len(examples):,} conversations with {tokens:,} tokens to predict; {config.loop.steps:,} steps of {config.loop.documents_per_step} "
-        f"({seen / len(examples):.1f} epochs); a checkpoint of {trainable * 12 / 1e6:.0f} MB every {config.loop.save_every} steps "
-        f"in {config.loop.output}"
-    )
-    if done:
-        console.print(f"resuming after step {done:,}")
-
-
 class _Run:
-    """What the steps of one run share."""
+    """One run: its models, its data, and how far it has come."""
 
-    def __init__(self, config, target, draft, optimizer, examples, held_out, metrics, console) -> None:
-        self.config, self.target, self.draft, self.optimizer = config, target, draft, optimizer
-        self.examples, self.held_out, self.metrics, self.console = examples, held_out, metrics, console
+    def __init__(self, config: TrainConfig, processes: Processes, console: Console) -> None:
+        self.config, self.processes, self.console = config, processes, console
         self.output = Path(config.loop.output)
-        self.bad_steps = 0
+        torch.manual_seed(config.loop.seed)
+        with processes.main_first():
+            self.target = Target.from_pretrained(config.target.name, config.target.dtype, processes.device, pack=False)
+            state = load_state(self.output / "checkpoints", config)
+        processes.agree(
+            0 if state is None else state.step, f"not every process sees the checkpoints in {self.output}; put loop.output on a disk that all share"
+        )
+        if self.target.tokenizer is None:
+            raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
+        examples = self._load_examples()
+        self.held_out: list[list[int]] = []
+        if config.data.evaluation is not None and processes.is_main:
+            self.held_out = held_out_prompts(self.target, read_records(config.data.evaluation)[: config.loop.evaluation_prompts])
+        self.draft = initial_draft(config, self.target)
+        attention = attention_kind(config.loop.attention, processes.device)
+        check_compatibility(self.target, self.draft, examples, attention)
+        self.target.capture(self.draft.spec.target_layers)
+        self.cache = self._open_cache()
+        if self.cache is not None:
+            examples = self.cache.admit(examples)
+        self._standardise(examples)
+        self.rows = Rows(examples, examples.lengths, config.data.row_length or config.data.max_length, config.objective, config.loop.seed)
+        if config.loop.steps is None:
+            steps = math.ceil(config.loop.epochs * len(self.rows) / config.loop.rows_per_step)
+            self.config = config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": steps, "epochs": None})})
+        self.draft.train()
+        if config.loop.activation_checkpointing:
+            self.draft.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def steps(self, done: int) -> None:
-        loop = self.config.loop
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
-        with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task("training", total=loop.steps, completed=done, shown="")
-            for step in range(done, loop.steps):
+        # A sharded draft is neither saved nor decoded with; this copy is filled with its weights for that.
+        self.shell = copy.deepcopy(self.draft).cpu() if config.loop.sharding == "fsdp" and processes.is_main else None
+        precision = torch.bfloat16 if config.loop.precision == "bfloat16" else torch.float32
+        self.module = RowLoss(self.draft, config.objective, attention, precision)
+        self.wrapped = processes.wrap(self.module, self.draft.lm.get_submodule(self.draft.blocks_name))
+        trainable = {name: parameter for name, parameter in self.draft.named_parameters() if parameter.requires_grad}
+        self.optimizer = Optimizer(trainable, config.optimizer)
+        self.average = None if config.optimizer.ema is None else WeightAverage(trainable, config.optimizer.ema)
+        self.done, self.skipped, self.bad, self.best = 0, 0, 0, 0.0
+        self._ahead: Future[Fetched] | None = None
+        if state is not None:
+            self._restore(state)
+        if processes.is_main:
+            console.print(render(make_plan(config, self.target, self.draft, examples)))
+            if self.done:
+                console.print(f"resuming after step {self.done:,}")
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def _load_examples(self) -> Examples:
+        data = self.config.data
+        return load_examples(data.train, self.target.tokenizer, self.target.eos_token_ids, data.max_length, data.on_long)
+
+    def _open_cache(self) -> StateCache | None:
+        features = self.config.features
+        return None if features.cache is None else StateCache.open(features.cache, self.target, features.on_missing, features.on_generate)
+
+    def _standardise(self, examples: Examples) -> None:
+        if not self.config.draft.standardise_features:
+            return
+        some = [examples[i] for i in range(0, len(examples), max(1, len(examples) // _CALIBRATION_DOCUMENTS))][:_CALIBRATION_DOCUMENTS]
+        features = [states.features for states in online_states(self.target, some)]
+        embedding_rms = float(self.draft.lm.get_input_embeddings().weight.float().square().mean().sqrt())
+        self.draft.projection = StandardisedProjection(self.draft.projection, feature_std(features), self.draft.spec.scale, embedding_rms)
+
+    def _fetch(self, number: int) -> Fetched:
+        """A row, and what the cache holds of it. Runs ahead, in a thread of its own."""
+        row = self.rows.row(number)
+        return row, None if self.cache is None else self.cache.read(row.examples)
+
+    def _states(self, row: Row, cached: list[DocumentStates | None] | None) -> DocumentStates:
+        documents = online_states(self.target, row.examples) if self.cache is None else self.cache.complete(row.examples, cached)
+        return DocumentStates(torch.cat([d.features for d in documents]), torch.cat([d.last_state for d in documents]))
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def steps(self) -> None:
+        """Take the steps that are left, and leave the finished draft."""
+        loop, is_main = self.config.loop, self.processes.is_main
+        log = MetricsLog(self.output, self.config.log.tensorboard, self.config.log.wandb, self.config.model_dump(mode="json")) if is_main else None
+        progress = TrainingProgress(self.console, loop.steps, self.done) if is_main else None
+        with log or nullcontext(), progress or nullcontext(), self.cache or nullcontext(), ThreadPoolExecutor(1) as ahead:
+            if log is not None:
+                log.forget_after(self.done)
+            self._executor = ahead
+            for step in range(self.done, loop.steps):
                 record = self.step(step)
-                shown = f"loss {record['loss']:.3f}  AL(teacher-forced) {record['teacher_forced_al']:.2f}  {record['slots_per_second']:.0f} slots/s"
-                progress.update(task, completed=step + 1, shown=shown)
-                last = step + 1 == loop.steps
-                if self.held_out and ((step + 1) % loop.evaluate_every == 0 or last):
-                    record["evaluation"] = self.evaluate()
-                # JSON has no NaN, which a skipped step's figures are.
-                finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-                self.metrics.write(json.dumps(finite).encode() + b"\n")
-                self.metrics.flush()
-                if (step + 1) % loop.save_every == 0 or last:
-                    save_state(self.output / "checkpoint", step + 1, self.config, self.draft, self.optimizer)
+                self.done = step + 1
+                last = self.done == loop.steps
+                if self.config.data.evaluation is not None and (self.done % loop.evaluate_every == 0 or last):
+                    record["evaluation"] = self.evaluate(record)
+                if log is not None and progress is not None:
+                    log.write(record)
+                    progress.update(record)
+                if self.done % loop.save_every == 0 or last:
+                    self.save()
+        self.export()
 
-    def step(self, step: int) -> dict:
+    def _next(self, number: int, following: int) -> Fetched:
+        future = self._ahead or self._executor.submit(self._fetch, number)
+        result = future.result()
+        self._ahead = self._executor.submit(self._fetch, following)
+        return result
+
+    def step(self, step: int) -> dict[str, Any]:
         """One optimizer step over the global batch; returns its metrics."""
         began = time.perf_counter()
-        objective, loop = self.config.objective, self.config.loop
-        torch.manual_seed(generator(loop.seed, 2, step).initial_seed())  # dropout, in models that have it, draws from the global generator
-        draw = generator(loop.seed, 1, step)
-        rows = [prepare_row(self.target, examples, objective, draw, use_features) for examples, use_features in self._rows(step, draw)]
-        total = sum(row.weights.sum() for row in rows)
-        loss = ce = kl = 0.0
-        hits: dict[int, list[int]] = {d: [0, 0] for d in range(objective.draft_tokens)}
-        for row in rows:
-            out = row_loss(self.draft, self.target, row, total, objective)
-            out.loss.backward()
-            loss, ce, kl = loss + float(out.loss.detach()), ce + float(out.ce), kl + float(out.kl)
-            for depth, count in zip(*torch.unique(row.layout.depth[row.trained], return_counts=True), strict=True):
-                hits[int(depth)][0] += int(out.correct[row.layout.depth[row.trained] == depth].sum())
-                hits[int(depth)][1] += int(count)
-        norm = self._update(step, loss)
+        objective, loop, device = self.config.objective, self.config.loop, self.processes.device
+        numbers = [*range(step * loop.rows_per_step + self.processes.rank, (step + 1) * loop.rows_per_step, self.processes.count)]
+        k, waited, target_seconds = objective.draft_tokens, 0.0, 0.0
+        # loss, weight, ce, kl, tokens, slots; then by depth: correct, overlap, predicted.
+        sums = torch.zeros(6 + 3 * k, dtype=torch.float64, device=device)
+        for number in numbers:
+            started = time.perf_counter()
+            row, cached = self._next(number, number + self.processes.count if number != numbers[-1] else numbers[0] + loop.rows_per_step)
+            row = row.to(device)
+            fetched = time.perf_counter()
+            states = self._states(row, cached)
+            slots = trained_slots(row, states, self.target, objective)
+            waited += fetched - started
+            target_seconds += time.perf_counter() - fetched
+            # Dropout, in models that have it, draws from the global generator.
+            torch.manual_seed(generator(loop.seed, DROPOUT, number).initial_seed())
+            with self.processes.gathering(self.wrapped, last=number == numbers[-1]):
+                tf_eal = step >= objective.tf_eal_warmup_steps
+                out = self.wrapped(row, states.features, slots, states.last_state, self.target.head, tf_eal)
+                out.loss.backward()
+            counts = torch.tensor([len(row.token_ids), len(row.layout)], device=device)
+            sums[:6] += torch.cat([torch.stack([out.loss.detach(), out.weight, out.ce, out.kl]), counts])
+            for place, values in enumerate((out.correct, out.overlap, torch.ones_like(out.overlap))):
+                sums[6 + place * k : 6 + (place + 1) * k].index_add_(0, slots.depth, values.double())
+        self.processes.sum(sums)
+        norm = self._update(step, sums)
+        loss, weight, ce, kl, tokens, slot_count, *by_depth = sums.tolist()
+        counted = [max(1.0, count) for count in by_depth[2 * k :]]
+        accuracy = [round(hits / count, 4) for hits, count in zip(by_depth[:k], counted, strict=True)]
         seconds = time.perf_counter() - began
-        accuracy = [right / max(1, count) for right, count in hits.values()]
         return {
             "step": step + 1,
-            "loss": round(loss, 5),
-            "ce": round(ce, 5),
-            "kl": round(kl, 5),
-            "accuracy_by_depth": [round(a, 4) for a in accuracy],
+            "loss": round(loss / weight, 5),
+            "ce": round(ce / weight, 5),
+            "kl": round(kl / weight, 5),
+            "accuracy_by_depth": accuracy,
+            "overlap_by_depth": [round(overlap / count, 4) for overlap, count in zip(by_depth[k : 2 * k], counted, strict=True)],
             "teacher_forced_al": round(_expected_length(accuracy), 4),
             "lr": learning_rate(step, loop.steps, self.config.optimizer),
             "gradient_norm": round(norm, 4),
-            "tokens": sum(len(row.token_ids) for row in rows),
-            "slots": sum(len(row.layout) for row in rows),
-            "slots_per_second": round(sum(len(row.layout) for row in rows) / seconds, 1),
+            "skipped_steps": self.skipped,
+            "tokens": int(tokens),
+            "slots": int(slot_count),
             "seconds": round(seconds, 3),
+            "wait_seconds": round(waited, 3),
+            "target_seconds": round(target_seconds, 3),
+            "slots_per_second": round(slot_count / seconds, 1),
+            "memory_bytes": _peak_memory(device),
         }
 
-    def _update(self, step: int, loss: float) -> float:
-        gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
-        finite = torch.isfinite(torch.tensor(loss)) and all(torch.isfinite(g).all() for g in gradients)
-        if finite:
-            self.bad_steps = 0
-            return self.optimizer.step(step, self.config.loop.steps)
-        self.bad_steps += 1
+    def _update(self, step: int, sums: Tensor) -> float:
+        """Update the weights with the gradients of the whole batch; returns their norm. A step that is not finite changes nothing."""
+        # Gradients come as the processes' mean of sums; what is wanted is the sum over the sum of weights.
+        self.optimizer.scale_gradients((self.processes.count / sums[1]).float())
+        norm = self.optimizer.clip()
+        if math.isfinite(norm) and math.isfinite(sums[0]):
+            self.bad = 0
+            self.optimizer.step(step, self.config.loop.steps)
+            if self.average is not None:
+                self.average.update()
+            return norm
+        self.bad += 1
+        self.skipped += 1
         self.optimizer.skip()
-        self.console.print(f"step {step + 1}: loss or gradient is not finite; step skipped")
-        if self.bad_steps == _MAX_BAD_STEPS:
+        if self.processes.is_main:
+            self.console.print(f"step {step + 1}: loss or gradient is not finite; step skipped ({self.skipped} in all)")
+        if self.bad == _MAX_BAD_STEPS:
             raise Pard2Error(f"loss or gradient not finite in {_MAX_BAD_STEPS} steps in a row; lower optimizer.lr. The last checkpoint is whole")
-        return float("nan")
+        return norm
 
-    def _rows(self, step: int, draw: torch.Generator) -> Iterator[tuple[list[Example], bool]]:
-        """The documents of a step, grouped into rows, and whether a row has features; each epoch is a new permutation of all documents.
+    # --- what it leaves behind ----------------------------------------------------------------------
 
-        Every document loses its features by itself; those that did share rows with their like.
-        """
-        loop, count = self.config.loop, len(self.examples)
-        numbers = range(step * loop.documents_per_step, (step + 1) * loop.documents_per_step)
-        documents = [self.examples[_permutation(count, loop.seed, number // count)[number % count]] for number in numbers]
-        kept = (torch.rand(len(documents), generator=draw) >= self.config.objective.feature_drop).tolist()
-        for use_features in (True, False):
-            alike = [document for document, keeps in zip(documents, kept, strict=True) if keeps == use_features]
-            for start in range(0, len(alike), loop.documents_per_row):
-                yield alike[start : start + loop.documents_per_row], use_features
+    def save(self) -> None:
+        """Write a checkpoint to resume from."""
+        state = RunState(
+            self.done,
+            {name: whole(value).cpu() for name, value in self.draft.state_dict().items()},
+            self.optimizer.state_dict(),
+            {} if self.average is None else self.average.state_dict(),
+            self.skipped,
+            self.bad,
+            self.best,
+        )
+        if self.processes.is_main:
+            save_state(self.output / "checkpoints", self.config, state)
 
-    def evaluate(self) -> list[dict]:
-        """Acceptance by real decoding in both modes; the draft as it stands is saved beside the run."""
-        self.draft.eval()
-        results = [
-            acceptance(self.target, self.draft, self.held_out, method, self.config.loop.evaluation_tokens) for method in ("pard2-td", "pard2-ti")
-        ]
-        self.target.capture(self.draft.spec.target_layers)
-        self.draft.train()
-        shown = ", ".join(f"{r['method']} {r['acceptance_length']:.2f}" for r in results)
-        self.console.print(f"acceptance length on {len(self.held_out)} held-out prompts: {shown}")
-        save_draft(self.draft, self.output / "draft", torch.bfloat16, vocabulary=not self.config.draft.share_vocabulary)
-        return results
+    def _restore(self, state: RunState) -> None:
+        try:
+            with torch.no_grad():
+                for name, value in self.draft.state_dict().items():
+                    value.copy_(with_values(value, state.weights[name]))
+            self.optimizer.load_state_dict(state.optimizer)
+            if self.average is not None:
+                self.average.load_state_dict(state.average)
+        except (KeyError, ValueError, RuntimeError):
+            raise Pard2Error(f"{self.output} holds a run with other models under the same names; name another loop.output, or remove it") from None
+        self.done, self.skipped, self.bad, self.best = state.step, state.skipped, state.bad, state.best
+
+    def export(self) -> None:
+        """Write the draft as it stands, or the mean of its weights, in the released layout, with what it was made by."""
+        with self.average.in_place() if self.average is not None else nullcontext():
+            weights = {name: whole(value) for name, value in self.draft.state_dict().items()} if self.config.loop.sharding == "fsdp" else None
+            if not self.processes.is_main:
+                return
+            if self.shell is not None:
+                self.shell.load_state_dict(weights)
+            with whole_directory(self.output / "draft") as beside:
+                save_draft(self.shell or self.draft, beside, torch.bfloat16, vocabulary=not self.config.draft.share_vocabulary)
+                (beside / "training.json").write_text(json.dumps(run_record(self.config, self.done), indent=1))
+
+    def evaluate(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Acceptance by real decoding with the exported draft, in both modes; the best one so far is kept."""
+        self.export()
+        results: list[dict[str, Any]] | None = None
+        if self.processes.is_main:
+            draft = load_draft(str(self.output / "draft"), self.target, self.target.model.dtype, pack=False)
+            results = evaluate(self.target, draft, self.held_out, self.config.loop.evaluation_tokens)
+            self.target.capture(self.draft.spec.target_layers)
+            warning = implausible(record["accuracy_by_depth"], results)
+            if warning:
+                self.console.print(f"[bold yellow]warning:[/] {warning}")
+            length = results[0]["acceptance_length"]
+            if length > self.best:
+                self.best = length
+                with whole_directory(self.output / "best") as beside:
+                    save_draft(draft, beside, torch.bfloat16, vocabulary=not self.config.draft.share_vocabulary)
+                    (beside / "training.json").write_text(json.dumps(run_record(self.config, self.done), indent=1))
+        return self.processes.from_main(results)
 
 
-@lru_cache(maxsize=2)  # an epoch has many steps, and a step may span two
-def _permutation(count: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(count, generator=generator(seed, 0, epoch)).tolist()
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocator, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _expected_length(accuracy: list[float]) -> float:

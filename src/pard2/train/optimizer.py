@@ -1,45 +1,109 @@
-"""AdamW with a warm-up and a cosine."""
+"""AdamW, the learning rate's schedule, and a running mean of the weights.
+
+What they hold goes to disk by the names of the parameters and whole, however the weights are shared out among processes.
+"""
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pard2.config import OptimizerConfig
+from pard2.train.processes import whole, with_values
+
+State = dict[str, dict[str, Tensor]]
 
 
 class Optimizer:
-    """AdamW over all trainable parameters of a module, with the learning rate a function of the step."""
+    """AdamW over named parameters, with the learning rate a function of the step."""
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._inner = torch.optim.AdamW(self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        self.parameters = dict(parameters)
+        self._inner = torch.optim.AdamW(self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
-    def step(self, step: int, steps: int) -> float:
-        """Clip, update with the rate of this step, clear the gradients; returns the gradient's norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply every gradient by a scalar."""
+        torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], factor)
+
+    def clip(self) -> float:
+        """Shorten the gradient to `clip`; returns its norm before, which is not finite where any gradient is not."""
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip))
+        return float(norm)
+
+    def step(self, step: int, steps: int) -> None:
+        """Update with the rate of this step and clear the gradients."""
         for group in self._inner.param_groups:
             group["lr"] = learning_rate(step, steps, self.config)
         self._inner.step()
         self.skip()
-        return float(norm)
 
     def skip(self) -> None:
         """Forget the gradients without an update."""
         self._inner.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict:
-        return self._inner.state_dict()
+    def state_dict(self) -> State:
+        """Whole tensors on the CPU. Every process must call it."""
+        return {
+            name: {key: whole(value).cpu() for key, value in self._inner.state[parameter].items()}
+            for name, parameter in self.parameters.items()
+            if parameter in self._inner.state
+        }
 
-    def load_state_dict(self, state: dict) -> None:
-        self._inner.load_state_dict(state)
+    def load_state_dict(self, state: State) -> None:
+        """Raises KeyError or RuntimeError for the state of another model."""
+        for name, values in state.items():
+            parameter = self.parameters[name]
+            # AdamW keeps its count of steps as a CPU scalar, whatever the parameters' device.
+            self._inner.state[parameter] = {
+                key: value if value.dim() == 0 else with_values(parameter.detach(), value) for key, value in values.items()
+            }
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up to `lr`, then a cosine down to `lr * min_lr_ratio` at the last step. `step` counts from 0."""
+    """Linear warm-up to `lr`, then by `schedule` down to `lr * min_lr_ratio` at the last step. `step` counts from 0."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
+    share = min(1.0, (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps))
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}[config.schedule]
     low = config.lr * config.min_lr_ratio
-    return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return low + (config.lr - low) * left
+
+
+class WeightAverage:
+    """Exponential running mean of weights: m <- decay * m + (1 - decay) * w after each step, m starting as w."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self._parameters = dict(parameters)
+        self._decay = decay
+        self._means = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(list(self._means.values()), [p.detach() for p in self._parameters.values()], 1 - self._decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The mean takes the weights' place for as long as the block runs."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self._means[name])
+            self._means[name] = kept
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whole tensors on the CPU. Every process must call it."""
+        return {name: whole(mean).cpu() for name, mean in self._means.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Raises KeyError or RuntimeError for the state of another model."""
+        self._means = {name: with_values(mean, state[name]) for name, mean in self._means.items()}

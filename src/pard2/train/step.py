@@ -1,103 +1,125 @@
-"""One row of documents: what the target says about it, and the loss of the draft on it.
+"""One row of packed documents: its slots, what the target says about them, and the draft's loss on them.
 
-The two halves are apart because the loss is normalised over the global batch: the weights of all
-rows are known before the first backward pass.
+A row is laid out without a model, so that it can be made ahead. The loss is a sum over the row's slots; the
+division by the global batch's sum of weights comes last, when all rows of all processes are through.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
+from pard2.data.features import DocumentStates
 from pard2.models.draft import Draft
 from pard2.models.target import Target
-from pard2.objective.cod import keep_masks
-from pard2.objective.layout import SlotLayout, attention_mask, build_layout, slot_features, slot_tokens
-from pard2.objective.loss import LossOutput, chunked_loss
+from pard2.objective.chunked_loss import chunked_loss
+from pard2.objective.cod import cod_correction, keep_masks
+from pard2.objective.layout import SlotLayout, build_layout, slot_features, slot_tokens
+from pard2.objective.loss import LossOutput, Objective, TrainedSlots
 from pard2.objective.weights import cat_weights
+from pard2.train.attention import AttentionKind, draft_states
 
 _LOGIT_ROWS = 256  # positions whose teacher logits are held at once
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of N tokens, its S slots, and the target's part of the loss.
+    """N tokens of whole documents and their S slots.
 
-    token_ids: [N]. features: [N, F]. teacher_states: [N, H_T]. trained: [P] indices of the slots that predict a
-    token. weights: [P]. use_features: False for a row trained target-independent.
+    token_ids: [N]. with_features: [S] bool, False for the slots of documents trained target-independent. trained: [P] indices of the slots
+    that predict a token. correction: [P] float32, how many slots each stands for (1 without the COD correction).
     """
 
+    examples: Sequence[Example]
     token_ids: Tensor
     layout: SlotLayout
-    features: Tensor
-    teacher_states: Tensor
+    with_features: Tensor
     trained: Tensor
-    weights: Tensor
-    use_features: bool
+    correction: Tensor
+
+    def to(self, device: torch.device) -> "Row":
+        moved = (t.to(device) for t in (self.with_features, self.trained, self.correction))
+        return Row(self.examples, self.token_ids.to(device), self.layout.to(device), *moved)
 
 
-def prepare_row(target: Target, examples: list[Example], objective: ObjectiveConfig, generator: torch.Generator, use_features: bool) -> Row:
-    """Run the target over the documents and lay out their slots.
+def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: torch.Generator) -> Row:
+    """Draw which masks the documents keep and which documents lose their features.
 
-    A slot is trained if its anchor is followed by an answer token and it predicts one.
+    A slot is trained if the token that it predicts belongs to an answer and, with `anchors: response`, the token after its anchor does.
     """
     lengths = [len(e.token_ids) for e in examples]
-    kept = [keep_masks(torch.tensor(e.predicted), objective.draft_tokens, objective.retention, objective.min_retention, generator) for e in examples]
+    flags = [torch.tensor(e.predicted) for e in examples]
+    arguments = (objective.draft_tokens, objective.retention, objective.min_retention, generator)
+    kept = [keep_masks(predicted, *arguments, anchors=objective.anchors) for predicted in flags]
     layout = build_layout(lengths, kept)
-    layout = SlotLayout(*(getattr(layout, name).to(target.device) for name in ("document", "anchor", "depth", "start")))
-    token_ids = torch.tensor([token for e in examples for token in e.token_ids], device=target.device)
-    predicted = torch.tensor([flag for e in examples for flag in e.predicted], device=target.device)
+    drawn = torch.rand(len(examples), generator=generator) >= objective.feature_drop
+    token_ids = torch.tensor([token for e in examples for token in e.token_ids])
+    predicted = torch.cat(flags)
 
-    # Right padding cannot be seen by what stands before it.
-    padded = torch.zeros(len(examples), max(lengths), dtype=torch.long, device=target.device)
-    for index, example in enumerate(examples):
-        padded[index, : lengths[index]] = torch.tensor(example.token_ids, device=target.device)
-    output = target.forward(padded, num_logits=0)
-    features = torch.cat([output.features[i, :n] for i, n in enumerate(lengths)])
-    states = torch.cat([output.last_state[i, :n] for i, n in enumerate(lengths)])
-
-    weights = cat_weights(layout, _token_logprobs(target, states, token_ids, predicted))
-    length = torch.tensor(lengths, device=target.device)[layout.document]
-    inside = layout.position + 1 < length
+    inside = layout.position + 1 < torch.tensor(lengths)[layout.document]
     answered = predicted[layout.predicted_index.clamp(max=len(token_ids) - 1)]
     trained = torch.nonzero(inside & answered)[:, 0]
-    return Row(token_ids, layout, features, states, trained, weights[trained], use_features)
+    correction = torch.ones(len(trained))
+    if objective.cod_correction:
+        factors = torch.stack([cod_correction(p, k, objective.anchors) for p, k in zip(flags, kept, strict=True)])
+        correction = factors[layout.document[trained], layout.depth[trained]]
+    return Row(examples, token_ids, layout, drawn[layout.document], trained, correction)
 
 
-def _token_logprobs(target: Target, states: Tensor, token_ids: Tensor, predicted: Tensor) -> Tensor:
-    """[N] log-probability that the target gives each answer token; elsewhere, and at a document's first token, no weight looks."""
-    logprobs = torch.zeros(len(token_ids), device=states.device)
-    for index in torch.nonzero(predicted)[:, 0].split(_LOGIT_ROWS):
-        logits = target.head(states[index - 1]).float()
-        logprobs[index] = logits.gather(-1, token_ids[index, None])[:, 0] - logits.logsumexp(-1)
+@torch.no_grad()
+def trained_slots(row: Row, states: DocumentStates, target: Target, objective: ObjectiveConfig) -> TrainedSlots:
+    """The slots that predict a token, with the weights that are known before the draft's pass. row and states on the target's device."""
+    layout, trained = row.layout, row.trained
+    weight = row.correction
+    if objective.weighting == "cat":
+        weight = weight * cat_weights(layout, _token_logprobs(target, states.last_state, row))[trained]
+    predicted = layout.predicted_index[trained]
+    return TrainedSlots(layout.anchor_index[trained], layout.depth[trained], predicted - 1, row.token_ids[predicted], weight)
+
+
+def _token_logprobs(target: Target, last_state: Tensor, row: Row) -> Tensor:
+    """[N] log-probability that the target gives each token that a mask stands for; no weight looks at the others."""
+    logprobs = torch.zeros(len(row.token_ids), device=last_state.device)
+    masks = row.layout.depth > 0
+    inside = torch.unique((row.layout.anchor_index + row.layout.depth)[masks])
+    for index in inside.split(_LOGIT_ROWS):
+        logits = target.head(last_state[index - 1]).float()
+        logprobs[index] = logits.gather(-1, row.token_ids[index, None])[:, 0] - logits.logsumexp(-1)
     return logprobs
 
 
-def row_states(draft: Draft, row: Row) -> Tensor:
-    """[S, hidden] final states of the draft's training pass at every slot of a row."""
-    layout = row.layout
-    return draft.states(
-        slot_tokens(layout, row.token_ids, draft.spec.mask_token)[None],
-        slot_features(layout, row.features)[None] if row.use_features else None,
-        attention_mask(layout)[None, None],
-        layout.position[None],
-    )[0]
+class RowLoss(nn.Module):
+    """The draft's loss on a row, as the forward pass of a module: that is where processes gather gradients.
 
+    attention: how slots attend. precision: of the draft's arithmetic; its weights stay as they are.
+    """
 
-def row_loss(draft: Draft, target: Target, row: Row, total: Tensor | float, objective: ObjectiveConfig) -> LossOutput:
-    """The draft's loss on a row, as its share of a global batch whose weights sum to `total`."""
-    predicted = row.layout.predicted_index[row.trained]
-    return chunked_loss(
-        row_states(draft, row)[row.trained],
-        draft.lm.get_output_embeddings().weight,
-        row.teacher_states,
-        target.head,
-        predicted - 1,
-        row.token_ids[predicted],
-        row.weights,
-        total,
-        objective.ce_alpha,
-        objective.kd_alpha,
-    )
+    def __init__(self, draft: Draft, objective: ObjectiveConfig, attention: AttentionKind, precision: torch.dtype) -> None:
+        super().__init__()
+        self.draft = draft
+        self.objective = objective
+        self.attention: AttentionKind = attention
+        self.precision = precision
+
+    def states(self, row: Row, features: Tensor) -> Tensor:
+        """[S, hidden] final states of the draft's training pass at every slot. features: [N, F]."""
+        layout = row.layout
+        token_ids = slot_tokens(layout, row.token_ids, self.draft.spec.mask_token)
+        mixed = torch.autocast(token_ids.device.type, self.precision, enabled=self.precision != torch.float32)
+        with mixed:
+            states = draft_states(self.draft, token_ids, slot_features(layout, features), layout, self.attention, row.with_features)
+        return states.to(self.precision)
+
+    def forward(
+        self, row: Row, features: Tensor, slots: TrainedSlots, teacher_states: Tensor, teacher_head: Callable[[Tensor], Tensor], tf_eal: bool
+    ) -> LossOutput:
+        """teacher_states: [N, H_T]; teacher_head makes logits of them. tf_eal: whether the added term takes part yet."""
+        config = self.objective
+        weighting = "fixed" if config.weighting == "cat" or config.weighting == "none" else config.weighting
+        tf_eal_alpha = config.tf_eal_alpha if tf_eal else 0.0
+        objective = Objective(weighting, config.ce_alpha, config.kd_alpha, tf_eal_alpha, config.d_pace_floor, config.draft_tokens)
+        head = self.draft.lm.get_output_embeddings()
+        return chunked_loss(self.states(row, features)[row.trained], head.weight, teacher_states, teacher_head, slots, objective)

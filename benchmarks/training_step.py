@@ -1,0 +1,194 @@
+"""A training step of ours against a straightforward dense one: the same loss, its time, its parts and its peak memory.
+
+The dense step is the method as its readable formulas say it: one [S, S] mask, the full logits of both models, one row of the teacher
+for every slot. Both take the same row, so their losses must agree. Time is taken in turn in one process, memory in a process each.
+
+    python benchmarks/training_step.py --json docs/results/training_step.json
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import SHAPES, in_turn, peak_bytes, resting_bytes, training_pair, training_row
+from pard2.config import ObjectiveConfig
+from pard2.data.features import online_states
+from pard2.environment import meta
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+from pard2.objective.chunked_loss import chunked_loss
+from pard2.objective.layout import attention_mask, slot_features, slot_tokens
+from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
+from pard2.objective.weights import cat_weights
+from pard2.train.attention import AttentionKind, draft_states
+from pard2.train.step import Row, trained_slots
+
+Step = Callable[[], float]
+
+
+class Parts:
+    """Seconds by part of a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+        self.start()
+
+    def start(self) -> None:
+        self._wait()
+        self._last = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        self._wait()
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def update(draft: Draft, optimizer: torch.optim.Optimizer) -> None:
+    nn.utils.clip_grad_norm_([p for p in draft.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def our_step(
+    target: Target, draft: Draft, row: Row, objective: ObjectiveConfig, optimizer: torch.optim.Optimizer, attention: AttentionKind, parts: Parts
+) -> float:
+    parts.start()
+    (states,) = online_states(target, row.examples)
+    parts.end("target")
+    slots = trained_slots(row, states, target, objective)
+    parts.end("weights")
+    layout = row.layout
+    token_ids = slot_tokens(layout, row.token_ids, draft.spec.mask_token)
+    final = draft_states(draft, token_ids, slot_features(layout, states.features), layout, attention, row.with_features)
+    parts.end("draft forward")
+    head = draft.lm.get_output_embeddings().weight
+    loss = chunked_loss(final[row.trained], head, states.last_state, target.head, slots, Objective(draft_tokens=objective.draft_tokens))
+    parts.end("vocabulary loss and its gradient")
+    (loss.loss / loss.weight).backward()
+    parts.end("draft backward")
+    update(draft, optimizer)
+    parts.end("optimizer")
+    return float(loss.loss.detach() / loss.weight)
+
+
+def dense_step(target: Target, draft: Draft, row: Row, objective: ObjectiveConfig, optimizer: torch.optim.Optimizer, parts: Parts) -> float:
+    parts.start()
+    output = target.forward(row.token_ids[None])
+    parts.end("target")
+    layout, teacher = row.layout, output.logits[0].float()
+    logprobs = torch.zeros(len(row.token_ids), device=teacher.device)
+    logprobs[1:] = teacher[:-1].log_softmax(-1).gather(-1, row.token_ids[1:, None])[:, 0]
+    weights = torch.zeros(len(layout), device=teacher.device)
+    weights[row.trained] = cat_weights(layout, logprobs)[row.trained]
+    parts.end("weights")
+    states = draft.states(
+        slot_tokens(layout, row.token_ids, draft.spec.mask_token)[None],
+        slot_features(layout, output.features[0])[None],
+        attention_mask(layout)[None, None],
+        layout.position[None],
+    )[0]
+    logits: Tensor = draft.lm.get_output_embeddings()(states)
+    parts.end("draft forward")
+    predicted = layout.predicted_index.clamp(max=len(row.token_ids) - 1)
+    slots = TrainedSlots(layout.anchor_index, layout.depth, predicted - 1, row.token_ids[predicted], weights)
+    loss = weighted_loss(logits, teacher[slots.teacher_row], slots, Objective(draft_tokens=objective.draft_tokens))
+    parts.end("vocabulary loss")
+    (loss.loss / loss.weight).backward()
+    parts.end("backward, vocabulary and draft")
+    update(draft, optimizer)
+    parts.end("optimizer")
+    return float(loss.loss.detach() / loss.weight)
+
+
+def steps(arguments: argparse.Namespace) -> tuple[dict[str, Step], dict[str, Parts], Row]:
+    objective = ObjectiveConfig(draft_tokens=arguments.draft_tokens, feature_drop=0.0)
+    target, draft = training_pair(arguments.shape, arguments.layers, arguments.draft_tokens, arguments.share_vocabulary, arguments.device)
+    row = training_row(target, arguments.prompt, arguments.length, objective)
+    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=0.0)
+    parts = {kind: Parts(target.device) for kind in ("ours", "dense")}
+    attention: AttentionKind = "flex" if target.device.type == "cuda" else "blocks"
+    return (
+        {
+            "ours": lambda: our_step(target, draft, row, objective, optimizer, attention, parts["ours"]),
+            "dense": lambda: dense_step(target, draft, row, objective, optimizer, parts["dense"]),
+        },
+        parts,
+        row,
+    )
+
+
+def peak(kind: str) -> dict[str, int]:
+    """Of one kind of step, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", kind]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=["smollm2", *SHAPES], default="smollm2", help="all but smollm2 have random weights")
+    parser.add_argument("--layers", type=int, default=4, help="of the draft cut from smollm2")
+    parser.add_argument("--draft-tokens", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of it that are not an answer")
+    parser.add_argument("--share-vocabulary", action="store_true", help="the draft borrows the target's embedding and head, for both steps")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--peak-of", choices=["ours", "dense"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    work, parts, row = steps(arguments)
+    if arguments.peak_of:
+        resting = resting_bytes()
+        for _ in range(2):  # the second step has the optimizer's state
+            work[arguments.peak_of]()
+        print(json.dumps({"resting_bytes": resting, "peak_bytes": peak_bytes()}))
+        return
+    losses = {kind: step() for kind, step in work.items()}  # also warms up
+    for part in parts.values():
+        part.seconds.clear()
+
+    def timed(step: Step) -> Callable[[], float]:
+        def run() -> float:
+            began = time.perf_counter()
+            step()
+            return time.perf_counter() - began
+
+        return run
+
+    taken = in_turn({kind: timed(step) for kind, step in work.items()}, arguments.rounds)
+    memory = {kind: peak(kind) for kind in work}
+    median = {kind: statistics.median(times) for kind, times in taken.items()}
+    result = {
+        "meta": meta(),
+        "tokens": len(row.token_ids),
+        "slots": len(row.layout),
+        "trained_slots": len(row.trained),
+        "losses": losses,
+        "seconds": {kind: {"median": median[kind], "all": times} for kind, times in taken.items()},
+        "parts": {kind: {name: value / arguments.rounds for name, value in part.seconds.items()} for kind, part in parts.items()},
+        "memory": memory,
+        "speedup": median["dense"] / median["ours"],
+        "peak_share": memory["ours"]["peak_bytes"] / memory["dense"]["peak_bytes"],
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

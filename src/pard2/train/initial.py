@@ -1,0 +1,46 @@
+"""The draft that a run starts from: cut out of its target, made of a small LM, or an earlier draft."""
+
+import torch
+
+from pard2.config import TrainConfig
+from pard2.errors import Pard2Error
+from pard2.models.checkpoint import load_draft
+from pard2.models.draft import Draft, SharedEmbedding
+from pard2.models.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
+from pard2.models.target import Target
+from pard2.models.weightless import weightless_draft
+
+
+def initial_draft(config: TrainConfig, target: Target) -> Draft:
+    """The draft that a run starts from, in float32: whatever the target's precision, small updates need it.
+
+    Raises `Pard2Error` for a start that does not fit the target or the run.
+    """
+    wanted, objective = config.draft, config.objective
+    if wanted.share_vocabulary and config.target.dtype not in ("float32", config.loop.precision):
+        raise Pard2Error(
+            f"draft.share_vocabulary trains through the target's own tables; give loop.precision={config.target.dtype}, or target.dtype=float32"
+        )
+    options = {"normalise_features": wanted.normalise_features, "mask_feature": wanted.learn_mask_feature}
+    chosen = tuple(wanted.target_layers) if wanted.target_layers else None
+    if wanted.path is not None:
+        weightless = target.device.type == "meta"
+        draft = weightless_draft(wanted.path, target) if weightless else load_draft(wanted.path, target, torch.float32, pack=False)
+        if draft.spec is None:
+            draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, **options)
+        if draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
+            raise Pard2Error(
+                f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens), or an ordinary LM; "
+                "make one with `pard2 draft init`"
+            )
+        if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
+            raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
+        return draft.requires_grad_(True)
+    layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
+    return cut_draft(
+        target, layers, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary, **options
+    ).float()
+
+
+def _mask_token(config: TrainConfig, target: Target) -> int:
+    return unused_token(target) if config.draft.mask_token is None else config.draft.mask_token

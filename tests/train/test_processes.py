@@ -1,0 +1,115 @@
+"""Several processes train the draft that one would: the same losses, and the same weights up to the order of sums."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from train_runs import CONVERSATIONS, newest, weights, write_records
+
+from pard2.errors import Pard2Error
+from pard2.train.processes import Processes
+
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
+
+
+def write_run(tmp_path: Path, target: Path, **loop) -> Path:
+    data = write_records(tmp_path / "data.jsonl", CONVERSATIONS)
+    run = {
+        "target": {"name": str(target)},
+        "draft": {"layers": [0, 2], "target_layers": [-1, -2]},
+        "data": {"train": [str(data)], "evaluation": str(data), "max_length": 80, "on_long": "cut"},
+        "objective": {"draft_tokens": 4, "feature_drop": 0.3},
+        "optimizer": {"lr": 3e-3, "warmup_steps": 2, "ema": 0.5},
+        "loop": {"steps": 4, "rows_per_step": 4, "save_every": 2, "evaluate_every": 2, "evaluation_tokens": 4, "seed": 3, "device": "cpu"} | loop,
+    }
+    path = tmp_path / f"{Path(loop['output']).name}.yaml"
+    path.write_text(yaml.safe_dump(run))
+    return path
+
+
+def start(run: Path, processes: int, port: int = 0) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launcher = [*LAUNCHER, str(port)] if processes > 1 else [sys.executable]
+    command = [*launcher, "-m", "pard2", "train", str(run)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def metrics(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_train_what_one_does(target_directory, tmp_path, sharding):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    finish(start(write_run(tmp_path, target_directory, output=str(alone)), 1))
+    out = finish(start(write_run(tmp_path, target_directory, output=str(together), sharding=sharding), 2, 29400 + (sharding == "fsdp")))
+    assert out.splitlines() == [str(together / "draft")]  # the main process speaks alone
+    for one, two in zip(metrics(alone), metrics(together), strict=True):
+        assert one["tokens"] == two["tokens"] and one["slots"] == two["slots"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4) and two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
+    ours, theirs = weights(str(alone)), weights(str(together))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert (together / "draft" / "training.json").is_file() and (together / "best" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory, tmp_path):
+    """Killed between checkpoints, once with half of a later checkpoint on disk, a run ends with the weights of one that was left alone."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(write_run(tmp_path, target_directory, output=str(whole), steps=60, evaluate_every=1000), 1))
+    run = write_run(tmp_path, target_directory, output=str(killed), steps=60, evaluate_every=1000)
+    process = start(run, 1)
+    deadline = time.monotonic() + 90
+    while not (killed / "metrics.jsonl").exists() or len((killed / "metrics.jsonl").read_bytes().splitlines()) < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert newest(str(killed)).name < "step-00000060"
+    finish(start(run, 1))
+    ours, theirs = weights(str(whole)), weights(str(killed))
+    assert ours.keys() == theirs.keys() and all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+    assert [line["loss"] for line in metrics(whole)] == [line["loss"] for line in metrics(killed)]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(target_directory, tmp_path):
+    output = tmp_path / "run"
+    run = write_run(tmp_path, target_directory, output=str(output), steps=200, evaluate_every=1000)
+    process = start(run, 2, 29403)
+    deadline = time.monotonic() + 90
+    while not list((output / "checkpoints").glob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    step = int(newest(str(output)).name.removeprefix("step-"))
+    assert step < 200
+    finish(start(run, 1))  # also: what two processes wrote, one reads
+    assert metrics(output)[-1]["step"] == 200
+
+
+def test_what_cannot_be_shared_out_is_refused(monkeypatch):
+    with pytest.raises(Pard2Error, match="loop.sharding=fsdp needs several processes; start them with accelerate launch or torchrun"):
+        Processes("cpu", "fsdp")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Pard2Error, match="loop.device=cuda:1 names one device for 2 processes"):
+        Processes("cuda:1", "none")
