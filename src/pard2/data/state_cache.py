@@ -239,8 +239,8 @@ def _identity(target: Target) -> dict[str, Any]:
     """What the states depend on beside the tokens; and the hashes of what made the tokens, which catch a mix-up before all are missing."""
     tokenizer = target.tokenizer
     return {
+        "dtype": str(target.model.dtype).removeprefix("torch."),  # before the weights, which it rounds
         "weights": _weights_hash(target),
-        "dtype": str(target.model.dtype).removeprefix("torch."),
         "layers": [layer % target.num_states - target.num_states for layer in target.feature_layers],
         "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer),
         "template": None if tokenizer is None else template_hash(tokenizer),
