@@ -426,7 +426,7 @@ def test_what_will_not_fit_is_known_before_the_first_byte(tmp_path, monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**10, 10**10 - 10_000, 10_000))
     target, examples = new_target(), new_examples()
     said = refused(lambda: StateCache.open(tmp_path / "a" / "b", target).admit(examples))
-    assert said.startswith(f"features.cache {tmp_path / 'a' / 'b'} needs 0.0 GB more and its disk has 0.0 GB free; name a directory on another disk")
+    assert said.startswith(f"features.cache {tmp_path / 'a' / 'b'} needs 0 MB more and its disk has 0 MB free; name a directory on another disk")
     assert StateCache.open(tmp_path / "a", target, "generate", "delete").admit(examples) is examples
 
 

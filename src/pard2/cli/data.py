@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pard2.cli import prepare
+from pard2.cli import cache, prepare
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption, choose_draft
 from pard2.errors import Pard2Error
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 app.command("prepare")(prepare.prepare)
 app.command("preview")(prepare.preview)
+app.command("cache")(cache.cache)
 
 OutputOption = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="JSONL file; one that this work has begun is continued.")]
 # Many sequences at once leave a draft little to win, so none is taken unasked.

@@ -23,6 +23,7 @@ from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.shards import Shards, StateRecord, beside_path, record_key, remove_leftovers, unwritable
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
+from pard2.units import size
 
 FORMAT, FORMAT_VERSION = "pard2-states", 1
 MANIFEST = "manifest.json"
@@ -157,7 +158,7 @@ class StateCache:
         free = shutil.disk_usage(there).free
         if needed > free:
             raise Pard2Error(
-                f"features.cache {self.directory} needs {needed / 1e9:,.1f} GB more and its disk has {free / 1e9:,.1f} GB free; "
+                f"features.cache {self.directory} needs {size(needed)} more and its disk has {size(free)} free; "
                 "name a directory on another disk, or let each step compute the states: features.cache=null"
             )
 
