@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.numpy import load_file
 
 from chat_tokenizer import CHATML, byte_tokenizer
 from pard2.data import prepared
@@ -47,7 +48,9 @@ def test_what_comes_back_is_what_went_in(tmp_path, source, monkeypatch, shard_to
     monkeypatch.setattr(prepared, "_SHARD_TOKENS", shard_tokens)
     directory = prepare(tmp_path / "made", source)
     assert list(load(directory)) == list(load_examples([source], TOKENIZER, EOS, 1000))
-    shards = len(list(directory.glob("*.safetensors")))
+    files = [load_file(file) for file in directory.glob("*.safetensors")]
+    assert all(file["offsets"][0] == 0 and file["offsets"][-1] == len(file["tokens"]) for file in files)  # each can be read alone
+    shards = len(files)
     assert shards == 9 if shard_tokens == 1 else 1 < shards < 9 if shard_tokens == 100 else shards == 1
 
 
