@@ -2,24 +2,26 @@
 
 import copy
 import filecmp
+import json
 
 import pytest
 import torch
 from torch import nn
-from train_runs import CONVERSATIONS, assert_bit_for_bit, save_target, write_records
+from train_runs import CONVERSATIONS, assert_bit_for_bit, prepare, row_loss, save_target, write_records
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams, Stats
 from pard2.config import ObjectiveConfig, OptimizerConfig
 from pard2.data.chat import Example, prompt_ids
+from pard2.engine.request import Completion
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import save_draft
 from pard2.models.draft import Draft
 from pard2.models.target import Target
-from pard2.train.evaluate import acceptance
+from pard2.train import evaluate as evaluation
+from pard2.train.evaluate import TIMED_PROMPTS, acceptance, evaluate, held_out_prompts, speed
 from pard2.train.loop import train
 from pard2.train.optimizer import Optimizer
-from pard2.train.step import prepare_row, row_loss
 from tiny import tiny_draft, tiny_target
 
 K = 4
@@ -29,12 +31,15 @@ RECORDS = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])  # joined matrices without and with bias, and none
-@pytest.mark.parametrize("draft", [{}, {"share_vocabulary": True, "standardise_features": True}], ids=["whole", "shared"])
+SHARED = {"share_vocabulary": True, "standardise_features": True}
+
+
+# Joined matrices without and with bias, and none.
+@pytest.mark.parametrize(("architecture", "draft"), [("llama", {}), ("llama", SHARED), ("qwen2", {}), ("gpt2", SHARED)])
 def test_a_run_with_evaluations_ends_with_the_weights_of_one_without(make_config, quiet, tmp_path, architecture, draft):
     held_out = write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:2])
     target = {"name": str(save_target(tmp_path / architecture, architecture))}
-    loop = {"evaluate_every": 2, "evaluation_tokens": 6}
+    loop = {"evaluate_every": 3, "evaluation_tokens": 6}
     runs = []
     for name, data in (("without", {}), ("with", {"evaluation": str(held_out)})):
         runs.append(make_config(target=target, draft={"mask_token": MASK_ID} | draft, data=data, loop=loop | {"output": str(tmp_path / name)}))
@@ -56,29 +61,30 @@ def draft(target: Target) -> Draft:
 
 
 def optimizer_of(draft: Draft) -> Optimizer:
-    return Optimizer(draft, OptimizerConfig(lr=0.02, warmup_steps=0))
+    return Optimizer(dict(draft.named_parameters()), OptimizerConfig(lr=0.02, warmup_steps=0))
 
 
 def take_steps(target: Target, draft: Draft, optimizer: Optimizer, count: int) -> None:
     """Teach the draft what the target says to the first record."""
     assert draft.spec is not None and draft.spec.target_layers is not None
-    target.capture(draft.spec.target_layers)
-    prompt = prompt_ids(target.tokenizer, RECORDS[0]["messages"][:1])
+    (prompt,) = held_out_prompts(target, RECORDS[:1])
     (completion,) = Engine(target).generate([prompt], SamplingParams(max_tokens=30))
     example = Example("0", prompt + completion.token_ids, [False] * len(prompt) + [True] * len(completion.token_ids))
-    objective = ObjectiveConfig(draft_tokens=K)
+    objective = ObjectiveConfig(draft_tokens=K, feature_drop=0.0)
     target.capture(draft.spec.target_layers)
     for step in range(count):
-        row = prepare_row(target, [example], objective, torch.Generator().manual_seed(step), use_features=True)
-        row_loss(draft, target, row, row.weights.sum(), objective).loss.backward()
+        prepared = prepare(target, [example], objective, seed=step)
+        out = row_loss(draft, target, prepared, objective)
+        (out.loss / out.weight).backward()
+        optimizer.clip()
         optimizer.step(step, count)
 
 
 def test_the_optimizer_still_trains_the_models_own_parameters(target, draft):
     """Weights that became other objects, or inference tensors, would never be updated again."""
     optimizer = optimizer_of(draft)
-    acceptance(target, draft, RECORDS, "pard2-td", 6)
-    assert [id(p) for p in draft.parameters()] == [id(p) for p in optimizer.parameters]
+    evaluate(target, draft, held_out_prompts(target, RECORDS), 6)
+    assert [id(p) for p in draft.parameters()] == [id(p) for p in optimizer.parameters.values()]
     assert all(isinstance(p, nn.Parameter) and p.requires_grad and p.is_leaf and not p.is_inference() for p in draft.parameters())
     before = copy.deepcopy(draft.state_dict())
     take_steps(target, draft, optimizer, 1)
@@ -89,12 +95,13 @@ def test_the_optimizer_still_trains_the_models_own_parameters(target, draft):
 @pytest.mark.parametrize("method", ["pard2-td", "pard2-ti"])
 def test_evaluating_again_sees_the_new_weights(target, draft, method):
     """Copies made at the first evaluation would be evaluated for the rest of the run."""
-    first = acceptance(target, draft, RECORDS[:1], method, 30)
+    prompts = held_out_prompts(target, RECORDS[:1])
+    first = acceptance(target, draft, prompts, method, 30)
     take_steps(target, draft, optimizer_of(draft), 60)
-    second = acceptance(target, draft, RECORDS[:1], method, 30)
+    second = acceptance(target, draft, prompts, method, 30)
     fresh = tiny_draft(target, [0, 2], draft_tokens=K, projection=0.0, mask_token=MASK_ID)
     fresh.load_state_dict(draft.state_dict())
-    assert second == acceptance(target, fresh, RECORDS[:1], method, 30)
+    assert second == acceptance(target, fresh, prompts, method, 30)
     assert second["acceptance_length"] > first["acceptance_length"] + 1
 
 
@@ -124,7 +131,7 @@ def test_what_is_saved_after_an_evaluation_is_what_was_saved_before(target, draf
         save_draft(draft, tmp_path / f"{name}-float32", torch.float32)
         torch.save(draft.state_dict(), tmp_path / f"{name}.pt")
         sizes.append((tmp_path / f"{name}.pt").stat().st_size)
-        acceptance(target, draft, RECORDS, "pard2-ti", 6)
+        evaluate(target, draft, held_out_prompts(target, RECORDS), 6)
     assert sizes[1] <= sizes[0] + 1024
 
     for kind in ("", "-float32"):
@@ -140,15 +147,93 @@ def test_it_counts_as_stats_do_and_asks_what_users_ask(target):
         prompts = [prompt_ids(target.tokenizer, record["messages"][:turns]) for record in RECORDS]
         return [completion.stats for completion in Engine(target, draft, "pard2-ti", K).generate(prompts, SamplingParams(max_tokens=7))]
 
-    result = acceptance(target, draft, RECORDS, "pard2-ti", 7)
+    result = acceptance(target, draft, held_out_prompts(target, RECORDS), "pard2-ti", 7)
     stats = sum(measured(1), Stats())
     assert result["acceptance_length"] == stats.acceptance_length
     assert result["accepted_by_position"] == [round(rate, 4) for rate in stats.accepted_by_position]
+    assert (result["prompts"], result["cycles"], result["draft_tokens"]) == (len(RECORDS), stats.cycles, K)
     # Else neither definition nor prompts would matter.
     assert stats.proposed < K * stats.cycles
     assert stats.accepted_per_cycle != sum(measured(2), Stats()).accepted_per_cycle
 
 
-def test_a_record_without_a_question_is_one_clear_line(target, draft):
+def test_the_mode_without_features_comes_first_or_a_mode_is_left_out(target, draft):
+    prompts = held_out_prompts(target, RECORDS)
+    results = evaluate(target, draft, prompts, 6)
+    assert [result["method"] for result in results] == ["pard2-td", "pard2-ti"]
+    for result in results:
+        again = acceptance(target, draft, prompts, result["method"], 6)
+        assert result.items() >= again.items()
+        assert result["speedup"] > 0 and result["timed_prompts"] == min(TIMED_PROMPTS, len(prompts))
+    json.dumps(results, allow_nan=False)
+    draft.projection = None
+    assert [result["method"] for result in evaluate(target, draft, prompts, 6)] == ["pard2-ti"]
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], tokens: int = 12) -> list[tuple[str, int]]:
+    """Answers of `tokens` tokens, in cycles of one for `ar` and of two for a draft, that take so many seconds; returns who was asked what."""
+    asked: list[tuple[str, int]] = []
+
+    def complete(engine: Engine, prompts: list[list[int]], max_tokens: int) -> list[Completion]:
+        (prompt,) = prompts
+        asked.append((engine.method, prompt[0]))
+        each = 0 if engine.method == "ar" else 1
+        cycles = tokens // (1 + each)
+        stats = Stats((each,) * cycles, (each,) * cycles, 99.0, seconds[engine.method][prompt[0]] if cycles else 0.0)
+        return [Completion([1] * (tokens + 1), None, "length", 1, stats, engine.method)]
+
+    monkeypatch.setattr(evaluation, "_complete", complete)
+    return asked
+
+
+def test_speed_is_a_mean_of_ratios_or_counts_the_prompts_pass(target, draft, monkeypatch):
+    """Of all prompts together: 24 tokens in 4 s and in 8 s, beside 24 tokens in 12 s."""
+    asked = timed(monkeypatch, {"ar": [2.0, 10.0], "pard2-td": [1.0, 3.0], "pard2-ti": [2.0, 6.0]})
+    found = speed(target, draft, [[0], [1]], ("pard2-td", "pard2-ti"), 12)
+    assert found["pard2-td"]["speedup"] == pytest.approx(3.0) and found["pard2-ti"]["speedup"] == pytest.approx(1.5)
+    assert found["pard2-td"]["speedup_interval"] == pytest.approx([2.0, 10 / 3])
+    assert (found["pard2-td"]["tokens_per_second"], found["pard2-td"]["plain_tokens_per_second"]) == (6.0, 2.0)
+    # Warmed up, then in turn; whoever came first comes last the next time.
+    assert asked[3:] == [("ar", 0), ("pard2-td", 0), ("pard2-ti", 0), ("pard2-ti", 1), ("pard2-td", 1), ("ar", 1)]
+
+
+def test_answers_of_one_token_divide_by_zero(target, draft, monkeypatch):
+    timed(monkeypatch, {}, tokens=0)
+    (found,) = speed(target, draft, [[0], [1]], ("pard2-td",), 12).values()
+    assert found["speedup"] is None and found["speedup_interval"] is None and found["timed_prompts"] == 0
+
+
+def test_prompts_that_end_at_once_make_an_acceptance_that_is_no_number(target, draft):
+    result = acceptance(target, draft, held_out_prompts(target, RECORDS), "pard2-td", 1)
+    assert result["cycles"] == 0 and result["acceptance_length"] == 1 and result["acceptance_length_interval"] == [1, 1]
+    assert acceptance(target, draft, held_out_prompts(target, RECORDS[:1]), "pard2-td", 4)["acceptance_length_interval"] is None
+
+
+def test_an_interval_is_of_cycles_or_of_means_of_prompts(target, draft, monkeypatch):
+    """Prompts are drawn anew, and with them all of their cycles: 1 cycle that accepted 3 tokens and 8 that accepted 1 each."""
+    each = [Stats((3,), (4,)), Stats((1,) * 8, (4,) * 8)]
+    monkeypatch.setattr(evaluation, "_complete", lambda *_: [Completion([], None, "stop", 1, stats, "pard2-td") for stats in each])
+    result = acceptance(target, draft, [[0], [1]], "pard2-td", 12)
+    assert result["acceptance_length"] == pytest.approx(1 + 11 / 9)
+    assert result["acceptance_length_interval"] == [2.0, 4.0]
+
+
+def test_a_broken_target_counts_as_a_bad_draft(target, draft):
+    with torch.no_grad():
+        target.model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(Pard2Error, match="evaluation by .* failed: .* gave logits that are no numbers"):
+        acceptance(target, draft, held_out_prompts(target, RECORDS), "pard2-td", 4)
+
+
+def test_a_prompt_is_read_without_its_tools(target):
+    template = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    target.tokenizer.chat_template = template
+    record = {"id": "x", "messages": [{"role": "user", "content": "hi"}], "tools": [{"type": "function", "function": {"name": "look"}}]}
+    assert target.tokenizer.decode(held_out_prompts(target, [record])[0]) == "look;hi"
+
+
+def test_a_record_that_is_no_prompt_stops_the_run_at_its_first_evaluation(target):
     with pytest.raises(Pard2Error, match="data.evaluation: record 'x' has no user message"):
-        acceptance(target, draft, [{"id": "x", "messages": [{"role": "system", "content": "y"}]}], "pard2-td", 3)
+        held_out_prompts(target, [{"id": "x", "messages": [{"role": "system", "content": "y"}]}])
+    with pytest.raises(Pard2Error, match="data.evaluation: record 'y': the prompt has 5.. tokens, the context of .* is 256"):
+        held_out_prompts(target, [{"id": "y", "messages": [{"role": "user", "content": "y" * 500}]}])

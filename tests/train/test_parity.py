@@ -25,10 +25,12 @@ ALL = ObjectiveConfig(draft_tokens=K, retention=1.0, feature_drop=0.0)
 def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]]:
     """What the engine's drafter proposes from now on, by all the tokens that it has read of a sequence."""
     contexts: dict[int, list[int]] = {}
+    readings = []  # kept, so that no number is given twice
     found: dict[tuple[int, ...], list[int]] = {}
     absorb, propose = ParallelDrafter.absorb, ParallelDrafter.propose
 
     def spied_absorb(self, reading, token_ids, features):
+        readings.append(reading)
         contexts.setdefault(id(reading), []).extend(token_ids)
         absorb(self, reading, token_ids, features)
 
@@ -36,7 +38,8 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]
         result = propose(self, asks, choose)
         start = 0
         for ask in asks:
-            found[tuple(contexts[id(ask.reading)])] = result.token_ids[start : start + ask.k].tolist()
+            if ask.k:
+                found[tuple(contexts[id(ask.reading)])] = result.token_ids[start : start + ask.k].tolist()
             start += ask.k
         return result
 
@@ -97,8 +100,9 @@ def test_the_two_modes_differ(proposed):
     first = []
     for method in ("pard2-td", "pard2-ti"):
         list(Engine(target, draft, method, K).generate([[3, 4, 5]], SamplingParams(max_tokens=8)))
-        first.append(proposed.pop((3, 4, 5)))
-    assert first[0] != first[1]
+        first.append(proposed[min(proposed, key=len)])
+        proposed.clear()
+    assert first[0] and first[0] != first[1]
 
 
 def acceptance_length(target: Target, draft: Draft, prompts: list[list[int]], method: str) -> float:

@@ -1,5 +1,6 @@
 """`pard2 train`: runs or resumes what a YAML file says."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,8 @@ def train(
     except KeyboardInterrupt:
         print_note("what the last checkpoint holds is kept; the same command resumes there")
         raise
-    typer.echo(directory)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the main one speaks
+        typer.echo(directory)
 
 
 def _dry_run(config: "TrainConfig", as_json: bool) -> None:
