@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from pard2.errors import Pard2Error
 from pard2.objective import vocabulary
 from pard2.objective.chunks import plan_chunks
 from pard2.objective.loss import LossOutput, Objective, TrainedSlots, effective_weights
@@ -38,9 +38,10 @@ def chunked_loss(
 ) -> LossOutput:
     """The sums of `weighted_loss`, `chunk` slots (or one longer chain) at a time.
 
-    states: [P, H] of the draft. head: [V, H] and bias: [V], of the draft's logits. teacher_states: [T, H_T]; `teacher_head` makes logits [.., V]
-    of them and is asked for every row once. Matrix products run in the states' dtype, all else in float32 (float64 for float64).
-    compiled: use the CPU's kernels where they can run; False for the tensor operations that they replace.
+    states: [P, H] of the draft. head: [V, H] and bias: [V], of the draft's logits. teacher_states: [T, H_T]; `teacher_head` makes
+    logits [.., V] of them and is asked for every row once. Matrix products run in the states' dtype, all else in float32
+    (float64 for float64). compiled: use the CPU's kernels where they can run; False for the tensor operations that they replace.
+    Backward may run once. Raises `Pard2Error` if the teacher's logits have another size than the draft's.
     """
     if not torch.is_grad_enabled():
         states, head, bias = states.detach(), head.detach(), bias if bias is None else bias.detach()
@@ -73,11 +74,21 @@ class _ChunkedLoss(torch.autograd.Function):
         chunks, rows = plan_chunks(slots, chunk)
         p = states.new_empty(rows, len(head), dtype=precise)
         negative_entropy = p.new_empty(rows)
+        # One buffer for all chunks: fresh memory of this size comes page by page, at a sixth of the product's own time.
+        buffer = states.new_empty(max((len(part.slots) for part in chunks), default=0), len(head))
         for part in chunks:
             if len(part.new_rows):
-                negative_entropy[part.new_places] = operations.store_softmax(teacher_head(teacher_states[part.new_rows]), p, part.new_places)
+                teacher = teacher_head(teacher_states[part.new_rows])
+                if teacher.shape[-1] != len(head):
+                    raise Pard2Error(
+                        f"the target has logits for {teacher.shape[-1]} tokens, the draft for {len(head)}; start from a draft with the target's "
+                        "vocab_size (draft.layers cuts one out of it)"
+                    )
+                negative_entropy[part.new_places] = operations.store_softmax(teacher, p, part.new_places)
             x, some = states[part.slots], slots.take(part.slots)
-            logits = F.linear(x, matrix, None if bias is None else bias.to(x.dtype)).to(precise)
+            logits = torch.mm(x, matrix.T, out=buffer[: len(x)]).to(precise)
+            if bias is not None:
+                logits += bias
             said = operations.softmax_(logits, p, part.places, some.label)
             correct[part.slots], overlap[part.slots] = said.correct, said.overlap
 
@@ -110,14 +121,16 @@ class _ChunkedLoss(torch.autograd.Function):
                     grad_head += grad.T @ x
         loss += objective.ce_alpha * ce + objective.kd_alpha * kl
         ctx.save_for_backward(grad_states, grad_head, grad_bias)
-        ctx.dtypes = head.dtype, None if bias is None else bias.dtype
+        ctx.states_dtype, ctx.head_dtype, ctx.bias_dtype = states.dtype, head.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(weight, ce, kl, correct, overlap)
         return loss, weight, ce, kl, correct, overlap
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        dtypes = (grads[0].dtype, *ctx.dtypes)
-        return *(g if g is None else (g * grads[0]).to(t) for g, t in zip(ctx.saved_tensors, dtypes, strict=True)), *[None] * 6
+        # In place, for a head's gradient is large. A second backward pass would scale twice; torch sees that and raises RuntimeError.
+        scaled = (None if g is None else g.mul_(grads[0]) for g in ctx.saved_tensors)
+        dtypes = (ctx.states_dtype, ctx.head_dtype, ctx.bias_dtype)
+        return *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, dtypes, strict=True)), *[None] * 6
 
 
 def _accepted_and_slope(chains: Chains, overlap: Tensor) -> tuple[Tensor, Tensor]:
