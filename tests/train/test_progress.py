@@ -95,6 +95,17 @@ def test_skipped_steps_whose_loss_is_no_number(log, clock):
     assert "loss nan" in lines(log)[0]
 
 
+def test_an_evaluation_scrolls_by_unseen(log, clock):
+    """It is told at once, between the lines of a log, too."""
+    td = {"method": "pard2-td", "acceptance_length": 2.5, "acceptance_length_interval": [2.25, 2.75], "speedup": 1.8, "prompts": 8}
+    ti = {"method": "pard2-ti", "acceptance_length": 2.0, "acceptance_length_interval": None, "speedup": None, "prompts": 8}
+    with TrainingProgress(log, 10, 0, clock) as progress:
+        progress.update(record(1))
+        progress.update(record(2, evaluation=[td, ti]))
+    said = "step 2: acceptance length on 8 held-out prompts: pard2-td 2.50 (2.25 to 2.75), 1.80x plain decoding; pard2-ti 2.00"
+    assert lines(log)[1:] == [said]
+
+
 def test_a_terminal_gets_log_lines_or_a_log_gets_escape_codes(log, clock):
     screen = Console(file=io.StringIO(), width=200, force_terminal=True)
     with TrainingProgress(screen, 10, 0, clock) as progress:

@@ -92,7 +92,7 @@ def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str]
         items = [item for item in items if item[0] and item[2]]
         ours = sum(stats[method], Stats())
         found[method] = {
-            "speedup": ours.tokens_per_second / plain.tokens_per_second if items else None,
+            "speedup": round(ours.tokens_per_second / plain.tokens_per_second, 4) if items else None,
             "speedup_interval": bootstrap(items, _speedup),
             "tokens_per_second": round(ours.tokens_per_second, 1),
             "plain_tokens_per_second": round(plain.tokens_per_second, 1),

@@ -40,11 +40,13 @@ class TrainingProgress:
             self._live.stop()
 
     def update(self, record: dict[str, Any]) -> None:
-        """Show a step's metrics; needs `step, loss, teacher_forced_al, tokens, slots, seconds, wait_seconds, memory_bytes`."""
+        """Show a step's metrics; needs `step, loss, teacher_forced_al, tokens, slots, seconds, wait_seconds, memory_bytes`. Evaluations stay."""
         self._done = record["step"]
         self._taken += 1
         for name in self._sums:
             self._sums[name] = _KEEP * self._sums[name] + record[name]
+        if record.get("evaluation"):
+            self._console.print(f"step {self._done:,}: {evaluation_line(record['evaluation'])}", markup=False, highlight=False)
         if self._live is not None:
             self._live.update(self._view(self.figures(record)), refresh=True)
             return
@@ -73,3 +75,14 @@ class TrainingProgress:
         left = f"{duration(self.seconds_left())} left" if self._taken else ""
         bar.add_row("training", ProgressBar(self._total, self._done, width=40), f"{self._done:,}/{self._total:,}", left)
         return Group(bar, Text(line, style="dim"))
+
+
+def evaluation_line(results: list[dict[str, Any]]) -> str:
+    """The results of `evaluate` in words."""
+    parts = []
+    for one in results:
+        interval = one["acceptance_length_interval"]
+        sure = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
+        speed = "" if one["speedup"] is None else f", {one['speedup']:.2f}x plain decoding"
+        parts.append(f"{one['method']} {one['acceptance_length']:.2f}{sure}{speed}")
+    return f"acceptance length on {results[0]['prompts']} held-out prompts: {'; '.join(parts)}"
