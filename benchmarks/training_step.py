@@ -118,7 +118,7 @@ def steps(arguments: argparse.Namespace) -> tuple[dict[str, Step], dict[str, Par
     objective = ObjectiveConfig(draft_tokens=arguments.draft_tokens, feature_drop=0.0)
     target, draft = training_pair(arguments.shape, arguments.layers, arguments.draft_tokens, arguments.share_vocabulary, arguments.device)
     row = training_row(target, arguments.prompt, arguments.length, objective)
-    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=0.0)
+    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=0.0, fused=True)
     parts = {kind: Parts(target.device) for kind in ("ours", "dense")}
     attention: AttentionKind = "flex" if target.device.type == "cuda" else "blocks"
     return (

@@ -22,7 +22,7 @@ class Optimizer:
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
         self.parameters = dict(parameters)
-        self._inner = torch.optim.AdamW(self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        self._inner = torch.optim.AdamW(self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
     def scale_gradients(self, factor: Tensor) -> None:
         """Multiply every gradient by a scalar."""
