@@ -63,6 +63,8 @@ def test_a_resumed_run_tells_steps_twice_or_loses_one(tmp_path, torn, done):
     write(tmp_path, 0, record(1), record(2), record(3))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(torn)
+    write(tmp_path, done)  # killed again before it told of a step
+    assert [line["step"] for line in on_disk(tmp_path)] == [*range(1, done + 1)]
     write(tmp_path, done, *(record(step, again=True) for step in range(done + 1, 5)))
     assert [line["step"] for line in on_disk(tmp_path)] == [1, 2, 3, 4]
     assert ["again" in line for line in on_disk(tmp_path)] == [step > done for step in range(1, 5)]
@@ -130,8 +132,9 @@ def test_tensorboard_is_a_step_behind_when_killed(tmp_path):
     pytest.importorskip("tensorboard")
     with MetricsLog(tmp_path, True, None, {}) as log:
         log.forget_after(0)
-        log.write(record(1))
-        assert curves(tmp_path)["loss"] == [(1, 2.0)]
+        for step in (1, 2, 3):  # the first is on disk at once in any case
+            log.write(record(step))
+        assert curves(tmp_path)["loss"] == [(1, 2.0), (2, 1.0), (3, 0.0)]
 
 
 def test_a_missing_tensorboard_is_found_after_the_models_are_loaded(tmp_path, monkeypatch):
