@@ -37,8 +37,9 @@ def run_config(args: argparse.Namespace, name: str) -> TrainConfig:
         "target": {"name": args.target},
         "draft": {"path": args.draft, "share_vocabulary": True, "standardise_features": True},
         "data": {"train": [str(path) for path in args.data], "max_length": 384, "on_long": "cut", "row_length": args.row_length},
-        "objective": {"draft_tokens": args.draft_tokens, "retention": 0.8, "min_retention": 0.1, "feature_drop": 0.15} | OBJECTIVES[name],
+        "objective": {"draft_tokens": args.draft_tokens, "retention": 0.7, "min_retention": 0.1, "feature_drop": 0.15} | OBJECTIVES[name],
         "optimizer": {"lr": args.lr, "warmup_steps": 5, "min_lr_ratio": 0.05},
+        "features": {"cache": str(args.runs / "states")},  # the target's part is the same for all
         "loop": {"output": str(args.runs / name.replace(", ", "-")), "steps": args.steps, "rows_per_step": 1, "save_every": 20, "device": "cpu"},
     }
     return TrainConfig.model_validate(sections)
@@ -52,11 +53,11 @@ def main() -> None:
     parser.add_argument("--draft", default=embedded_draft(), help="that all runs go on from")
     parser.add_argument("--draft-tokens", type=int, default=6, help="its K")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--row-length", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--row-length", type=int, default=512)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--prompts", type=int, default=20, help="of each suite")
-    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--prompts", type=int, default=16, help="of each suite")
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"))
     parser.add_argument("--train-only", action="store_true", help="leave the decoding to a later call")
     parser.add_argument("--json", type=Path, required=True)
