@@ -36,7 +36,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(INSTALL) --editable '.[dev,demo]'
+	$(INSTALL) --editable '.[dev,demo,train]'
 	@touch $@
 
 clean:
