@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import CONVERSATIONS, newest, write_records
+from safetensors.torch import load_file
+from train_runs import CONVERSATIONS, assert_bit_for_bit, newest, save_target, write_records
 
 from pard2.data.chat import Example
 from pard2.errors import Pard2Error
+from pard2.files import claim
 from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.target import Target
 from pard2.train import loop as training
@@ -23,6 +25,13 @@ def metrics(config) -> list[dict]:
 
 def checkpoint(config) -> dict[str, torch.Tensor]:
     return torch.load(newest(config.loop.output) / "state.pt", weights_only=True)["weights"]
+
+
+def refused(config, quiet) -> str:
+    with pytest.raises(Pard2Error) as caught:
+        train(config, quiet)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("draft", [{}, {"share_vocabulary": True, "standardise_features": True}], ids=["whole", "shared"])
@@ -118,14 +127,131 @@ def test_bad_steps_far_apart_do_not_stop_a_run(make_config, quiet, monkeypatch):
     train(make_config(loop={"steps": 12}), quiet)
 
 
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_the_mean_of_the_weights(make_config, quiet):
+    config = make_config(optimizer={"ema": 0.9}, loop={"steps": 4})
+    directory = train(config, quiet)
+    state = torch.load(newest(config.loop.output) / "state.pt", weights_only=True)
+    saved = load_file(directory / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    key = "lm.model.layers.0.mlp.up_proj.weight"
+    assert saved.equal(state["average"][key].bfloat16()) and not saved.equal(state["weights"][key].bfloat16())
+
+
+def test_recomputed_activations_train_the_same(make_config, quiet, tmp_path):
+    runs = [make_config(loop={"activation_checkpointing": on, "steps": 3, "output": str(tmp_path / str(on))}) for on in (False, True)]
+    for run in runs:
+        train(run, quiet)
+    plain, recomputed = map(checkpoint, runs)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(recomputed[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_train_what_the_readable_mask_does(make_config, quiet, tmp_path):
+    runs = [make_config(loop={"attention": kind, "steps": 3, "output": str(tmp_path / kind)}) for kind in ("blocks", "dense")]
+    for run in runs:
+        train(run, quiet)
+    for one, other in zip(*map(metrics, runs), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4) and one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
+
+
+def test_bfloat16_arithmetic_trains_float32_weights(make_config, quiet, tmp_path):
+    runs = [make_config(loop={"precision": kind, "steps": 3, "output": str(tmp_path / kind)}) for kind in ("float32", "bfloat16")]
+    for run in runs:
+        train(run, quiet)
+    assert {tensor.dtype for tensor in checkpoint(runs[1]).values()} == {torch.float32}
+    losses = [[line["loss"] for line in metrics(run)] for run in runs]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    "objective", [{"weighting": "none"}, {"weighting": "d-pace"}, {"weighting": "overlap"}, {"cod_correction": True}, {"tf_eal_alpha": 0.5}]
+)
+def test_every_objective_takes_another_step_than_cat(make_config, quiet, tmp_path, objective):
+    runs = [make_config(objective=o, loop={"steps": 1, "output": str(tmp_path / n)}) for n, o in (("cat", {}), ("other", objective))]
+    for run in runs:
+        train(run, quiet)
+    assert metrics(runs[0])[0]["gradient_norm"] != metrics(runs[1])[0]["gradient_norm"]
+
+
+def test_options_that_are_off_change_no_bit(make_config, quiet, tmp_path):
+    off = {"tf_eal_alpha": 0.0, "tf_eal_warmup_steps": 3, "cod_correction": False, "d_pace_floor": 0.9, "weighting": "cat", "anchors": "response"}
+    runs = [make_config(objective=o, loop={"output": str(tmp_path / n)}) for n, o in (("without", {}), ("off", off))]
+    for run in runs:
+        train(run, quiet)
+    assert_bit_for_bit(*(run.loop.output for run in runs))
+
+
+def test_the_added_term_waits_for_its_warm_up(make_config, quiet, tmp_path):
+    runs = [
+        make_config(objective=o, loop={"steps": 3, "output": str(tmp_path / n)})
+        for n, o in (("a", {}), ("b", {"tf_eal_alpha": 2.0, "tf_eal_warmup_steps": 2}))
+    ]
+    for run in runs:
+        train(run, quiet)
+    plain, later = ([line["gradient_norm"] for line in metrics(run)] for run in runs)
+    assert plain[:2] == later[:2] and plain[2] != later[2]
+
+
+def test_epochs_are_counted_in_rows(make_config, quiet):
+    config = make_config(data={"row_length": 160}, loop={"steps": None, "epochs": 3, "rows_per_step": 2})
+    train(config, quiet)
+    assert len(metrics(config)) == 2  # one row of all four conversations; three of them are a step and a half
+
+
+def test_a_run_starts_from_a_small_lm(make_config, quiet, tmp_path):
+    """As Llama-3.2-1B does for Llama-3.1-8B."""
+    save_target(tmp_path / "sibling", hidden=16)
+    config = make_config(draft={"layers": None, "path": str(tmp_path / "sibling")}, loop={"steps": 2})
+    directory = train(config, quiet)
+    target = Target.from_pretrained(config.target.name, "float32", "cpu")
+    assert load_draft(str(directory), target, torch.float32, True).hidden_size == 16
+
+
+# --- what it leaves behind ------------------------------------------------------------------------
+
+
+def test_old_checkpoints_go_and_the_best_draft_stays(make_config, quiet, tmp_path, monkeypatch):
+    lengths = iter([1.5, 1.2, 1.4])
+    figures = {"method": "pard2-td", "acceptance_length_interval": None, "speedup": None, "prompts": 1}
+    monkeypatch.setattr(training, "evaluate", lambda *_: [figures | {"acceptance_length": next(lengths)}])
+    held_out = write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:1])
+    config = make_config(data={"evaluation": str(held_out)}, loop={"save_every": 1, "keep_last": 2, "evaluate_every": 2})
+    train(config, quiet)
+    output = Path(config.loop.output)
+    assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+    made = {name: json.loads((output / name / "training.json").read_text()) for name in ("best", "draft")}
+    assert (made["best"]["step"], made["draft"]["step"]) == (2, 6)
+    assert made["draft"]["config"]["objective"]["draft_tokens"] == 4 and {"argv", "commit", "versions"} <= made["draft"]["meta"].keys()
+
+
+def test_a_second_run_into_one_directory(make_config, quiet):
+    config = make_config()
+    with claim(Path(config.loop.output)):
+        assert "another run is writing to" in refused(config, quiet)
+    train(config, quiet)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing_that_was_complete(make_config, quiet, monkeypatch):
+    real, calls = torch.save, []
+
+    def save(state, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed")
+        real(state, path)
+
+    config = make_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        assert "cannot write" in refused(config, quiet)
+    assert newest(config.loop.output).name == "step-00000002"
+    train(config, quiet)
+    assert [line["step"] for line in metrics(config)] == [1, 2, 3, 4, 5, 6]
+
+
 # --- what is refused ------------------------------------------------------------------------------
-
-
-def refused(config, quiet) -> str:
-    with pytest.raises(Pard2Error) as caught:
-        train(config, quiet)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_data_without_a_token_to_predict(make_config, quiet):
