@@ -2,13 +2,14 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pard2.objective.cod import keep_masks
+from pard2.objective.cod import cod_correction, keep_masks
 from pard2.objective.layout import SlotLayout, build_layout
-from pard2.objective.weights import cat_weights
+from pard2.objective.weights import Chains, cat_weights, d_pace_weights, overlap_weights
 
 
 def packed(lengths: list[int], k: int) -> SlotLayout:
@@ -79,3 +80,23 @@ def test_an_impossible_token_gives_weight_zero_and_no_nan_behind_it():
 def test_weights_carry_no_gradient():
     logprobs = torch.full((5,), -0.5, requires_grad=True)
     assert not cat_weights(packed([5], 3), logprobs).requires_grad
+
+
+@pytest.mark.parametrize("weighting", ["d-pace", "overlap"])
+def test_corrected_weights_sum_on_average_to_those_without_dropping(weighting):
+    """D-PACE's correction belongs inside its sum; as a factor of the slot's own it would miss the deeper terms that COD takes away."""
+    predicted, k, draws, generator = torch.ones(14, dtype=torch.bool), 4, 3000, torch.Generator().manual_seed(0)
+    chance, loss = torch.rand(2, len(predicted), k, generator=generator)
+
+    def weighted_sum(kept: list[torch.Tensor]) -> torch.Tensor:
+        places = [(a, d) for d, anchors in enumerate([torch.arange(13), *kept]) for a in anchors.tolist()]
+        chain, depth = torch.tensor(places).T
+        chains, correction = Chains.of(chain, depth), cod_correction(predicted, kept)[depth]
+        values = chance[chain, depth]
+        weights = d_pace_weights(chains, values, correction, 0.5) if weighting == "d-pace" else overlap_weights(chains, values, correction)
+        return (weights * loss[chain, depth]).sum()
+
+    exact = weighted_sum(keep_masks(predicted, k, 1.0, 1.0, None))
+    sums = torch.stack([weighted_sum(keep_masks(predicted, k, 0.6, 0.2, generator)) for _ in range(draws)])
+    error = sums.std() / draws**0.5
+    assert (sums.mean() - exact).abs() < 4 * error and error < 0.01 * exact
