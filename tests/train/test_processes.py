@@ -13,7 +13,9 @@ import torch
 import yaml
 from train_runs import CONVERSATIONS, newest, weights, write_records
 
+from pard2.config import load_config
 from pard2.errors import Pard2Error
+from pard2.train.loop import train
 from pard2.train.processes import Processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # every process imports torch
@@ -54,9 +56,9 @@ def metrics(output: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_two_processes_train_what_one_does(target_directory, tmp_path, sharding):
+def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sharding):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    finish(start(write_run(tmp_path, target_directory, output=str(alone)), 1))
+    train(load_config(write_run(tmp_path, target_directory, output=str(alone))), quiet)
     out = finish(start(write_run(tmp_path, target_directory, output=str(together), sharding=sharding), 2, 29400 + (sharding == "fsdp")))
     assert out.splitlines() == [str(together / "draft")]  # the main process speaks alone
     for one, two in zip(metrics(alone), metrics(together), strict=True):
@@ -69,10 +71,10 @@ def test_two_processes_train_what_one_does(target_directory, tmp_path, sharding)
     assert (together / "draft" / "training.json").is_file() and (together / "best" / "config.json").is_file()
 
 
-def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory, tmp_path):
+def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory, tmp_path, quiet):
     """Killed between checkpoints, once with half of a later checkpoint on disk, a run ends with the weights of one that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(write_run(tmp_path, target_directory, output=str(whole), steps=60, evaluate_every=1000), 1))
+    train(load_config(write_run(tmp_path, target_directory, output=str(whole), steps=60, evaluate_every=1000)), quiet)
     run = write_run(tmp_path, target_directory, output=str(killed), steps=60, evaluate_every=1000)
     process = start(run, 1)
     deadline = time.monotonic() + 200
