@@ -126,3 +126,14 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
         with pytest.raises(Pard2Error, match="No space left on device; what it holds is kept"):
             writer.write([record("b")])
     assert read_records(path)[0]["id"] == "a"
+
+
+def test_a_second_run_into_one_file_is_refused(tmp_path):
+    """Each would write what the other has, and cut off the line that the other is writing."""
+    path = tmp_path / "answers.jsonl"
+    with RecordWriter(path) as writer:
+        writer.write([{"id": "a", "messages": [{"role": "user", "content": "x"}]}])
+        with pytest.raises(Pard2Error, match="another run is writing to .*answers.jsonl; wait for it, or name another file with -o"):
+            RecordWriter(path)
+    with RecordWriter(path) as again:
+        assert again.done == {"a"}

@@ -4,6 +4,7 @@ A record is a JSON object with `id` and `messages` (`pard2.data.conversations`).
 """
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterable
@@ -31,23 +32,33 @@ class RecordWriter:
     """Appends records to a JSONL file that may hold the first part of the same work.
 
     `done` holds the ids already there. A last line without its newline, left by a kill, is cut off. Raises
-    `Pard2Error` for a file that cannot be written or holds something other than records, which stays as it is.
+    `Pard2Error` for a file that cannot be written, that another run is writing, or that holds something other than records, which stays as it is.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_file():
             raise Pard2Error(f"cannot write {path}: it is not a regular file")
-        existing, torn = self._read_existing() if self.path.exists() else ([], 0)
-        self.done: set[str] = {record["id"] for record in existing}
         self._created = not self.path.exists()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
-            if torn:
-                self._file.truncate(self.path.stat().st_size - torn)
         except OSError as error:
             raise Pard2Error(f"cannot write {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            existing, torn = self._read_existing()
+            self._file.truncate(self.path.stat().st_size - torn)
+        except OSError as error:
+            self._file.close()
+            held = isinstance(error, BlockingIOError)
+            raise Pard2Error(
+                f"another run is writing to {path}; wait for it, or name another file with -o" if held else f"cannot write {path}: {error.strerror}"
+            ) from None
+        except Pard2Error:
+            self._file.close()
+            raise
+        self.done: set[str] = {record["id"] for record in existing}
 
     def _read_existing(self) -> tuple[list[Record], int]:
         """The whole lines, and the number of bytes of a torn last one."""
