@@ -149,3 +149,12 @@ def test_info_for_people_shows_every_field(pard2, copy):
     out = pard2("draft", "info", copy).out
     for part in ("LlamaForCausalLM, 2 layers", "pard2-td, pard2-ti", f"{MASK_ID}", "up to 6 tokens", "[32, 64], scale 0.02, no bias"):
         assert part in out
+
+
+def test_info_says_what_other_engines_cannot_read(init, pard2, copy, tmp_path):
+    assert init("--layers", 1, "-o", tmp_path / "d", "--share-vocabulary").code == 0
+    assert "shared vocabulary: no other engine can read it" in pard2("draft", "info", tmp_path / "d").out
+    change_config(copy, pard2_normalise_features=True)
+    assert "normalised features: no other engine can read it" in pard2("draft", "info", copy).out
+    change_config(copy, pard2_normalise_features=False)
+    assert "no other engine" not in pard2("draft", "info", copy).out

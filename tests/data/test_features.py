@@ -203,8 +203,16 @@ def test_generate_and_keep_writes_what_was_missing(filled):
         found = cache.read(more)
         assert [one is None for one in found] == [False] * 12 + [True] * 4
         assert_equal(cache.complete(more, found), alone(target, more))
-        assert_equal(cache.read(more), alone(target, more))  # before they are written, too
     assert_equal(StateCache.open(filled, target, "raise").read(more), alone(target, more))
+
+
+def test_what_is_not_written_yet_is_read_all_the_same(tmp_path):
+    """A conversation comes again before its shard is full: it is not computed again."""
+    target, examples = new_target(), new_examples()
+    cache = StateCache.open(tmp_path, target)
+    generated = cache.complete(examples, cache.read(examples))
+    assert not shards(tmp_path) and cache.missing(examples) == []
+    assert_equal(cache.read(examples), generated)
 
 
 def test_generate_and_delete_leaves_nothing(filled, tmp_path):

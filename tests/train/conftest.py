@@ -38,7 +38,7 @@ def make_config(target_directory: Path, tmp_path: Path) -> MakeConfig:
             "loop": {"output": str(tmp_path / "run"), "steps": 6, "rows_per_step": 2, "save_every": 2, "seed": 3, "device": "cpu"},
         }
         for section, fields in changes.items():
-            sections[section] = sections[section] | fields
+            sections[section] = sections.get(section, {}) | fields
         return TrainConfig.model_validate(sections)
 
     return make

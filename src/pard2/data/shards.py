@@ -80,8 +80,8 @@ class Shards:
                 self._index.setdefault(key.tobytes(), (path.name, start, stop))
             self._seen.add(path.name)
 
-    def read(self, tokens: np.ndarray, name: str, device: torch.device) -> StateRecord | None:
-        """The record of these tokens, None where there is none. name: what an error calls it.
+    def read(self, tokens: np.ndarray, record: str) -> StateRecord | None:
+        """The record of these tokens on the CPU, None where there is none. record: what an error calls it.
 
         Raises `Pard2Error` if other tokens are stored under its key, or its file is damaged.
         """
@@ -91,14 +91,14 @@ class Shards:
         shard, start, stop = self._index[key]
         try:
             file = self._opened(shard)
-            stored = file.get_slice("tokens")[start:stop].numpy()
-            # A copy, since the file is mapped: the disk is waited for here and not in the pass that uses it.
-            states = {key: file.get_slice(key)[start:stop].to(device, copy=True) for key in file.keys() if key in ("features", "last_state")}  # noqa: SIM118 - not a dictionary
+            names = ["tokens", "features", *({"last_state"} & set(file.keys()))]
+            # Copies, since the file is mapped: the disk is waited for here and not in the pass that uses them.
+            rows = {name: file.get_slice(name)[start:stop].clone() for name in names}
         except (OSError, SafetensorError):
             raise self._damaged(shard) from None
-        if not np.array_equal(stored, tokens):
-            raise Pard2Error(f"features.cache {self.directory}: {shard} holds other tokens than record {name} has under its key; delete that file")
-        return StateRecord(tokens, states["features"], states.get("last_state"))
+        if not np.array_equal(rows["tokens"].numpy(), tokens):
+            raise Pard2Error(f"features.cache {self.directory}: {shard} holds other tokens than record {record} has under its key; delete that file")
+        return StateRecord(tokens, rows["features"], rows.get("last_state"))
 
     def write(self, records: Sequence[StateRecord]) -> None:
         """A new shard of these records, on the CPU. Raises `Pard2Error` if it cannot be written, as on a full disk."""

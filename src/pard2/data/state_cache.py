@@ -165,7 +165,7 @@ class StateCache:
     def _read(self, example: Example) -> DocumentStates | None:
         tokens, device = _tokens(example), self.target.device
         # In this order: a record goes from the one to the other.
-        record = self._pending.get(record_key(tokens)) or self._shards.read(tokens, example.id, device)
+        record = self._pending.get(record_key(tokens)) or self._shards.read(tokens, example.id)
         if record is None:
             return None
         features = record.features.to(device)
