@@ -287,6 +287,14 @@ def test_a_draft_of_another_k(make_config, quiet, draft_directory):
     assert "must be a PARD-2 draft of K = 8 (objective.draft_tokens), or an ordinary LM; make one with `pard2 draft init`" in refused(config, quiet)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("normalise_features", True), ("learn_mask_feature", True), ("target_layers", [-1]), ("mask_token", 3), ("scale", 0.5)]
+)
+def test_a_draft_that_was_made_otherwise(make_config, quiet, draft_directory, field, value):
+    config = make_config(draft={"layers": None, "path": str(draft_directory), field: value})
+    assert f"has draft.{field} = " in refused(config, quiet)
+
+
 def test_sharing_a_vocabulary_that_the_draft_has_itself(make_config, quiet, draft_directory):
     """It used to be found out when the finished draft was to be saved."""
     config = make_config(draft={"layers": None, "path": str(draft_directory), "share_vocabulary": True})

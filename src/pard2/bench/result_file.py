@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pard2.environment import meta
 from pard2.bench.measurement import Measurement
 from pard2.bench.plan import Chunk, Plan
 from pard2.bench.report import summarise
+from pard2.environment import meta
 from pard2.errors import Pard2Error
 
 

@@ -35,11 +35,30 @@ def initial_draft(config: TrainConfig, target: Target) -> Draft:
             )
         if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
             raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
+        _check_same(config, draft)
         return draft.requires_grad_(True)
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
     return cut_draft(
         target, layers, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary, **options
     ).float()
+
+
+def _check_same(config: TrainConfig, draft: Draft) -> None:
+    """Raises `Pard2Error` if the run asks for what its PARD-2 draft was not made with: it would be left out silently."""
+    wanted, spec = config.draft, draft.spec
+    held = {
+        "mask_token": spec.mask_token,
+        "target_layers": list(spec.target_layers or ()),
+        "scale": spec.scale,
+        "normalise_features": spec.normalise_features,
+        "learn_mask_feature": spec.mask_feature,
+    }
+    for field in held.keys() & wanted.model_fields_set:
+        asked = getattr(wanted, field)
+        if asked is not None and asked != held[field]:
+            raise Pard2Error(
+                f"draft.path {wanted.path!r} has draft.{field} = {held[field]}; leave that field out, or start from an ordinary LM or a cut"
+            )
 
 
 def _mask_token(config: TrainConfig, target: Target) -> int:
