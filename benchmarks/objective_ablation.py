@@ -56,8 +56,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--row-length", type=int, default=512)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--prompts", type=int, default=16, help="of each suite")
+    parser.add_argument("--prompts", type=int, default=12, help="of each suite")
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--methods", nargs="+", choices=["pard2-td", "pard2-ti"], default=["pard2-td"])
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"))
     parser.add_argument("--train-only", action="store_true", help="leave the decoding to a later call")
     parser.add_argument("--json", type=Path, required=True)
@@ -73,11 +74,11 @@ def main() -> None:
         draft = load_draft(str(directory), target, torch.float32)
         for suite in args.suites:
             prompts = held_out_prompts(target, read_records(suite)[: args.prompts])
-            for method in ("pard2-td", "pard2-ti"):
+            for method in args.methods:
                 results.append({"objective": name, "suite": suite.stem} | acceptance(target, draft, prompts, method, args.new_tokens))
                 print(results[-1], flush=True)
-    settings = {key: getattr(args, key) for key in ("steps", "row_length", "lr", "draft_tokens", "new_tokens")}
-    write_result(args.json, about, results, settings=settings | {"conversations": sum(len(read_records(path)) for path in args.data)})
+                settings = {key: getattr(args, key) for key in ("steps", "row_length", "lr", "draft_tokens", "new_tokens")}
+                write_result(args.json, about, results, settings=settings)
 
 
 if __name__ == "__main__":
