@@ -69,6 +69,7 @@ def main() -> None:
     if args.train_only:
         return
     target = Target.from_pretrained(args.target, "float32")
+    settings = {key: getattr(args, key) for key in ("steps", "row_length", "lr", "draft_tokens", "new_tokens")}
     results = []
     for name, directory in ({"before": Path(args.draft)} | drafts).items():
         draft = load_draft(str(directory), target, torch.float32)
@@ -77,7 +78,6 @@ def main() -> None:
             for method in args.methods:
                 results.append({"objective": name, "suite": suite.stem} | acceptance(target, draft, prompts, method, args.new_tokens))
                 print(results[-1], flush=True)
-                settings = {key: getattr(args, key) for key in ("steps", "row_length", "lr", "draft_tokens", "new_tokens")}
                 write_result(args.json, about, results, settings=settings)
 
 
