@@ -96,7 +96,7 @@ def test_a_section_written_without_fields_can_be_filled(run):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"- a\n- b\n", "must be a mapping of sections (target, draft, data, objective, optimizer, loop)"),
+        (b"- a\n- b\n", "must be a mapping of sections (target, draft, data, features, objective, optimizer, loop, log)"),
         (b"", "must be a mapping of sections"),
         (b"a: [1\n", "is not YAML"),
         (b"\xff\xfe\xfa", "cannot read"),
