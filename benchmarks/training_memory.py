@@ -27,7 +27,7 @@ def main() -> None:
     sizes = [(k, 512) for k in arguments.draft_tokens] + [(16, length) for length in arguments.lengths if length != 512]
     for k, length in sizes:
         step = Path(__file__).with_name("training_step.py")
-        options = ["--shape", arguments.shape, "--draft-tokens", str(k), "--length", str(length), "--peak-of", "ours"]
+        options = ["--shape", arguments.shape, "--draft-tokens", str(k), "--length", str(length), "--share-vocabulary", "--peak-of", "ours"]
         run = subprocess.run([sys.executable, str(step), *options], capture_output=True, text=True, check=True)
         memory = json.loads(run.stdout.splitlines()[-1])
         slots = len(training_row(target, 128, length, ObjectiveConfig(draft_tokens=k, feature_drop=0.0)).layout)

@@ -4,8 +4,8 @@ Queries are taken in blocks of one document and one kind, tokens or masks. By th
 looks at two stretches of keys alone: real tokens begin .. end - 1, of which all before `clear` are seen by every
 query, and masks chain .. stop - 1. Scores exist for one block at a time, and are made anew in the backward pass.
 
-Shapes: H query heads, KV key-value heads, S slots, D head_dim, V head_dim of the values; in a block T queries and J keys. Query
-heads that share a key head lie side by side, so that H x T rows are KV x (H / KV * T) and keys need no copy for each head.
+Shapes: H query heads, KV key-value heads, G = H / KV, S slots, D head_dim, V head_dim of the values; in a block T queries and J keys.
+Inside, the G query heads that share a key head are G rows of each slot: a block's queries are one stretch, and no head needs a copy of the keys.
 """
 
 from collections.abc import Iterator
@@ -51,8 +51,8 @@ def query_blocks(spans: Tensor, size: int) -> Iterator[QueryBlock]:
 def slot_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, block: int = BLOCK) -> Tensor:
     """[H, S, V] softmax(scale * Q K^T) V under the mask that `spans` stands for, with gradients.
 
-    query: [H, S, D]. key: [KV, S, D]. value: [KV, S, V]. spans: [S, 3] of `key_spans`. block: queries taken at once. Products and softmax are of float32 (float64 for
-    inputs of it), whatever the inputs; memory grows with S alone.
+    query: [H, S, D]. key: [KV, S, D]. value: [KV, S, V]. spans: [S, 3] of `key_spans`. block: queries taken at once. Products and softmax are
+    of float32 (float64 for inputs of it), whatever the inputs; memory grows with S alone.
     """
     return _SlotAttention.apply(query, key, value, spans, scale, block)
 
@@ -62,58 +62,69 @@ class _SlotAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, size: int) -> Tensor:
         ctx.save_for_backward(query, key, value, spans)
         ctx.scale, ctx.size = scale, size
-        output = query.new_empty(query.shape[1], len(query), value.shape[-1]).transpose(0, 1)  # heads side by side, as the next layer wants them
+        queries, keys, values = _by_key_head(query, len(key)) * scale, _precise(key), _precise(value)
+        output = queries.new_empty(*queries.shape[:2], value.shape[-1])
+        sharing = len(query) // len(key)
         for block in query_blocks(spans, size):
-            weights = _weights(_rows(query, len(key), block) * scale, _keys(key, block), spans, block)
-            output[:, block.first : block.stop] = (weights @ _keys(value, block)).view(len(query), -1, value.shape[-1])
-        return output
+            rows = slice(sharing * block.first, sharing * block.stop)
+            output[:, rows] = _weights(queries[:, rows], _seen(keys, block), spans, block) @ _seen(values, block)
+        return _by_head(output, len(query)).to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         query, key, value, spans = ctx.saved_tensors
-        groups, width = len(key), query.shape[-1]
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros(x.shape, dtype=_precise(x), device=x.device) for x in (key, value))
+        queries, keys, values = _by_key_head(query, len(key)) * ctx.scale, _precise(key), _precise(value)
+        grad_output = _by_key_head(grads[0], len(key))
+        grad_query, grad_key, grad_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        sharing = len(query) // len(key)
         for block in query_blocks(spans, ctx.size):
-            q, k, grad = _rows(query, groups, block) * ctx.scale, _keys(key, block), _rows(grads[0], groups, block)
+            rows = slice(sharing * block.first, sharing * block.stop)
+            q, k, grad = queries[:, rows], _seen(keys, block), grad_output[:, rows]
             weights = _weights(q, k, spans, block)
-            _add_to_keys(grad_value, weights.mT @ grad, block)
+            _add_to_seen(grad_value, weights.mT @ grad, block)
             # through the softmax: dS = P * (dP - sum(P * dP))
-            grad_scores = grad @ _keys(value, block).mT
+            grad_scores = grad @ _seen(values, block).mT
             grad_scores.sub_(torch.linalg.vecdot(weights, grad_scores)[..., None]).mul_(weights)
-            grad_query[:, block.first : block.stop] = (grad_scores @ k).mul_(ctx.scale).view(len(query), -1, width)
-            _add_to_keys(grad_key, grad_scores.mT @ q, block)
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
+            grad_query[:, rows] = grad_scores @ k
+            _add_to_seen(grad_key, grad_scores.mT @ q, block)
+        grad_query = _by_head(grad_query, len(query)) * ctx.scale
+        return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
 def _weights(q: Tensor, k: Tensor, spans: Tensor, block: QueryBlock) -> Tensor:
-    """[KV, H / KV * T, J] softmax of the scores of a block, where it may look."""
+    """[KV, T * G, J] softmax of the scores of a block, where it may look."""
     scores = q @ k.mT
     queries = torch.arange(block.first, block.stop, device=spans.device)[:, None]
     stretches = (block.clear, block.end), (block.chain, block.stop)
     keys = torch.cat([torch.arange(begin, end, device=spans.device) for begin, end in stretches])
     _, end, chain = spans[block.first : block.stop, :, None].unbind(1)
     hidden = (keys >= end) & ((keys < chain) | (keys > queries))
-    scores.view(-1, len(queries), scores.shape[-1])[..., block.clear - block.begin :].masked_fill_(hidden, float("-inf"))
+    scores.unflatten(1, (len(queries), -1))[..., block.clear - block.begin :].masked_fill_(hidden[:, None], float("-inf"))
     return scores.softmax(-1)
 
 
-def _rows(queries: Tensor, groups: int, block: QueryBlock) -> Tensor:
-    """[KV, H / KV * T, D] of [H, S, D]."""
-    return queries[:, block.first : block.stop].to(_precise(queries)).reshape(groups, -1, queries.shape[-1])
+def _by_key_head(rows: Tensor, groups: int) -> Tensor:
+    """[KV, S * G, D] of [H, S, D]."""
+    return _precise(rows).unflatten(0, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _keys(keys: Tensor, block: QueryBlock) -> Tensor:
+def _by_head(rows: Tensor, heads: int) -> Tensor:
+    """[H, S, D] of [KV, S * G, D], position by position in memory, as the next layer reads it."""
+    slots = rows.shape[1] * len(rows) // heads
+    return rows.unflatten(1, (slots, -1)).transpose(0, 1).flatten(1, 2).transpose(0, 1)
+
+
+def _seen(keys: Tensor, block: QueryBlock) -> Tensor:
     """[KV, J, D] of [KV, S, D]."""
-    return torch.cat([keys[:, block.begin : block.end], keys[:, block.chain : block.stop]], 1).to(_precise(keys))
+    return torch.cat([keys[:, block.begin : block.end], keys[:, block.chain : block.stop]], 1)
 
 
-def _add_to_keys(total: Tensor, part: Tensor, block: QueryBlock) -> None:
+def _add_to_seen(total: Tensor, part: Tensor, block: QueryBlock) -> None:
     real = block.end - block.begin
     total[:, block.begin : block.end] += part[:, :real]
     total[:, block.chain : block.stop] += part[:, real:]
 
 
-def _precise(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
