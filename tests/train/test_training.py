@@ -6,16 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_runs import CONVERSATIONS, assert_bit_for_bit, newest, save_target, write_records
+from train_runs import CONVERSATIONS, Prepared, assert_bit_for_bit, newest, row_loss, save_target, write_records
 
 from pard2.data.chat import Example
+from pard2.data.examples import load_examples
+from pard2.data.features import DocumentStates, online_states
 from pard2.errors import Pard2Error
 from pard2.files import claim
 from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.target import Target
 from pard2.train import loop as training
+from pard2.train.initial import initial_draft
 from pard2.train.loop import train
 from pard2.train.rows import Rows
+from pard2.train.step import trained_slots
 from tiny import tiny_draft
 
 
@@ -74,6 +78,23 @@ def test_rows_of_one_and_rows_of_many_documents_take_the_same_step(make_config, 
         for key in ("loss", "ce", "kl", "gradient_norm"):
             assert line[key] == pytest.approx(results[0][0][key], rel=1e-3)
         assert line["accuracy_by_depth"] == results[0][0]["accuracy_by_depth"] and line["tokens"] == results[0][0]["tokens"]
+
+
+def test_the_gradient_is_that_of_the_mean(make_config, quiet):
+    """Sums are divided by the batch's weights last of all; left out, the learning rate would mean something else for every batch."""
+    config = make_config(data={"row_length": 160}, objective={"feature_drop": 0.0}, optimizer={"clip": 1e9}, loop={"steps": 1, "rows_per_step": 1})
+    train(config, quiet)
+    target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
+    draft = initial_draft(config, target).train()
+    target.capture(draft.spec.target_layers)
+    examples = load_examples(config.data.train, target.tokenizer, target.eos_token_ids, 80, "cut")
+    row = Rows(examples, examples.lengths, 160, config.objective, config.loop.seed).row(0)
+    states = online_states(target, row.examples)
+    packed = DocumentStates(torch.cat([s.features for s in states]), torch.cat([s.last_state for s in states]))
+    out = row_loss(draft, target, Prepared(row, packed, trained_slots(row, packed, target, config.objective)), config.objective)
+    (out.loss / out.weight).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None])
+    assert metrics(config)[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
 
 
 @pytest.mark.parametrize(("drop", "moves"), [(1.0, False), (0.0, True)])
