@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from common import training_row
+from pard2.bench.result_file import write_result
 from pard2.config import ObjectiveConfig
 from pard2.environment import meta
 from pard2.models.target import Target
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     target = Target.from_pretrained("smollm2", "float32", "cpu", pack=False) if arguments.shape == "smollm2" else None
-    results = []
+    about, results = meta(), []
     sizes = [(k, 512) for k in arguments.draft_tokens] + [(16, length) for length in arguments.lengths if length != 512]
     for k, length in sizes:
         step = Path(__file__).with_name("training_step.py")
@@ -34,7 +35,7 @@ def main() -> None:
         results.append({"draft_tokens": k, "length": length, "slots": slots} | memory)
         print(json.dumps(results[-1]), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"meta": meta(), "results": results}, indent=1) + "\n")
+        write_result(arguments.json, about, results)
 
 
 if __name__ == "__main__":

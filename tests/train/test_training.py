@@ -9,14 +9,13 @@ from safetensors.torch import load_file
 from train_runs import CONVERSATIONS, Prepared, assert_bit_for_bit, newest, row_loss, save_target, write_records
 
 from pard2.data.chat import Example
-from pard2.data.examples import load_examples
-from pard2.data.features import DocumentStates, online_states
+from pard2.data.features import joined, online_states
 from pard2.errors import Pard2Error
 from pard2.files import claim
 from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.target import Target
 from pard2.train import loop as training
-from pard2.train.initial import initial_draft
+from pard2.train.initial import initial_draft, run_examples
 from pard2.train.loop import train
 from pard2.train.rows import Rows
 from pard2.train.step import trained_slots
@@ -87,10 +86,9 @@ def test_the_gradient_is_that_of_the_mean(make_config, quiet):
     target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
     draft = initial_draft(config, target).train()
     target.capture(draft.spec.target_layers)
-    examples = load_examples(config.data.train, target.tokenizer, target.eos_token_ids, 80, "cut")
+    examples = run_examples(config, target)
     row = Rows(examples, examples.lengths, 160, config.objective, config.loop.seed).row(0)
-    states = online_states(target, row.examples)
-    packed = DocumentStates(torch.cat([s.features for s in states]), torch.cat([s.last_state for s in states]))
+    packed = joined(online_states(target, row.examples))
     out = row_loss(draft, target, Prepared(row, packed, trained_slots(row, packed, target, config.objective)), config.objective)
     (out.loss / out.weight).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None])

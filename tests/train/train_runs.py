@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
-from pard2.data.features import DocumentStates, online_states
+from pard2.data.features import DocumentStates, joined, online_states
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.objective.loss import LossOutput, TrainedSlots
@@ -50,8 +50,7 @@ def prepare(target: Target | None, examples: list[Example], objective: Objective
     row = lay_out(examples, objective, torch.Generator().manual_seed(seed))
     if target is None:
         return Prepared(row)
-    documents = online_states(target, examples)
-    states = DocumentStates(torch.cat([d.features for d in documents]), torch.cat([d.last_state for d in documents]))
+    states = joined(online_states(target, examples))
     return Prepared(row, states, trained_slots(row, states, target, objective))
 
 

@@ -22,23 +22,16 @@ def cache(
     if run.features.cache is None:
         raise Pard2Error(f"{config} says not where the hidden states shall go; give features.cache=DIR")
     with working("reading the conversations"):
-        import torch
-
-        from pard2.data.examples import load_examples
         from pard2.data.filling import fill, probe
         from pard2.data.state_cache import StateCache
         from pard2.models.target import Target
-        from pard2.models.weightless import weightless_target
-        from pard2.train.initial import initial_draft
+        from pard2.train.initial import run_examples, weightless_pair
         from pard2.units import duration, size
 
         name = run.target.name
-        weightless = weightless_target(name)
-        if weightless.tokenizer is None:
-            raise Pard2Error(f"{name!r} has no tokenizer, which training needs")
-        with torch.device("meta"):
-            layers = initial_draft(run, weightless).spec.target_layers
-        examples = load_examples(run.data.train, weightless.tokenizer, weightless.eos_token_ids, run.data.max_length, run.data.on_long)
+        weightless, draft = weightless_pair(run)
+        layers = draft.spec.target_layers
+        examples = run_examples(run, weightless)
         longest, context = int(examples.lengths.argmax()), weightless.context_length
         if examples.lengths[longest] > context:
             record = f"record {examples.ids[longest]} has {examples.lengths[longest]} tokens"

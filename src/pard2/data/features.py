@@ -23,6 +23,11 @@ class DocumentStates:
     last_state: Tensor
 
 
+def joined(documents: Sequence[DocumentStates]) -> DocumentStates:
+    """States of a row that holds these conversations one after the other."""
+    return DocumentStates(torch.cat([d.features for d in documents]), torch.cat([d.last_state for d in documents]))
+
+
 def online_states(target: Target, examples: Sequence[Example]) -> list[DocumentStates]:
     """States of these conversations, in their order. The target must have been told which hidden states to `capture`.
 

@@ -24,6 +24,8 @@ from pard2.objective.weights import Chains, expected_accepted
 
 TeacherHead = Callable[[Tensor], Tensor]
 
+CHUNK = 256  # slots whose logits are held at once
+
 
 def chunked_loss(
     states: Tensor,
@@ -33,7 +35,7 @@ def chunked_loss(
     slots: TrainedSlots,
     objective: Objective,
     bias: Tensor | None = None,
-    chunk: int = 256,
+    chunk: int = CHUNK,
     compiled: bool = True,
 ) -> LossOutput:
     """The sums of `weighted_loss`, `chunk` slots (or one longer chain) at a time.

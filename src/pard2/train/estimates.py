@@ -13,9 +13,9 @@ from torch import nn
 from pard2.config import ObjectiveConfig
 from pard2.models.draft import Draft
 from pard2.models.target import Target
+from pard2.objective.chunked_loss import CHUNK
 from pard2.objective.slot_attention import BLOCK
 
-_LOSS_CHUNK = 256  # slots whose logits are held at once: the default of `chunked_loss`
 _LOGIT_COPIES = 5  # of a chunk's rows of V: the teacher's and the draft's, and what lies between them without compiled kernels
 
 
@@ -142,7 +142,7 @@ def step_memory(
     on_gpu: bool,
 ) -> Memory:
     """numbers: how many `target`, `draft` and `trained` ones there are. row: the fullest. head_trained: the draft has a head of its own."""
-    logits = _LOSS_CHUNK * draft.vocabulary
+    logits = CHUNK * draft.vocabulary
     head = draft.vocabulary * draft.hidden
     loss = _LOGIT_COPIES * logits * 4 + (2 * head * 4 if head_trained else 0)
     return Memory(

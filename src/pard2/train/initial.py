@@ -1,14 +1,30 @@
-"""The draft that a run starts from: cut out of its target, made of a small LM, or an earlier draft."""
+"""What a run starts from: its draft, cut out of the target, made of a small LM, or an earlier one; and its examples."""
 
 import torch
 
 from pard2.config import TrainConfig
+from pard2.data.examples import Examples, load_examples
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
 from pard2.models.target import Target
-from pard2.models.weightless import weightless_draft
+from pard2.models.weightless import weightless_draft, weightless_target
+
+
+def weightless_pair(config: TrainConfig) -> tuple[Target, Draft]:
+    """The run's target and draft on the `meta` device: their shapes. Raises `Pard2Error` as the run would, as far as can be told without weights."""
+    target = weightless_target(config.target.name)
+    if target.tokenizer is None:
+        raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
+    with torch.device("meta"):
+        return target, initial_draft(config, target)
+
+
+def run_examples(config: TrainConfig, target: Target) -> Examples:
+    """The run's conversations in the target's tokens. Raises as `load_examples` does."""
+    data = config.data
+    return load_examples(data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)
 
 
 def initial_draft(config: TrainConfig, target: Target) -> Draft:

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import resource
+import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +21,8 @@ from rich.console import Console
 from torch import Tensor
 
 from pard2.config import TrainConfig
-from pard2.data.examples import Examples, load_examples
-from pard2.data.features import DocumentStates, online_states
+from pard2.data.examples import Examples
+from pard2.data.features import DocumentStates, joined, online_states
 from pard2.data.records import read_records
 from pard2.data.state_cache import StateCache
 from pard2.errors import Pard2Error
@@ -31,7 +32,7 @@ from pard2.models.target import Target
 from pard2.train.attention import attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import evaluate, held_out_prompts
-from pard2.train.initial import initial_draft
+from pard2.train.initial import initial_draft, run_examples
 from pard2.train.metrics import MetricsLog
 from pard2.train.optimizer import Optimizer, WeightAverage, learning_rate
 from pard2.train.plan import make_plan, render
@@ -81,7 +82,7 @@ class _Run:
         )
         if self.target.tokenizer is None:
             raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
-        examples = self._load_examples()
+        examples = run_examples(config, self.target)
         self.held_out: list[list[int]] = []
         if config.data.evaluation is not None and processes.is_main:
             self.held_out = held_out_prompts(self.target, read_records(config.data.evaluation)[: config.loop.evaluation_prompts])
@@ -104,8 +105,8 @@ class _Run:
         # A sharded draft is neither saved nor decoded with; this copy is filled with its weights for that.
         self.shell = copy.deepcopy(self.draft).cpu() if config.loop.sharding == "fsdp" and processes.is_main else None
         precision = torch.bfloat16 if config.loop.precision == "bfloat16" else torch.float32
-        self.module = RowLoss(self.draft, config.objective, attention, precision)
-        self.wrapped = processes.wrap(self.module, self.draft.lm.get_submodule(self.draft.blocks_name))
+        module = RowLoss(self.draft, config.objective, attention, precision)
+        self.wrapped = processes.wrap(module, self.draft.lm.get_submodule(self.draft.blocks_name))
         trainable = {name: parameter for name, parameter in self.draft.named_parameters() if parameter.requires_grad}
         self.optimizer = Optimizer(trainable, config.optimizer)
         self.average = None if config.optimizer.ema is None else WeightAverage(trainable, config.optimizer.ema)
@@ -119,10 +120,6 @@ class _Run:
                 console.print(f"resuming after step {self.done:,}")
 
     # --- data -------------------------------------------------------------------------------------
-
-    def _load_examples(self) -> Examples:
-        data = self.config.data
-        return load_examples(data.train, self.target.tokenizer, self.target.eos_token_ids, data.max_length, data.on_long)
 
     def _open_cache(self) -> StateCache | None:
         features = self.config.features
@@ -142,8 +139,7 @@ class _Run:
         return row, None if self.cache is None else self.cache.read(row.examples)
 
     def _states(self, row: Row, cached: list[DocumentStates | None] | None) -> DocumentStates:
-        documents = online_states(self.target, row.examples) if self.cache is None else self.cache.complete(row.examples, cached)
-        return DocumentStates(torch.cat([d.features for d in documents]), torch.cat([d.last_state for d in documents]))
+        return joined(online_states(self.target, row.examples) if self.cache is None else self.cache.complete(row.examples, cached))
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -303,8 +299,7 @@ class _Run:
             if length > self.best:
                 self.best = length
                 with whole_directory(self.output / "best") as beside:
-                    save_draft(draft, beside, torch.bfloat16, vocabulary=not self.config.draft.share_vocabulary)
-                    (beside / "training.json").write_text(json.dumps(run_record(self.config, self.done), indent=1))
+                    shutil.copytree(self.output / "draft", beside, dirs_exist_ok=True)
         return self.processes.from_main(results)
 
 
