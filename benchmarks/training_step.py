@@ -31,7 +31,7 @@ from pard2.objective.layout import attention_mask, slot_features, slot_tokens
 from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
 from pard2.objective.weights import cat_weights
 from pard2.train.attention import AttentionKind, attention_kind, draft_states
-from pard2.train.step import Row, trained_slots
+from pard2.train.step import Row, Teacher, trained_slots
 
 Step = Callable[[], float]
 
@@ -80,14 +80,15 @@ def our_step(
     parts.start()
     states = cached or online_states(target, row.examples)[0]
     parts.end("target")
-    slots = trained_slots(row, states, target, objective)
+    teacher = Teacher.of(target, draft)
+    slots = trained_slots(row, states, teacher, objective)
     parts.end("weights")
     layout = row.layout
     token_ids = slot_tokens(layout, row.token_ids, draft.spec.mask_token)
     final = draft_states(draft, token_ids, slot_features(layout, states.features), layout, attention, row.with_features)
     parts.end("draft forward")
     head = draft.lm.get_output_embeddings().weight
-    loss = chunked_loss(final[row.trained], head, states.last_state, target.head, slots, Objective(draft_tokens=objective.draft_tokens))
+    loss = chunked_loss(final[row.trained], head, states.last_state, teacher.head, slots, Objective(draft_tokens=objective.draft_tokens))
     parts.end("vocabulary loss and its gradient")
     (loss.loss / loss.weight).backward()
     parts.end("draft backward")

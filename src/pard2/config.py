@@ -32,6 +32,9 @@ class DraftConfig(_Section):
     target_layers: list[int] | None = Field(None, description="hidden states that feed the projection; by default [-1, -8, -16, -24]")
     scale: float = Field(0.02, gt=0, description="factor of the projected feature")
     share_vocabulary: bool = Field(False, description="use the target's embedding and head, frozen; train only the mask token's row of it")
+    vocabulary_size: PositiveInt | None = Field(
+        None, description="propose only so many tokens, those that the training answers use most; with share_vocabulary. By default all"
+    )
     standardise_features: bool = Field(
         False, description="learn the projection for features divided by their standard deviation; folded into it in every checkpoint"
     )
@@ -46,6 +49,8 @@ class DraftConfig(_Section):
     def _one_origin(self) -> "DraftConfig":
         if (self.layers is None) == (self.path is None):
             raise ValueError("give either draft.layers or draft.path")
+        if self.vocabulary_size is not None and self.layers is not None and not self.share_vocabulary:
+            raise ValueError("draft.vocabulary_size goes with draft.share_vocabulary=true")
         if self.normalise_features and self.standardise_features:
             raise ValueError("draft.normalise_features and draft.standardise_features exclude each other")
         return self
@@ -93,7 +98,8 @@ class ObjectiveConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    kind: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices of the layers and of the projection; AdamW for all else")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate, of either kind")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates of the gradient's mean and square")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="the learning rate's way from its peak to the last step")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")

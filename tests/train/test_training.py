@@ -18,7 +18,7 @@ from pard2.train import loop as training
 from pard2.train.initial import initial_draft, run_examples
 from pard2.train.loop import train
 from pard2.train.rows import Rows
-from pard2.train.step import trained_slots
+from pard2.train.step import Teacher, trained_slots
 from tiny import tiny_draft
 
 
@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_the_mean(make_config, quiet):
     examples = run_examples(config, target)
     row = Rows(examples, examples.lengths, 160, config.objective, config.loop.seed).row(0)
     packed = joined(online_states(target, row.examples))
-    out = row_loss(draft, target, Prepared(row, packed, trained_slots(row, packed, target, config.objective)), config.objective)
+    out = row_loss(draft, target, Prepared(row, packed, trained_slots(row, packed, Teacher.of(target, draft), config.objective)), config.objective)
     (out.loss / out.weight).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None])
     assert metrics(config)[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)

@@ -15,7 +15,7 @@ from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.objective.loss import LossOutput, TrainedSlots
 from pard2.train.attention import AttentionKind
-from pard2.train.step import Row, RowLoss, lay_out, trained_slots
+from pard2.train.step import Row, RowLoss, Teacher, lay_out, trained_slots
 from tiny import tiny_model
 
 CONVERSATIONS = [("a", "one two"), ("bb", "three four five"), ("c c", "six"), ("dd", "seven eight nine ten")]
@@ -46,17 +46,21 @@ class Prepared:
     slots: TrainedSlots | None = None
 
 
-def prepare(target: Target | None, examples: list[Example], objective: ObjectiveConfig, seed: int = 0) -> Prepared:
-    row = lay_out(examples, objective, torch.Generator().manual_seed(seed))
-    if target is None:
+def prepare(
+    target: Target | None, examples: list[Example], objective: ObjectiveConfig, seed: int = 0, teacher: Teacher | None = None
+) -> Prepared:
+    teacher = teacher or (None if target is None else Teacher(target.head, None))
+    row = lay_out(examples, objective, torch.Generator().manual_seed(seed), None if teacher is None else teacher.places)
+    if target is None or teacher is None:
         return Prepared(row)
     states = joined(online_states(target, examples))
-    return Prepared(row, states, trained_slots(row, states, target, objective))
+    return Prepared(row, states, trained_slots(row, states, teacher, objective))
 
 
 def row_loss(draft: Draft, target: Target, prepared: Prepared, objective: ObjectiveConfig, attention: AttentionKind = "blocks") -> LossOutput:
+    head = Teacher.of(target, draft).head
     module = RowLoss(draft, objective, attention, torch.float32)
-    return module(prepared.row, prepared.states.features, prepared.slots, prepared.states.last_state, target.head, True)
+    return module(prepared.row, prepared.states.features, prepared.slots, prepared.states.last_state, head, True)
 
 
 def newest(output: str) -> Path:

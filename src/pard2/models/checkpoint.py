@@ -31,6 +31,7 @@ from pard2.models.target import Target
 PROJECTION_FILES = ("warp_model.bin", "warp_model.safetensors")
 MASK_EMBEDDING = "pard2_mask_embedding"
 MASK_FEATURE = "pard2_mask_feature"
+VOCABULARY = "pard2_vocabulary"
 # Published runs trained 16 (PARD-2) and 8 (PARD) slots and did not write the number down.
 _PUBLISHED_DRAFT_TOKENS = {"pard2": 16, "pard": 8}
 _USE_TI = "use it target-independent (-m pard2-ti)"
@@ -66,6 +67,7 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
         shared_vocabulary=_first(config, name, bool, "pard2_shared_vocabulary", default=False),
         normalise_features=_first(config, name, bool, "pard2_normalise_features", default=False),
         mask_feature=_first(config, name, bool, "pard2_mask_feature", default=False),
+        vocabulary_size=_first(config, name, int, "pard2_vocabulary_size"),
     )
 
 
@@ -99,12 +101,15 @@ def spec_keys(spec: DraftSpec) -> dict[str, Any]:
         "pard2_normalise_features": spec.normalise_features,
         "pard2_mask_feature": spec.mask_feature,
     }
+    if spec.vocabulary_size is not None:
+        keys["pard2_vocabulary_size"] = spec.vocabulary_size
     return keys | {key: True for key, on in options.items() if on}
 
 
 def inexpressible(spec: DraftSpec) -> list[str]:
     """What of a draft stock readers of the released layout (METHOD: section 7) would leave out, and so decode otherwise."""
     options = {"shared vocabulary": spec.shared_vocabulary, "normalised features": spec.normalise_features, "learned mask feature": spec.mask_feature}
+    options["part of the vocabulary"] = spec.vocabulary_size is not None
     return [option for option, on in options.items() if on]
 
 
@@ -145,7 +150,8 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
             raise Pard2Error(f"{name!r} shares its target's vocabulary but lacks `{MASK_EMBEDDING}`; download it again")
         if draft.hidden_size != target.hidden_size:
             raise Pard2Error(f"{name!r} shares the vocabulary of a target {draft.hidden_size} wide; {target.name!r} is {target.hidden_size}")
-        draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), extras[MASK_EMBEDDING].to(dtype))
+        tables = target.model.get_input_embeddings(), target.model.get_output_embeddings()
+        draft.share_vocabulary(*tables, extras[MASK_EMBEDDING].to(dtype), _vocabulary(spec, extras, name))
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
     draft = draft.to(target.device).eval().requires_grad_(False)
     if pack and should_pack(target.device, dtype):
@@ -204,6 +210,14 @@ def _mask_feature(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, name
     if vector is not None and tuple(vector.shape) != (hidden,):
         raise Pard2Error(f"{name!r}: `{MASK_FEATURE}` is {list(vector.shape)}, expected {[hidden]}; {_USE_TI}")
     return vector
+
+
+def _vocabulary(spec: DraftSpec, tensors: dict[str, Tensor], name: str) -> Tensor | None:
+    token_ids = tensors.get(VOCABULARY)
+    size = None if token_ids is None else len(token_ids)
+    if size != spec.vocabulary_size:
+        raise Pard2Error(f"{name!r}: config says pard2_vocabulary_size = {spec.vocabulary_size}, its `{VOCABULARY}` lists {size or 'no'} tokens; download it again")
+    return token_ids
 
 
 def read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:
@@ -276,9 +290,11 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
     tensors = {key: tensor for key, tensor in draft.lm.state_dict().items() if not key.endswith(".mask_row")}
     extras: dict[str, Tensor] = {}
     if isinstance(embedding, SharedEmbedding) and vocabulary:
-        tensors |= {embedding_key: embedding.weight, head_key: head.weight}
+        tensors |= {embedding_key: embedding.weight, head_key: head.weight if draft.short_head is None else draft.short_head.whole.weight}
     elif isinstance(embedding, SharedEmbedding):
         extras[MASK_EMBEDDING] = embedding.mask_row
+        if draft.short_head is not None:
+            extras[VOCABULARY] = draft.short_head.token_ids.int()
     elif draft.lm.config.tie_word_embeddings:
         tensors.pop(head_key, None)
     if draft.projection is not None:
@@ -290,10 +306,12 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
     config = copy.deepcopy(draft.lm.config)
     config.architectures = [type(draft.lm).__name__]
     if draft.spec is not None:
-        config.update(spec_keys(dataclasses.replace(draft.spec, shared_vocabulary=shared and not vocabulary)))
+        shared = shared and not vocabulary
+        config.update(spec_keys(dataclasses.replace(draft.spec, shared_vocabulary=shared, vocabulary_size=draft.spec.vocabulary_size if shared else None)))
 
     def written(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", dtype or tensor.dtype).clone().contiguous()
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to("cpu", kind).clone().contiguous()
 
     with whole_directory(directory) as beside:
         config.dtype = str(dtype or draft.lm.dtype).removeprefix("torch.")

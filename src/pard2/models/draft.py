@@ -16,6 +16,7 @@ from pard2.errors import Pard2Error
 from pard2.models.decoder import Decoder
 from pard2.models.packed import pack_linears
 from pard2.models.ragged import RaggedBatch
+from pard2.models.short_head import ShortHead
 from pard2.models.states import StateRecorder, decoder_blocks
 from pard2.models.support import context_limit, graphed, new_decoder
 
@@ -34,6 +35,7 @@ class DraftSpec:
     shared_vocabulary: the checkpoint holds neither embedding nor head; both are the target's, but for the mask's row.
     normalise_features: each hidden state of a feature is divided by its root mean square before it is projected.
     mask_feature: masks get one learned vector where others get their anchor's projected feature.
+    vocabulary_size: D, how many tokens of its target's vocabulary the draft can propose; None for all.
     """
 
     mask_token: int
@@ -45,6 +47,7 @@ class DraftSpec:
     shared_vocabulary: bool = False
     normalise_features: bool = False
     mask_feature: bool = False
+    vocabulary_size: int | None = None
 
 
 class Projection(Protocol):
@@ -152,17 +155,23 @@ class Draft(nn.Module):
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
-    def share_vocabulary(self, embedding: nn.Module, head: nn.Module, mask_row: Tensor | None = None) -> None:
+    @property
+    def short_head(self) -> ShortHead | None:
+        """Its head, if it can propose a part of the vocabulary alone."""
+        head = self.lm.get_output_embeddings()
+        return head if isinstance(head, ShortHead) else None
+
+    def share_vocabulary(self, embedding: nn.Module, head: nn.Module, mask_row: Tensor | None = None, token_ids: Tensor | None = None) -> None:
         """Use the target's embedding and head; only the mask token's row stays the draft's own.
 
-        mask_row: [hidden]; by default `neutral_row` of the table. Raises `Pard2Error` for a target that scales what it
+        mask_row: [hidden]; by default `neutral_row` of the table. token_ids: [D], the only ones that it shall propose; by default all. Raises `Pard2Error` for a target that scales what it
         reads from its table: the mask's row would not be scaled with it.
         """
         if type(embedding) is not nn.Embedding:
             raise Pard2Error(f"a draft cannot share a {type(embedding).__name__}; give it a vocabulary of its own (draft.share_vocabulary=false)")
         row = neutral_row(embedding.weight) if mask_row is None else mask_row
         self.lm.set_input_embeddings(SharedEmbedding(embedding, self.spec.mask_token, row))
-        self.lm.set_output_embeddings(_Borrowed(head))
+        self.lm.set_output_embeddings(_Borrowed(head) if token_ids is None else ShortHead(head, token_ids, self.lm.dtype))
         self.lm.config.tie_word_embeddings = False
 
     def embed(self, token_ids: Tensor, features: Tensor | None, with_features: Tensor | None = None) -> Tensor:
@@ -206,6 +215,8 @@ class Draft(nn.Module):
         self._pack = True
         _ = self.decoder
         pack_linears(self)
+        if self.short_head is not None:
+            self.short_head.pack()
 
     @torch.no_grad()
     def run(self, token_ids: Tensor, features: Tensor | None, batch: RaggedBatch, logit_rows: Tensor | None) -> Tensor | None:

@@ -34,6 +34,12 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), None if bias is None else bias.detach().float())
 
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], unpacked into float32."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return weight
+
     def forward(self, x: Tensor) -> Tensor:
         return _linear(x, self._packed)
 

@@ -1,9 +1,10 @@
 """Where a draft comes from: a small LM of the target's family, or, for targets that have none, the target's own layers."""
 
 import copy
+import dataclasses
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -60,12 +61,13 @@ def cut_draft(
     *,
     normalise_features: bool = False,
     mask_feature: bool = False,
+    vocabulary: Tensor | None = None,
 ) -> Draft:
     """A draft made of the target's own `layers`, final norm, embedding and head, with a projection that starts at zero.
 
     A zero projection makes the untrained draft the same in both modes. shared_vocabulary: keep
-    using the target's embedding and head, with a row of its own for the mask token, in place of copies. The options: see `DraftSpec`. The
-    target must not be packed. Raises `Pard2Error` for a layer or token that the target lacks.
+    using the target's embedding and head, with a row of its own for the mask token, in place of copies; vocabulary: [D] the only tokens
+    that such a draft shall propose. The other options: see `DraftSpec`. The target must not be packed. Raises `Pard2Error` for a layer or token that the target lacks.
     """
     total = target.num_states - 1
     if not layers:
@@ -77,7 +79,11 @@ def cut_draft(
         raise Pard2Error("--layers must rise, each named once")
     if not 0 <= mask_token < target.vocab_size:
         raise Pard2Error(f"--mask-token {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
+    if vocabulary is not None and not shared_vocabulary:
+        raise ValueError("only a draft that shares its target's vocabulary can propose a part of it alone")
     spec = _new_spec(target, mask_token, draft_tokens, target_layers, scale, shared_vocabulary, normalise_features, mask_feature)
+    if vocabulary is not None:
+        spec = dataclasses.replace(spec, vocabulary_size=len(vocabulary))
 
     config = copy.deepcopy(target.model.config)
     text = config.get_text_config()
@@ -91,7 +97,7 @@ def cut_draft(
     _copy_layers(target, lm, layers, shared_vocabulary)
     draft = _new_draft(lm, spec, target.tokenizer, f"{target.name}[{','.join(map(str, layers))}]")
     if shared_vocabulary:
-        draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings())
+        draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), token_ids=vocabulary)
     else:
         _give_neutral_row(draft)
     return draft.to(target.device)

@@ -49,5 +49,6 @@ def weightless_draft(name: str, target: Target) -> Draft:
             mask_feature = torch.empty(hidden) if spec.mask_feature else None
         draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name, mask_feature)
         if spec is not None and spec.shared_vocabulary:
-            draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings())
+            token_ids = None if spec.vocabulary_size is None else torch.arange(spec.vocabulary_size)
+            draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), token_ids=token_ids)
     return draft

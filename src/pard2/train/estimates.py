@@ -21,7 +21,7 @@ _LOGIT_COPIES = 5  # of a chunk's rows of V: the teacher's and the draft's, and 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a causal LM costs. block_weights: numbers in the matrices of all layers; experts count as if all were used.
+    """What a causal LM costs. vocabulary: tokens that its head has logits for. block_weights: numbers in the matrices of all layers; experts count as if all were used.
 
     head_norms: each head's queries and keys are normalised, as in Qwen 3.
     """
@@ -43,13 +43,14 @@ class Shape:
         head_dim = (config.head_dim if hasattr(config, "head_dim") else None) or config.hidden_size // heads
         lm = model.model if isinstance(model, Target) else model.lm
         blocks = lm.get_submodule(model.blocks_name)
+        short = model.short_head if isinstance(model, Draft) else None
         return cls(
             len(blocks),
             config.hidden_size,
             (config.intermediate_size if hasattr(config, "intermediate_size") else None) or 4 * config.hidden_size,
             heads * head_dim,
             kv_heads * head_dim,
-            config.vocab_size,
+            config.vocab_size if short is None else len(short.token_ids),
             sum(p.numel() for p in blocks.parameters() if p.dim() > 1),
             any(name.endswith("q_norm") for name, _ in blocks.named_modules()),
         )

@@ -1,8 +1,13 @@
 """What a run starts from: its draft, cut out of the target, made of a small LM, or an earlier one; and its examples."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from pard2.config import TrainConfig
+from pard2.data.chat import Example
 from pard2.data.examples import Examples, load_examples
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft
@@ -27,10 +32,11 @@ def run_examples(config: TrainConfig, target: Target) -> Examples:
     return load_examples(data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)
 
 
-def initial_draft(config: TrainConfig, target: Target) -> Draft:
+def initial_draft(config: TrainConfig, target: Target, examples: Sequence[Example] | None = None) -> Draft:
     """The draft that a run starts from, in float32: whatever the target's precision, small updates need it.
 
-    Raises `Pard2Error` for a start that does not fit the target or the run.
+    examples: of the run, whose answers tell which tokens a part of the vocabulary is made of; None where the draft has no weights and it
+    does not matter which. Raises `Pard2Error` for a start that does not fit the target or the run.
     """
     wanted, objective = config.draft, config.objective
     if wanted.share_vocabulary and config.target.dtype not in ("float32", config.loop.precision):
@@ -54,9 +60,23 @@ def initial_draft(config: TrainConfig, target: Target) -> Draft:
         _check_same(config, draft)
         return draft.requires_grad_(True)
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
+    vocabulary = None if wanted.vocabulary_size is None else answer_vocabulary(examples or [], wanted.vocabulary_size, target.vocab_size)
     return cut_draft(
-        target, layers, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary, **options
+        target, layers, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary, **options, vocabulary=vocabulary
     ).float()
+
+
+def answer_vocabulary(examples: Sequence[Example], size: int, vocab_size: int) -> Tensor:
+    """[size] ids, rising, of the tokens that occur most in the answers; of equals, and where too few occur, the lowest ids come first.
+
+    A tokenizer of merges numbers its tokens by how common they are in text at large. Raises `Pard2Error` for more than there are.
+    """
+    if size > vocab_size:
+        raise Pard2Error(f"draft.vocabulary_size={size}: the target has {vocab_size} tokens")
+    counts = np.zeros(vocab_size, np.int64)
+    for example in examples:
+        np.add.at(counts, np.array(example.token_ids)[np.array(example.predicted)], 1)
+    return torch.tensor(np.sort(np.argsort(-counts, kind="stable")[:size]), device="cpu")
 
 
 def _check_same(config: TrainConfig, draft: Draft) -> None:
@@ -68,6 +88,7 @@ def _check_same(config: TrainConfig, draft: Draft) -> None:
         "scale": spec.scale,
         "normalise_features": spec.normalise_features,
         "learn_mask_feature": spec.mask_feature,
+        "vocabulary_size": spec.vocabulary_size,
     }
     for field in held.keys() & wanted.model_fields_set:
         asked = getattr(wanted, field)

@@ -42,7 +42,7 @@ from pard2.train.progress import TrainingProgress
 from pard2.train.projection import StandardisedProjection, feature_std
 from pard2.train.rows import DROPOUT, Rows
 from pard2.train.state import RunState, generator, load_state, run_record, save_state
-from pard2.train.step import Row, RowLoss, trained_slots
+from pard2.train.step import Row, RowLoss, Teacher, trained_slots
 
 _CALIBRATION_DOCUMENTS = 16
 _MAX_BAD_STEPS = 5
@@ -86,7 +86,7 @@ class _Run:
         self.held_out: list[list[int]] = []
         if config.data.evaluation is not None and processes.is_main:
             self.held_out = held_out_prompts(self.target, read_records(config.data.evaluation)[: config.loop.evaluation_prompts])
-        self.draft = initial_draft(config, self.target)
+        self.draft = initial_draft(config, self.target, examples)
         attention = attention_kind(config.loop.attention, processes.device)
         check_compatibility(self.target, self.draft, examples, attention)
         self.target.capture(self.draft.spec.target_layers)
@@ -94,7 +94,9 @@ class _Run:
         if self.cache is not None:
             examples = self.cache.admit(examples)
         self._standardise(examples)
-        self.rows = Rows(examples, examples.lengths, config.data.row_length or config.data.max_length, config.objective, config.loop.seed)
+        self.teacher = Teacher.of(self.target, self.draft)
+        row_length = config.data.row_length or config.data.max_length
+        self.rows = Rows(examples, examples.lengths, row_length, config.objective, config.loop.seed, self.teacher.places)
         if config.loop.steps is None:
             steps = math.ceil(config.loop.epochs * len(self.rows) / config.loop.rows_per_step)
             self.config = config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": steps, "epochs": None})})
@@ -108,7 +110,8 @@ class _Run:
         module = RowLoss(self.draft, config.objective, attention, precision)
         self.wrapped = processes.wrap(module, self.draft.lm.get_submodule(self.draft.blocks_name))
         trainable = {name: parameter for name, parameter in self.draft.named_parameters() if parameter.requires_grad}
-        self.optimizer = Optimizer(trainable, config.optimizer)
+        tables = [module.weight for module in (self.draft.lm.get_input_embeddings(), self.draft.lm.get_output_embeddings())]
+        self.optimizer = Optimizer(trainable, config.optimizer, tables)
         self.average = None if config.optimizer.ema is None else WeightAverage(trainable, config.optimizer.ema)
         self.done, self.skipped, self.bad, self.best = 0, 0, 0, 0.0
         self._ahead: Future[Fetched] | None = None
@@ -185,14 +188,14 @@ class _Run:
             row = row.to(device)
             fetched = time.perf_counter()
             states = self._states(row, cached)
-            slots = trained_slots(row, states, self.target, objective)
+            slots = trained_slots(row, states, self.teacher, objective)
             waited += fetched - started
             target_seconds += time.perf_counter() - fetched
             # Dropout, in models that have it, draws from the global generator.
             torch.manual_seed(generator(loop.seed, DROPOUT, number).initial_seed())
             with self.processes.gathering(self.wrapped, last=number == numbers[-1]):
                 tf_eal = step >= objective.tf_eal_warmup_steps
-                out = self.wrapped(row, states.features, slots, states.last_state, self.target.head, tf_eal)
+                out = self.wrapped(row, states.features, slots, states.last_state, self.teacher.head, tf_eal)
                 out.loss.backward()
             counts = torch.tensor([len(row.token_ids), len(row.layout)], device=device)
             sums[:6] += torch.cat([torch.stack([out.loss.detach(), out.weight, out.ce, out.kl]), counts])

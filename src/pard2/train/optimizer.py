@@ -1,28 +1,39 @@
-"""AdamW, the learning rate's schedule, and a running mean of the weights.
+"""AdamW or Muon, the learning rate's schedule, and a running mean of the weights.
 
 What they hold goes to disk by the names of the parameters and whole, however the weights are shared out among processes.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from pard2.config import OptimizerConfig
+from pard2.train.muon import Muon
 from pard2.train.processes import whole, with_values
 
 State = dict[str, dict[str, Tensor]]
 
 
 class Optimizer:
-    """AdamW over named parameters, with the learning rate a function of the step."""
+    """AdamW, or Muon and AdamW, over named parameters, with the learning rate a function of the step."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, tables: Collection[nn.Parameter] = ()) -> None:
+        """tables: the embedding and the head, which are no maps from states to states and are left to AdamW."""
         self.config = config
         self.parameters = dict(parameters)
-        self._inner = torch.optim.AdamW(self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        tables_, matrices, others = {id(table) for table in tables}, [], []
+        for parameter in self.parameters.values():
+            by_muon = config.kind == "muon" and parameter.dim() == 2 and id(parameter) not in tables_
+            (matrices if by_muon else others).append(parameter)
+        self._inner: list[torch.optim.Optimizer] = []
+        if others:
+            self._inner.append(torch.optim.AdamW(others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True))
+        if matrices:
+            self._inner.append(Muon(matrices, config.lr, weight_decay=config.weight_decay))
+        self._of = {id(parameter): inner for inner in self._inner for group in inner.param_groups for parameter in group["params"]}
 
     def scale_gradients(self, factor: Tensor) -> None:
         """Multiply every gradient by a scalar."""
@@ -35,21 +46,23 @@ class Optimizer:
 
     def step(self, step: int, steps: int) -> None:
         """Update with the rate of this step and clear the gradients."""
-        for group in self._inner.param_groups:
-            group["lr"] = learning_rate(step, steps, self.config)
-        self._inner.step()
+        for inner in self._inner:
+            for group in inner.param_groups:
+                group["lr"] = learning_rate(step, steps, self.config)
+            inner.step()
         self.skip()
 
     def skip(self) -> None:
         """Forget the gradients without an update."""
-        self._inner.zero_grad(set_to_none=True)
+        for inner in self._inner:
+            inner.zero_grad(set_to_none=True)
 
     def state_dict(self) -> State:
         """Whole tensors on the CPU. Every process must call it."""
         return {
-            name: {key: whole(value).cpu() for key, value in self._inner.state[parameter].items()}
+            name: {key: whole(value).cpu() for key, value in self._of[id(parameter)].state[parameter].items()}
             for name, parameter in self.parameters.items()
-            if parameter in self._inner.state
+            if parameter in self._of[id(parameter)].state
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -57,7 +70,7 @@ class Optimizer:
         for name, values in state.items():
             parameter = self.parameters[name]
             # AdamW keeps its count of steps as a CPU scalar, whatever the parameters' device.
-            self._inner.state[parameter] = {
+            self._of[id(parameter)].state[parameter] = {
                 key: value if value.dim() == 0 else with_values(parameter.detach(), value) for key, value in values.items()
             }
 

@@ -45,10 +45,11 @@ class Row:
         return Row(self.examples, self.token_ids.to(device), self.layout.to(device), *moved)
 
 
-def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: torch.Generator) -> Row:
+def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: torch.Generator, places: Tensor | None = None) -> Row:
     """Draw which masks the documents keep and which documents lose their features.
 
-    A slot is trained if the token that it predicts belongs to an answer and, with `anchors: response`, the token after its anchor does.
+    A slot is trained if the token that it predicts belongs to an answer and, with `anchors: response`, the token after its anchor does. places: of
+    `ShortHead.places`; a slot whose token the draft cannot propose is not trained.
     """
     lengths = [len(e.token_ids) for e in examples]
     flags = [torch.tensor(e.predicted) for e in examples]
@@ -60,7 +61,8 @@ def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: 
     predicted = torch.cat(flags)
 
     inside = layout.position + 1 < torch.tensor(lengths)[layout.document]
-    answered = predicted[layout.predicted_index.clamp(max=len(token_ids) - 1)]
+    index = layout.predicted_index.clamp(max=len(token_ids) - 1)
+    answered = predicted[index] if places is None else predicted[index] & (places[token_ids[index]] >= 0)
     trained = torch.nonzero(inside & answered)[:, 0]
     correction = torch.ones(len(trained))
     if objective.cod_correction:
@@ -69,25 +71,51 @@ def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: 
     return Row(examples, token_ids, layout, drawn[layout.document], trained, correction)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """The target's word on what the draft can propose: on all tokens, or, for a draft with a `ShortHead`, on its D ones as if there were no others.
+
+    head: makes logits of the target's last states. places: [V] where each token stands among the D, -1 for the others; None for all.
+    """
+
+    head: Callable[[Tensor], Tensor]
+    places: Tensor | None
+
+    @classmethod
+    def of(cls, target: Target, draft: Draft) -> "Teacher":
+        short = draft.short_head
+        if short is None:
+            return cls(target.head, None)
+        # The rows are the target's own.
+        return cls(lambda states: short.chosen_logits(states.to(short.weight.dtype)), short.places())
+
+    def labels(self, token_ids: Tensor) -> Tensor:
+        """Columns of the logits that stand for these tokens, -1 where none does."""
+        return token_ids if self.places is None else self.places[token_ids]
+
+
 @torch.no_grad()
-def trained_slots(row: Row, states: DocumentStates, target: Target, objective: ObjectiveConfig) -> TrainedSlots:
+def trained_slots(row: Row, states: DocumentStates, teacher: Teacher, objective: ObjectiveConfig) -> TrainedSlots:
     """The slots that predict a token, with the weights that are known before the draft's pass. row and states on the target's device."""
     layout, trained = row.layout, row.trained
     weight = row.correction
     if objective.weighting == "cat":
-        weight = weight * cat_weights(layout, _token_logprobs(target, states.last_state, row))[trained]
+        weight = weight * cat_weights(layout, _token_logprobs(teacher, states.last_state, row))[trained]
     predicted = layout.predicted_index[trained]
-    return TrainedSlots(layout.anchor_index[trained], layout.depth[trained], predicted - 1, row.token_ids[predicted], weight)
+    return TrainedSlots(layout.anchor_index[trained], layout.depth[trained], predicted - 1, teacher.labels(row.token_ids[predicted]), weight)
 
 
-def _token_logprobs(target: Target, last_state: Tensor, row: Row) -> Tensor:
-    """[N] log-probability that the target gives each token that a mask stands for; no weight looks at the others."""
+def _token_logprobs(teacher: Teacher, last_state: Tensor, row: Row) -> Tensor:
+    """[N] log-probability that the target gives each token that a mask stands for, -inf for one that the draft cannot propose; no weight
+    looks at the others."""
     logprobs = torch.zeros(len(row.token_ids), device=last_state.device)
     masks = row.layout.depth > 0
     inside = torch.unique((row.layout.anchor_index + row.layout.depth)[masks])
     for index in inside.split(_LOGIT_ROWS):
-        logits = target.head(last_state[index - 1]).float()
-        logprobs[index] = logits.gather(-1, row.token_ids[index, None])[:, 0] - logits.logsumexp(-1)
+        logits = teacher.head(last_state[index - 1]).float()
+        label = teacher.labels(row.token_ids[index])
+        said = logits.gather(-1, label[:, None].clamp(min=0))[:, 0] - logits.logsumexp(-1)
+        logprobs[index] = said.masked_fill(label < 0, -torch.inf)
     return logprobs
 
 
