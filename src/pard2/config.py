@@ -156,6 +156,12 @@ class TrainConfig(_Section):
     loop: LoopConfig
     log: LogConfig = LogConfig()
 
+    @model_validator(mode="after")
+    def _muon_sees_whole_matrices(self) -> "TrainConfig":
+        if self.optimizer.kind == "muon" and self.loop.sharding == "fsdp":
+            raise ValueError("optimizer.kind=muon needs whole matrices, and loop.sharding=fsdp shares them out; use optimizer.kind=adamw")
+        return self
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML run and apply `section.field=value` overrides, whose values are YAML too.

@@ -35,7 +35,7 @@ def test_defaults_are_the_published_ones(run):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.learning_rat=1", "unknown key optimizer.learning_rat; known are lr, betas"),
+        ("optimizer.learning_rat=1", "unknown key optimizer.learning_rat; known are kind, lr"),
         ("loop.stepz=1", "unknown key loop.stepz; did you mean steps?"),
         ("optimiser.lr=1", "unknown key optimiser; did you mean optimizer?"),
     ],
@@ -71,6 +71,15 @@ def test_a_missing_field_is_named(run):
 def test_a_draft_has_exactly_one_origin(run, draft):
     run.write_text(yaml.safe_dump(RUN | {"draft": draft}))
     assert refused(run).endswith("draft: give either draft.layers or draft.path")
+
+
+def test_a_part_of_the_vocabulary_goes_with_a_shared_one(run):
+    assert refused(run, "draft.vocabulary_size=100").endswith("draft: draft.vocabulary_size goes with draft.share_vocabulary=true")
+
+
+def test_muon_wants_whole_matrices(run):
+    run.write_text(yaml.safe_dump(RUN | {"optimizer": {"kind": "muon"}}))
+    assert "optimizer.kind=muon needs whole matrices" in refused(run, "loop.sharding=fsdp")
 
 
 @pytest.mark.parametrize("override", ["steps=3", "loop.steps", "loop", ""])

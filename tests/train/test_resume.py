@@ -28,18 +28,20 @@ def metrics(output: str) -> list[dict]:
     return [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
 
 
-SHARED = {"share_vocabulary": True, "standardise_features": True}
+SHARED = {"share_vocabulary": True, "standardise_features": True, "vocabulary_size": 24}
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
-@pytest.mark.parametrize(("at_step", "draft"), [(1, {}), (2, SHARED), (5, {})])
-def test_a_killed_run_ends_with_the_same_weights(make_config, quiet, tmp_path, monkeypatch, at_step, draft, evaluated):
+@pytest.mark.parametrize(("at_step", "draft", "kind"), [(1, {}, "adamw"), (2, SHARED, "muon"), (5, {}, "muon")])
+def test_a_killed_run_ends_with_the_same_weights(make_config, quiet, tmp_path, monkeypatch, at_step, draft, kind, evaluated):
     """Killed before the first checkpoint, right after one, and with steps behind it that are lost; with evaluations, which the resumed run does
     not repeat.
     """
     data = {"evaluation": str(write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:2]))} if evaluated else {}
     loop = {"evaluate_every": 2, "evaluation_tokens": 4}
-    whole, killed = (make_config(draft=draft, data=data, loop=loop | {"output": str(tmp_path / name)}) for name in ("whole", "killed"))
+    whole, killed = (
+        make_config(draft=draft, data=data, optimizer={"kind": kind}, loop=loop | {"output": str(tmp_path / name)}) for name in ("whole", "killed")
+    )
     train(whole, quiet)
     with monkeypatch.context() as patch:
         interrupt(patch, at_step, RuntimeError)

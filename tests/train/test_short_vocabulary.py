@@ -10,7 +10,7 @@ from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft
 from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
-from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
+from pard2.objective.loss import Objective, weighted_loss
 from pard2.train.initial import answer_vocabulary
 from pard2.train.loop import train
 from pard2.train.step import Teacher

@@ -46,9 +46,7 @@ class Prepared:
     slots: TrainedSlots | None = None
 
 
-def prepare(
-    target: Target | None, examples: list[Example], objective: ObjectiveConfig, seed: int = 0, teacher: Teacher | None = None
-) -> Prepared:
+def prepare(target: Target | None, examples: list[Example], objective: ObjectiveConfig, seed: int = 0, teacher: Teacher | None = None) -> Prepared:
     teacher = teacher or (None if target is None else Teacher(target.head, None))
     row = lay_out(examples, objective, torch.Generator().manual_seed(seed), None if teacher is None else teacher.places)
     if target is None or teacher is None:

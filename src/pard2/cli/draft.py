@@ -84,7 +84,8 @@ def _lines(report: "DraftReport") -> list[tuple[str, str]]:
     ]
     if report.mask_token is not None:
         lines.append(("mask token", f"{report.mask_token} ({report.mask_text!r})" if report.mask_text else str(report.mask_token)))
-        lines.append(("proposes", f"up to {report.draft_tokens} tokens in one pass"))
+        part = f", out of {report.vocabulary_size:,} of the vocabulary" if report.vocabulary_size else ""
+        lines.append(("proposes", f"up to {report.draft_tokens} tokens in one pass{part}"))
     if report.target_layers is not None:
         width = f", {report.target_dim} wide: a target of hidden size {report.target_hidden_size}" if report.target_dim else ""
         lines.append(("features", f"hidden states {report.target_layers}{width}"))

@@ -216,7 +216,9 @@ def _vocabulary(spec: DraftSpec, tensors: dict[str, Tensor], name: str) -> Tenso
     token_ids = tensors.get(VOCABULARY)
     size = None if token_ids is None else len(token_ids)
     if size != spec.vocabulary_size:
-        raise Pard2Error(f"{name!r}: config says pard2_vocabulary_size = {spec.vocabulary_size}, its `{VOCABULARY}` lists {size or 'no'} tokens; download it again")
+        raise Pard2Error(
+            f"{name!r}: config says pard2_vocabulary_size = {spec.vocabulary_size}, its `{VOCABULARY}` lists {size or 'no'} tokens; download it again"
+        )
     return token_ids
 
 
@@ -307,7 +309,9 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
     config.architectures = [type(draft.lm).__name__]
     if draft.spec is not None:
         shared = shared and not vocabulary
-        config.update(spec_keys(dataclasses.replace(draft.spec, shared_vocabulary=shared, vocabulary_size=draft.spec.vocabulary_size if shared else None)))
+        config.update(
+            spec_keys(dataclasses.replace(draft.spec, shared_vocabulary=shared, vocabulary_size=draft.spec.vocabulary_size if shared else None))
+        )
 
     def written(tensor: Tensor) -> Tensor:
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype

@@ -156,6 +156,11 @@ class Draft(nn.Module):
         return self.config.vocab_size
 
     @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The weights of embedding and head, [vocabulary, hidden] each."""
+        return self.lm.get_input_embeddings().weight, self.lm.get_output_embeddings().weight
+
+    @property
     def short_head(self) -> ShortHead | None:
         """Its head, if it can propose a part of the vocabulary alone."""
         head = self.lm.get_output_embeddings()
@@ -164,8 +169,8 @@ class Draft(nn.Module):
     def share_vocabulary(self, embedding: nn.Module, head: nn.Module, mask_row: Tensor | None = None, token_ids: Tensor | None = None) -> None:
         """Use the target's embedding and head; only the mask token's row stays the draft's own.
 
-        mask_row: [hidden]; by default `neutral_row` of the table. token_ids: [D], the only ones that it shall propose; by default all. Raises `Pard2Error` for a target that scales what it
-        reads from its table: the mask's row would not be scaled with it.
+        mask_row: [hidden]; by default `neutral_row` of the table. token_ids: [D], the only ones that it shall propose; by default all.
+        Raises `Pard2Error` for a target that scales what it reads from its table: the mask's row would not be scaled with it.
         """
         if type(embedding) is not nn.Embedding:
             raise Pard2Error(f"a draft cannot share a {type(embedding).__name__}; give it a vocabulary of its own (draft.share_vocabulary=false)")

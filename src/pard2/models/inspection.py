@@ -45,6 +45,7 @@ class DraftReport:
     projection: list[int] | None = None
     normalise_features: bool = False
     mask_feature: bool = False
+    vocabulary_size: int | None = None
     inexpressible: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
 
@@ -91,7 +92,8 @@ def inspect_draft(directory: Path) -> DraftReport:
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
-        parameters=sum(torch.Size(shape).numel() for shape, _ in stored.values()) + sum(t.numel() for t in projection.values()),
+        parameters=sum(torch.Size(shape).numel() for shape, _ in stored.values())
+        + sum(t.numel() for t in projection.values() if t.is_floating_point()),
         dtype="/".join(sorted({kind for _, kind in stored.values()})),
         methods=_methods(spec is not None, is_pard2, dependent),
         mask_token=spec.mask_token if spec else None,
@@ -106,6 +108,7 @@ def inspect_draft(directory: Path) -> DraftReport:
         projection=list(weight.shape) if weight is not None else None,
         normalise_features=spec.normalise_features if spec else False,
         mask_feature=spec.mask_feature if spec else False,
+        vocabulary_size=spec.vocabulary_size if spec else None,
         inexpressible=inexpressible(spec) if spec else [],
         lacks=lacks,
     )

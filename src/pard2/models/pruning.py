@@ -67,7 +67,8 @@ def cut_draft(
 
     A zero projection makes the untrained draft the same in both modes. shared_vocabulary: keep
     using the target's embedding and head, with a row of its own for the mask token, in place of copies; vocabulary: [D] the only tokens
-    that such a draft shall propose. The other options: see `DraftSpec`. The target must not be packed. Raises `Pard2Error` for a layer or token that the target lacks.
+    that such a draft shall propose. The other options: see `DraftSpec`. The target must not be packed. Raises `Pard2Error` for a layer or
+    token that the target lacks.
     """
     total = target.num_states - 1
     if not layers:

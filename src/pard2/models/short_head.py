@@ -29,6 +29,7 @@ class ShortHead(nn.Module):
         super().__init__()
         self.__dict__["whole"] = whole  # belongs to the target
         weight = whole.weight
+        assert isinstance(weight, Tensor)
         self.vocab_size = len(weight)
         self.register_buffer("token_ids", token_ids.sort().values.to(weight.device, torch.long), persistent=False)
         self.register_buffer("weight", weight.detach()[self.token_ids].to(dtype), persistent=False)

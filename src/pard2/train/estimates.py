@@ -21,8 +21,9 @@ _LOGIT_COPIES = 5  # of a chunk's rows of V: the teacher's and the draft's, and 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a causal LM costs. vocabulary: tokens that its head has logits for. block_weights: numbers in the matrices of all layers; experts count as if all were used.
+    """What a causal LM costs.
 
+    vocabulary: tokens that its head has logits for. block_weights: numbers in the matrices of all layers; experts count as if all were used.
     head_norms: each head's queries and keys are normalised, as in Qwen 3.
     """
 
@@ -83,13 +84,13 @@ class Memory:
     """Bytes. The first six stay; of the others, a step's three phases, only the largest counts: they come one after another.
 
     target_weights, draft_weights: as they are held; the draft's in float32. gradients: 4 for each trained number. optimizer: AdamW's two
-    means, 8. average: EMA's, 4. target_states: N (F + h_T), the features and last states of a row.
+    means, 8, and Muon's one, 4. average: EMA's, 4. target_states: N (F + h_T), the features and last states of a row.
     target_pass: N (4 h_T + 3 i_T + 2 F), a layer and the features on their way into one tensor, and the logits of a block of CAT's rows.
     draft_pass: activations + loss_chunks + autocast, the draft's weights once more in bfloat16.
     activations: S (6h + 2q + 2k + 4i) for each layer in float32, plus 2q + 2k where heads are normalised; in bfloat16 the residual stream and
     its norms stay float32, 16 h bytes, and 5h + 2q + 2k + 4i are halved. With checkpointing, S h for each layer and one layer whole. And S (F + 2h).
     loss_chunks: 5 x 256 rows of V in float32, and the head's gradient, V h, twice.
-    update: AdamW's intermediate values, 4 for each trained number, on a GPU, where all are updated at once.
+    update: the optimizer's intermediate values, 4 for each trained number, on a GPU, where all are updated at once.
     """
 
     target_weights: int
@@ -142,7 +143,10 @@ def step_memory(
     average: bool,
     on_gpu: bool,
 ) -> Memory:
-    """numbers: how many `target`, `draft` and `trained` ones there are. row: the fullest. head_trained: the draft has a head of its own."""
+    """numbers: how many `target`, `draft` and `trained` ones there are, and how many of the trained are Muon's, `muon`. row: the fullest.
+
+    head_trained: the draft has a head of its own.
+    """
     logits = CHUNK * draft.vocabulary
     head = draft.vocabulary * draft.hidden
     loss = _LOGIT_COPIES * logits * 4 + (2 * head * 4 if head_trained else 0)
@@ -150,7 +154,7 @@ def step_memory(
         target_weights=numbers["target"] * target_itemsize,
         draft_weights=numbers["draft"] * 4,
         gradients=numbers["trained"] * 4,
-        optimizer=numbers["trained"] * 8,
+        optimizer=numbers["trained"] * 8 - numbers["muon"] * 4,
         average=numbers["trained"] * 4 if average else 0,
         target_states=round(row.tokens * (features + target.hidden) * target_itemsize),
         target_pass=round(row.tokens * (4 * target.hidden + 3 * target.intermediate + 2 * features) * target_itemsize) + 3 * logits * 4,

@@ -62,7 +62,15 @@ def initial_draft(config: TrainConfig, target: Target, examples: Sequence[Exampl
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
     vocabulary = None if wanted.vocabulary_size is None else answer_vocabulary(examples or [], wanted.vocabulary_size, target.vocab_size)
     return cut_draft(
-        target, layers, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, wanted.share_vocabulary, **options, vocabulary=vocabulary
+        target,
+        layers,
+        _mask_token(config, target),
+        objective.draft_tokens,
+        chosen,
+        wanted.scale,
+        wanted.share_vocabulary,
+        **options,
+        vocabulary=vocabulary,
     ).float()
 
 

@@ -110,8 +110,7 @@ class _Run:
         module = RowLoss(self.draft, config.objective, attention, precision)
         self.wrapped = processes.wrap(module, self.draft.lm.get_submodule(self.draft.blocks_name))
         trainable = {name: parameter for name, parameter in self.draft.named_parameters() if parameter.requires_grad}
-        tables = [module.weight for module in (self.draft.lm.get_input_embeddings(), self.draft.lm.get_output_embeddings())]
-        self.optimizer = Optimizer(trainable, config.optimizer, tables)
+        self.optimizer = Optimizer(trainable, config.optimizer, self.draft.tables)
         self.average = None if config.optimizer.ema is None else WeightAverage(trainable, config.optimizer.ema)
         self.done, self.skipped, self.bad, self.best = 0, 0, 0, 0.0
         self._ahead: Future[Fetched] | None = None

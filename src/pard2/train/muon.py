@@ -34,6 +34,12 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update, alpha=-group["lr"] * _RMS * max(parameter.shape) ** 0.5)
 
 
+def flops(shape: torch.Size) -> float:
+    """Floating-point operations of making one matrix orthogonal."""
+    short, long = sorted(shape)
+    return _STEPS * (4.0 * short**2 * long + 2.0 * short**3)
+
+
 def orthogonal(matrix: Tensor) -> Tensor:
     """U V^T of matrix = U S V^T, roughly: singular values end up between 0.7 and 1.2. By a Newton-Schulz iteration, which needs products alone."""
     a, b, c = _COEFFICIENTS

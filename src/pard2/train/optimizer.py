@@ -4,7 +4,7 @@ What they hold goes to disk by the names of the parameters and whole, however th
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,14 +20,13 @@ State = dict[str, dict[str, Tensor]]
 class Optimizer:
     """AdamW, or Muon and AdamW, over named parameters, with the learning rate a function of the step."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, tables: Collection[nn.Parameter] = ()) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, tables: Collection[Tensor] = ()) -> None:
         """tables: the embedding and the head, which are no maps from states to states and are left to AdamW."""
         self.config = config
         self.parameters = dict(parameters)
-        tables_, matrices, others = {id(table) for table in tables}, [], []
-        for parameter in self.parameters.values():
-            by_muon = config.kind == "muon" and parameter.dim() == 2 and id(parameter) not in tables_
-            (matrices if by_muon else others).append(parameter)
+        matrices = muon_matrices(self.parameters.values(), tables) if config.kind == "muon" else []
+        by_muon = {id(matrix) for matrix in matrices}
+        others = [parameter for parameter in self.parameters.values() if id(parameter) not in by_muon]
         self._inner: list[torch.optim.Optimizer] = []
         if others:
             self._inner.append(torch.optim.AdamW(others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True))
@@ -73,6 +72,12 @@ class Optimizer:
             self._of[id(parameter)].state[parameter] = {
                 key: value if value.dim() == 0 else with_values(parameter.detach(), value) for key, value in values.items()
             }
+
+
+def muon_matrices(parameters: Iterable[nn.Parameter], tables: Collection[Tensor]) -> list[nn.Parameter]:
+    """Those that Muon is made for: matrices, but for the tables."""
+    left_out = {id(table) for table in tables}
+    return [parameter for parameter in parameters if parameter.dim() == 2 and id(parameter) not in left_out]
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

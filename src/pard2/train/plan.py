@@ -20,7 +20,9 @@ from pard2.engine.capacity import free_bytes
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.loading import parse_device, parse_dtype
 from pard2.models.target import Target
+from pard2.train import muon
 from pard2.train.estimates import Memory, RowSize, Shape, count, row_flops, step_memory
+from pard2.train.optimizer import muon_matrices
 from pard2.units import amount, duration, size
 
 _MATMUL_SECONDS = 0.3
@@ -28,12 +30,13 @@ _MATMUL_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers in the models' weights. projection: a part of `trained`. frozen: of the draft; what it borrows is the target's."""
+    """Numbers in the models' weights. projection, muon: parts of `trained`. frozen: of the draft; what it borrows is the target's."""
 
     target: int
     trained: int
     projection: int
     frozen: int
+    muon: int
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,19 @@ class Disk:
 class Work:
     """Floating-point operations of a step. seconds: of a step at the speed of bare matrix products, None where it was not measured.
 
-    A real step takes longer: norms, softmaxes, the optimizer and the disk are not counted.
+    optimizer: of Muon, which makes each matrix orthogonal once a step. A real step takes longer: norms, softmaxes, AdamW and the disk are not
+    counted.
     """
 
     target: float
     draft: float
     loss: float
+    optimizer: float
     seconds: float | None
 
     @property
     def flops(self) -> float:
-        return self.target + self.draft + self.loss
+        return self.target + self.draft + self.loss + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,9 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
     features = target.hidden_size * len(spec.target_layers)
     trained, bias = count(draft, trained_only=True), draft.projection.bias
     projection = draft.projection.weight.numel() + (0 if bias is None else bias.numel())
-    numbers = Parameters(count(target.model), trained, projection, count(draft) - trained)
+    trainable = [parameter for parameter in draft.parameters() if parameter.requires_grad]
+    matrices = muon_matrices(trainable, draft.tables) if config.optimizer.kind == "muon" else []
+    numbers = Parameters(count(target.model), trained, projection, count(draft) - trained, sum(matrix.numel() for matrix in matrices))
 
     row_length = config.data.row_length or config.data.max_length
     rows = len(pack(examples.lengths, row_length, loop.seed))
@@ -137,7 +144,7 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
     memory = step_memory(
         *shapes,
         fullest,
-        {"target": numbers.target, "draft": numbers.trained + numbers.frozen, "trained": numbers.trained},
+        {"target": numbers.target, "draft": numbers.trained + numbers.frozen, "trained": numbers.trained, "muon": numbers.muon},
         features,
         target_dtype.itemsize,
         head_trained=head_trained,
@@ -155,6 +162,7 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
     }
     if config.features.cache is not None:
         flops["target"] = 0.0  # in all epochs but the first
+    flops["optimizer"] = sum(muon.flops(matrix.shape) for matrix in matrices)
     return Plan(
         target.name,
         draft.name,
@@ -183,12 +191,18 @@ def _disk(config: TrainConfig, numbers: Parameters, features: int) -> Disk:
     while not there.exists():
         there = there.parent
     kept = 0 if config.features.on_generate == "delete" else features
-    return Disk(4 * owned + 8 * numbers.trained + average, config.loop.keep_last + 1, 2 * owned * drafts, kept, shutil.disk_usage(there).free)
+    return Disk(
+        4 * owned + 8 * numbers.trained - 4 * numbers.muon + average,
+        config.loop.keep_last + 1,
+        2 * owned * drafts,
+        kept,
+        shutil.disk_usage(there).free,
+    )
 
 
 def _seconds(flops: dict[str, float], device: torch.device, target_dtype: torch.dtype, precision: torch.dtype) -> float:
     rates = {dtype: matmul_rate(device, dtype) for dtype in {target_dtype, precision}}
-    return flops["target"] / rates[target_dtype] + (flops["draft"] + flops["loss"]) / rates[precision]
+    return flops["target"] / rates[target_dtype] + (flops["draft"] + flops["loss"] + flops["optimizer"]) / rates[precision]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -210,7 +224,7 @@ def render(plan: Plan) -> RenderableType:
     """A few lines for a console."""
     numbers, data, memory, disk, work = plan.parameters, plan.data, plan.memory, plan.disk, plan.work
     lost = "".join(f"; {n:,} {what} for their length" for n, what in ((data.skipped, "skipped"), (data.cut, "cut")) if n)
-    phases = {"the target's pass": memory.target_pass, "the draft's pass": memory.draft_pass, "AdamW's step": memory.update}
+    phases = {"the target's pass": memory.target_pass, "the draft's pass": memory.draft_pass, "the optimizer's step": memory.update}
     longest = max(phases, key=lambda name: phases[name])
     inside = f" (activations {size(memory.activations)}, loss {size(memory.loss_chunks)})" if longest == "the draft's pass" else ""
     average = f", their mean {size(memory.average)}" if memory.average else ""
@@ -222,12 +236,12 @@ def render(plan: Plan) -> RenderableType:
         "run": f"{plan.steps:,} steps of {plan.rows_per_step} rows, {plan.epochs:.1f} epochs; {data.rows:,} rows of up to {data.row_length:,} "
         f"tokens, about {data.slots:,.0f} slots each",
         "memory": f"about {size(memory.total)} on {plan.device}, {size(plan.memory_free)} free: target {size(memory.target_weights)}, draft "
-        f"{size(memory.draft_weights)}, gradients {size(memory.gradients)}, AdamW {size(memory.optimizer)}{average}, a row's target states "
+        f"{size(memory.draft_weights)}, gradients {size(memory.gradients)}, optimizer {size(memory.optimizer)}{average}, a row's target states "
         f"{size(memory.target_states)}, {longest} {size(phases[longest])}{inside}",
         "disk": f"{size(disk.total)}, {size(disk.free)} free: up to {disk.checkpoints} checkpoints of {size(disk.checkpoint)}, "
         f"drafts {size(disk.drafts)}" + (f"; feature cache {size(disk.features)}" if disk.features else ""),
         "work": f"{amount(work.flops / 1e9)} GFLOP a step: target {work.target / work.flops:.0%}, draft {work.draft / work.flops:.0%}, "
-        f"loss {work.loss / work.flops:.0%}",
+        f"loss {work.loss / work.flops:.0%}" + (f", Muon {work.optimizer / work.flops:.0%}" if work.optimizer else ""),
     }
     if work.seconds is not None:
         lines["time"] = (
