@@ -20,6 +20,7 @@ from pard2 import Engine, SamplingParams
 from pard2.engine import batch, choosing, randomness, verification
 from pard2.engine.randomness import Purpose, uniforms
 from pard2.models.draft import Draft, DraftSpec
+from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
 from tiny import set_eos, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
 
@@ -195,6 +196,20 @@ def test_drawn_proposals_leave_the_targets_distribution(setting, rule):
     counts = sampled_counts(params, method, rule)
     assert counts.total() == SAMPLES
     assert chance_of(counts, exact_texts(params)) > FAIR
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_tokens_that_a_draft_cannot_propose_are_said_as_often_as_others(rule):
+    """Two of the five have a chance of zero in every proposal."""
+    target, _ = world()
+    draft = cut_draft(target, [0], MASK, 4, (-1,), shared_vocabulary=True, vocabulary=torch.tensor([0, 2, 3])).eval()
+    params = SamplingParams(**SETTINGS["all"])
+    counts: Counter[tuple[int, ...]] = Counter()
+    for i, k in enumerate(KS):
+        engine = Engine(target, draft, "pard2-td", k, max_batch=64, draft_sampling="sampled", verification=rule)
+        counts.update(first_tokens(engine, params, SAMPLES // len(KS), 1000 * i))
+    assert chance_of(counts, exact_texts(params)) > FAIR
+    assert {token for text in counts for token in text} == set(range(VOCABULARY))
 
 
 @pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "token")])

@@ -3,9 +3,12 @@
 from itertools import zip_longest
 
 import pytest
+import torch
 
+from engines import record_proposals
 from pard2 import Engine, SamplingParams
-from tiny import greedy, pard_draft, perfect_draft, random_prompts, tiny_draft, tiny_lm_draft, tiny_target
+from pard2.models.pruning import cut_draft
+from tiny import MASK, greedy, pard_draft, perfect_draft, random_prompts, tiny_draft, tiny_lm_draft, tiny_target
 
 NEW = 24
 
@@ -84,3 +87,15 @@ def test_a_draft_whose_vocabulary_differs_is_still_lossless():
     for vocab in (50, 61, 80):
         engine = Engine(target, tiny_lm_draft(vocab=vocab), "vsd", 3)
         assert next(engine.generate([[59, 60, 58]], SamplingParams(30))).token_ids == greedy(target, [59, 60, 58], 30)
+
+
+@pytest.mark.parametrize("method", ["pard2-td", "pard2-ti"])
+def test_a_draft_that_can_propose_some_tokens_alone_is_lossless(method):
+    """And proposes no other."""
+    target, some = tiny_target(vocab=61), torch.arange(0, 61, 3)
+    draft = cut_draft(target, [0, 1], MASK, 4, (-1,), shared_vocabulary=True, vocabulary=some).eval()
+    engine = Engine(target, draft, method, 3)
+    proposed = record_proposals(engine)
+    prompts = [[5, 9, 2], [30, 1, 7, 7]]
+    assert [out.token_ids for out in engine.generate(prompts, SamplingParams(30))] == [greedy(target, prompt, 30) for prompt in prompts]
+    assert {token for tokens in proposed for token in tokens} <= set(some.tolist()) and len(proposed) > 10
