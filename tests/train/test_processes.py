@@ -23,14 +23,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # every process impor
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
 
 
-def write_run(tmp_path: Path, target: Path, **loop) -> Path:
+def write_run(tmp_path: Path, target: Path, kind: str = "adamw", **loop) -> Path:
     data = write_records(tmp_path / "data.jsonl", CONVERSATIONS)
     run = {
         "target": {"name": str(target)},
         "draft": {"layers": [0, 2], "target_layers": [-1, -2]},
         "data": {"train": [str(data)], "evaluation": str(data), "max_length": 80, "on_long": "cut"},
         "objective": {"draft_tokens": 4, "feature_drop": 0.3},
-        "optimizer": {"lr": 3e-3, "warmup_steps": 2, "ema": 0.5},
+        "optimizer": {"kind": kind, "lr": 3e-3, "warmup_steps": 2, "ema": 0.5},
         "loop": {"steps": 4, "rows_per_step": 4, "save_every": 2, "evaluate_every": 2, "evaluation_tokens": 4, "seed": 3, "device": "cpu"} | loop,
     }
     path = tmp_path / f"{Path(loop['output']).name}.yaml"
@@ -55,11 +55,14 @@ def metrics(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sharding):
+@pytest.mark.parametrize(("sharding", "kind"), [("none", "muon"), ("fsdp", "adamw")])
+def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sharding, kind):
+    """The first pair is told no device: on a machine without GPUs that is the CPU for several processes as for one."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    train(load_config(write_run(tmp_path, target_directory, output=str(alone))), quiet)
-    out = finish(start(write_run(tmp_path, target_directory, output=str(together), sharding=sharding), 2, 29400 + (sharding == "fsdp")))
+    device = None if sharding == "none" and not torch.cuda.is_available() else "cpu"
+    train(load_config(write_run(tmp_path, target_directory, kind, output=str(alone))), quiet)
+    run = write_run(tmp_path, target_directory, kind, output=str(together), sharding=sharding, device=device)
+    out = finish(start(run, 2, 29400 + (sharding == "fsdp")))
     assert out.splitlines() == [str(together / "draft")]  # the main process speaks alone
     for one, two in zip(metrics(alone), metrics(together), strict=True):
         assert one["tokens"] == two["tokens"] and one["slots"] == two["slots"]

@@ -1,11 +1,12 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied (https://kellerjordan.github.io/posts/muon/).
+"""Muon: momentum whose matrices are made orthogonal before they are applied.
 
+Source: https://kellerjordan.github.io/posts/muon/.
 `torch.optim.Muon` computes in bfloat16 whatever the weights are, which CPUs without bfloat16 arithmetic do at a small part of their
 speed. This is the same update in float32 there.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic in the post: steep at zero, and within 0.7 .. 1.2 for singular values near 1
 _STEPS = 5
@@ -14,24 +15,32 @@ _RMS = 0.2  # of an update's entries per unit of learning rate: about AdamW's, s
 
 
 class Muon(torch.optim.Optimizer):
-    """m <- momentum m + g; W <- W - lr (0.2 sqrt(max(rows, columns)) orthogonal(g + momentum m) + weight_decay W), for matrices alone."""
+    """m <- momentum m + g; W <- W - lr (0.2 sqrt(max(rows, columns)) orthogonal(g + momentum m) + weight_decay W), for matrices alone.
+
+    Several processes with the same gradients share out the matrices; each gets all updates, the same bit for bit.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        shared = distributed.is_initialized()
+        rank, count = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
+            for number, parameter in enumerate(parameter for parameter in group["params"] if parameter.grad is not None):
                 state = self.state[parameter]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
-                update = orthogonal(parameter.grad.add(buffer, alpha=group["momentum"]))
+                # In the gradient's place, which is not needed any more.
+                parameter.grad.add_(buffer, alpha=group["momentum"])
+                parameter.grad.copy_(orthogonal(parameter.grad)) if number % count == rank else parameter.grad.zero_()
+            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
+                if shared:
+                    distributed.all_reduce(parameter.grad)  # one process has it, the others nothing
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * _RMS * max(parameter.shape) ** 0.5)
+                parameter.add_(parameter.grad, alpha=-group["lr"] * _RMS * max(parameter.shape) ** 0.5)
 
 
 def flops(shape: torch.Size) -> float:

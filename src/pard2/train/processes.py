@@ -39,7 +39,8 @@ class Processes:
             from accelerate import Accelerator
         except ImportError:
             raise Pard2Error("training in several processes needs accelerate: pip install 'pard2[train]'") from None
-        self._accelerator = Accelerator(cpu=device == "cpu")
+        # Where nobody says cpu, accelerate takes processes without GPUs for one each of their own.
+        self._accelerator = Accelerator(cpu=parse_device(device).type == "cpu")
         self.rank, self.device = self._accelerator.process_index, self._accelerator.device
         self._sharded = sharding == "fsdp"
 
