@@ -48,6 +48,7 @@ class FakeEndpoint(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: FakeEndpoint
     request_body: dict[str, Any]
+    counted = False  # among the requests that are at once
 
     def do_GET(self) -> None:
         self.server.listings += 1
@@ -65,20 +66,27 @@ class _Handler(BaseHTTPRequestHandler):
             server.requests.append(self.request_body)
             server.headers.append(dict(self.headers))
             server.at_once += 1
+            self.counted = True
             server.most_at_once = max(server.most_at_once, server.at_once)
             script = server.script.get(self.said)
             behaviour = script.pop(0) if script else server.always or answer()
         try:
             behaviour(self)
         finally:
-            with server.lock:
-                server.at_once -= 1
+            self._no_longer_counted()
+
+    def _no_longer_counted(self) -> None:
+        with self.server.lock:
+            self.server.at_once -= self.counted
+            self.counted = False
 
     @property
     def said(self) -> str:
         return self.request_body["messages"][-1]["content"]
 
     def send(self, status: int, body: str, **headers: str) -> None:
+        # Before the answer: whoever has it may ask again before this thread runs on.
+        self._no_longer_counted()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
