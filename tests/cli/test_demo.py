@@ -44,7 +44,7 @@ def test_shipped_draft_or_the_way_it_is_fed_is_broken(float32_engine: Engine, me
     engine = Engine(target, draft, method, draft.spec.draft_tokens, max_batch=2)
     completions = list(engine.generate(list(PROMPTS[:2]), SamplingParams(max_tokens=48)))
     acceptance_length = 1 + sum(c.stats.accepted for c in completions) / sum(c.stats.cycles for c in completions)
-    assert acceptance_length > 1.4, acceptance_length
+    assert acceptance_length > 2, acceptance_length
 
 
 def test_demo_says_different_texts_or_breaks() -> None:
