@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override] - nobody here re-evaluates a loss
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody re-evaluates a loss
         shared = distributed.is_initialized()
         rank, count = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
         for group in self.param_groups:
