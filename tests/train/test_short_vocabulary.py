@@ -6,6 +6,7 @@ from train_runs import prepare, row_loss
 
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
+from pard2.data.corpus import ExamplesBuilder
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft
 from pard2.models.pruning import cut_draft
@@ -52,6 +53,8 @@ def test_slots_weights_loss_and_gradients_are_those_of_the_formula_over_the_chos
     places = list(zip(row.layout.anchor[row.trained].tolist(), row.layout.depth[row.trained].tolist(), strict=True))
     assert dict(zip(places, slots.weight.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
     assert CHOSEN[slots.label].tolist() == [int(ids[0, a + d + 1]) for a, d in places]
+    # Seven anchors, the last with no token two places on; what cannot be proposed counts as a guess that failed.
+    assert row.answered.tolist() == [7, 6, 5] and len(row.trained) == 7 + 6 + 5 - 3
 
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         draft.zero_grad()
@@ -77,7 +80,10 @@ def draft_state(draft, prepared, ids: torch.Tensor, anchor: int, depth: int) -> 
 
 
 def test_the_vocabulary_is_that_of_the_answers_then_the_lowest_ids():
-    examples = [Example("a", [5, 7, 7, 9], [False, True, True, True]), Example("b", [5, 9, 9, 3], [False, True, True, False])]
+    builder = ExamplesBuilder()
+    builder.add(Example("a", [5, 7, 7, 9], [False, True, True, True]), "data")
+    builder.add(Example("b", [5, 9, 9, 3], [False, True, True, False]), "data")
+    examples = builder.build()
     assert answer_vocabulary(examples, 2, 12).tolist() == [7, 9]
     assert answer_vocabulary(examples, 4, 12).tolist() == [0, 1, 7, 9]  # 5 and 3 are in prompts alone
     with pytest.raises(Pard2Error, match=r"draft.vocabulary_size=13: the target has 12 tokens"):

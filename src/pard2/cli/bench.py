@@ -7,7 +7,17 @@ from typing import Annotated, TypeVar
 import typer
 
 from pard2.cli.console import console, print_note, working
-from pard2.cli.options import DeviceOption, DraftOption, DtypeOption, ForceOption, SeedOption, TargetOption, choose_draft, parse_draft_tokens
+from pard2.cli.options import (
+    EMBEDDED,
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    ForceOption,
+    SeedOption,
+    TargetOption,
+    choose_draft,
+    parse_draft_tokens,
+)
 from pard2.errors import Pard2Error
 
 Number = TypeVar("Number", int, float)
@@ -79,7 +89,7 @@ def bench(
             draft_loaded = load_draft(found, loaded, parse_dtype(dtype), None if names is None else "pard2-td" in names)
     plan = Plan(
         target,
-        found,
+        draft or (found and EMBEDDED),  # by its name: where it lies on this machine matters to nobody
         str(parse_dtype(dtype)).removeprefix("torch."),
         parse_device(device).type,
         tuple(read),

@@ -94,50 +94,74 @@ def exp(x: Any) -> Any:
 
 @compiled
 def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Array, scale: float, out: Array) -> None:
-    """Each row's softmax attention over slots begins[row] .. ends[row] - 1. queries, out: [N, H, D]. keys, values: [positions, KV, D]."""
+    """Each row's softmax attention over slots begins[row] .. ends[row] - 1. queries, out: [N, H, D]. keys, values: [positions, KV, D].
+
+    All heads take a position together: keys and values are read once a row, in the order in which they lie in memory. Four
+    positions at a time, whose sums do not wait for one another.
+    """
     rows, heads, width = queries.shape
     group = heads // keys.shape[1]
     longest = 0
     for row in range(rows):
         longest = max(longest, ends[row] - begins[row])
-    scores = np.empty(longest, np.float32)
+    scores = np.empty((heads, longest), np.float32)
     for row in range(rows):
         begin, count = begins[row], ends[row] - begins[row]
-        fours = count - count % 4  # four positions at a time: their sums do not wait for one another
-        for head in range(heads):
-            query, result = queries[row, head], out[row, head]
-            k, v = keys[begin : begin + count, head // group], values[begin : begin + count, head // group]
-            for at in range(0, fours, 4):
+        fours = count - count % 4
+        for at in range(0, fours, 4):
+            for head in range(heads):
+                query = queries[row, head]
+                k0, k1, k2, k3 = (
+                    keys[begin + at, head // group],
+                    keys[begin + at + 1, head // group],
+                    keys[begin + at + 2, head // group],
+                    keys[begin + at + 3, head // group],
+                )
                 a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
                 for i in range(width):
-                    a += query[i] * k[at, i]
-                    b += query[i] * k[at + 1, i]
-                    c += query[i] * k[at + 2, i]
-                    d += query[i] * k[at + 3, i]
-                scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = a, b, c, d
-            for at in range(fours, count):
+                    a += query[i] * k0[i]
+                    b += query[i] * k1[i]
+                    c += query[i] * k2[i]
+                    d += query[i] * k3[i]
+                scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3] = a, b, c, d
+        for at in range(fours, count):
+            for head in range(heads):
+                query, k = queries[row, head], keys[begin + at, head // group]
                 a = np.float32(0)
                 for i in range(width):
-                    a += query[i] * k[at, i]
-                scores[at] = a
-            highest = scores[0]
+                    a += query[i] * k[i]
+                scores[head, at] = a
+        for head in range(heads):
+            mine = scores[head, :count]
+            highest = mine[0]
             for at in range(1, count):
-                highest = max(highest, scores[at])
+                highest = max(highest, mine[at])
             total = np.float32(0)
             for at in range(count):
-                scores[at] = exp((scores[at] - highest) * np.float32(scale))
-                total += scores[at]
+                mine[at] = exp((mine[at] - highest) * np.float32(scale))
+                total += mine[at]
+            for at in range(count):
+                mine[at] /= total
             for i in range(width):
-                result[i] = np.float32(0)
-            for at in range(0, fours, 4):
-                a, b, c, d = scores[at], scores[at + 1], scores[at + 2], scores[at + 3]
+                out[row, head, i] = np.float32(0)
+        for at in range(0, fours, 4):
+            for head in range(heads):
+                result = out[row, head]
+                v0, v1, v2, v3 = (
+                    values[begin + at, head // group],
+                    values[begin + at + 1, head // group],
+                    values[begin + at + 2, head // group],
+                    values[begin + at + 3, head // group],
+                )
+                a, b, c, d = scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3]
                 for i in range(width):
-                    result[i] += a * v[at, i] + b * v[at + 1, i] + c * v[at + 2, i] + d * v[at + 3, i]
-            for at in range(fours, count):
+                    result[i] += a * v0[i] + b * v1[i] + c * v2[i] + d * v3[i]
+        for at in range(fours, count):
+            for head in range(heads):
+                result, v = out[row, head], values[begin + at, head // group]
+                a = scores[head, at]
                 for i in range(width):
-                    result[i] += scores[at] * v[at, i]
-            for i in range(width):
-                result[i] /= total
+                    result[i] += a * v[i]
 
 
 @compiled

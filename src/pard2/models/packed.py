@@ -1,10 +1,15 @@
-"""Half-precision linear layers for CPUs without native bfloat16 arithmetic.
+"""Linear layers of half-precision weights, laid out once for what this CPU multiplies with; activations go in and out in float32.
 
-There, PyTorch multiplies a bfloat16 matrix by K rows as K separate vector products, so that verifying 5
-tokens costs five plain steps. FBGEMM's packed half-precision kernel reads the same bytes once and multiplies
-in float32: 1 row and 5 rows then take nearly the same time. Weights stay bfloat16 values; activations are
-float32, hence never less exact than the bfloat16 arithmetic they replace.
+PyTorch's own bfloat16 layers read their matrix as it lies in memory, and a CPU without bfloat16 arithmetic multiplies it by K rows as
+K separate vector products, so that verifying 5 tokens costs five plain steps. Laid out beforehand, the same bytes are read once at
+the speed of memory, and 1 row and 8 rows take nearly the same time.
+
+With bfloat16 arithmetic (AMX, AVX-512 BF16) it is oneDNN's layout: inputs and outputs of each product are rounded to bfloat16, as the
+model's own layers do, and a row comes out the same whatever rows share its pass. Without it, FBGEMM's: weights stay bfloat16
+values, all else is float32, hence never less exact than the arithmetic that it replaces.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +18,63 @@ from torch import Tensor, nn
 # less than the rounding of the float32 sum it enters.
 _LARGEST = 65504.0
 
+_ROWS = 16  # rows that oneDNN's layout is made for: cycles of a single sequence have at most these, and larger batches lose little
+
+
+def has_bfloat16_products() -> bool:
+    """True on a CPU that multiplies bfloat16 numbers in hardware, with a oneDNN that knows how."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16")) and torch.backends.mkldnn.is_available()
+
 
 def should_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """True on a CPU that has AVX2 and float16 conversion but no native bfloat16 products."""
-    if device.type != "cpu" or dtype == torch.float32 or "fbgemm" not in torch.backends.quantized.supported_engines:
+    """True on a CPU for half-precision weights that have a packed form there."""
+    if device.type != "cpu" or dtype == torch.float32:
         return False
+    if has_bfloat16_products():
+        return dtype == torch.bfloat16
     has = torch.cpu.get_capabilities()
-    return bool(has.get("avx2") and has.get("f16c") and not (has.get("avx512_bf16") or has.get("amx_bf16")))
-
-
-# Past a look for Python implementations of the operator, which costs more than a small product.
-_linear = torch.ops.quantized.linear_dynamic_fp16.default._op
+    return "fbgemm" in torch.backends.quantized.supported_engines and bool(has.get("avx2") and has.get("f16c"))
 
 
 class PackedLinear(nn.Module):
-    """`y = x W^T + b` with W kept in FBGEMM's packed float16 form; x and y [..., in], [..., out] are float32."""
+    """`y = x W^T + b` with W kept in packed form; x and y [..., in], [..., out] are float32.
+
+    A bfloat16 weight on a CPU that `has_bfloat16_products` is packed for oneDNN, any other for FBGEMM, in float16.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), None if bias is None else bias.detach().float())
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        self._unpack: Callable[[], Tensor]
+        if weight.dtype == torch.bfloat16 and has_bfloat16_products():
+            self._forward, self._unpack = _for_onednn(weight, bias)
+        else:
+            self._forward, self._unpack = _for_fbgemm(weight, bias)
 
     @property
     def weight(self) -> Tensor:
         """[out, in], unpacked into float32."""
-        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
-        return weight
+        return self._unpack()
 
     def forward(self, x: Tensor) -> Tensor:
-        return _linear(x, self._packed)
+        return self._forward(x)
+
+
+# Operators past a look for Python implementations of theirs, which costs more than a small product.
+
+
+def _for_fbgemm(weight: Tensor, bias: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
+    packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
+    product = torch.ops.quantized.linear_dynamic_fp16.default._op
+    return lambda x: product(x, packed), lambda: torch.ops.quantized.linear_unpack_fp16(packed)[0]
+
+
+def _for_onednn(weight: Tensor, bias: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+    product = torch.ops.mkldnn._linear_pointwise.default._op
+    return lambda x: product(x.bfloat16(), packed, bias, "none", [], "").float(), lambda: packed.to_dense().float()
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -1,13 +1,10 @@
 """What a run starts from: its draft, cut out of the target, made of a small LM, or an earlier one; and its examples."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from pard2.config import TrainConfig
-from pard2.data.chat import Example
 from pard2.data.examples import Examples, load_examples
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft
@@ -32,7 +29,7 @@ def run_examples(config: TrainConfig, target: Target) -> Examples:
     return load_examples(data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)
 
 
-def initial_draft(config: TrainConfig, target: Target, examples: Sequence[Example] | None = None) -> Draft:
+def initial_draft(config: TrainConfig, target: Target, examples: Examples | None = None) -> Draft:
     """The draft that a run starts from, in float32: whatever the target's precision, small updates need it.
 
     examples: of the run, whose answers tell which tokens a part of the vocabulary is made of; None where the draft has no weights and it
@@ -60,7 +57,10 @@ def initial_draft(config: TrainConfig, target: Target, examples: Sequence[Exampl
         _check_same(config, draft)
         return draft.requires_grad_(True)
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
-    vocabulary = None if wanted.vocabulary_size is None else answer_vocabulary(examples or [], wanted.vocabulary_size, target.vocab_size)
+    vocabulary = None
+    if wanted.vocabulary_size is not None:
+        few = Examples(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(1, np.int64), [])
+        vocabulary = answer_vocabulary(examples or few, wanted.vocabulary_size, target.vocab_size)
     return cut_draft(
         target,
         layers,
@@ -74,16 +74,14 @@ def initial_draft(config: TrainConfig, target: Target, examples: Sequence[Exampl
     ).float()
 
 
-def answer_vocabulary(examples: Sequence[Example], size: int, vocab_size: int) -> Tensor:
+def answer_vocabulary(examples: Examples, size: int, vocab_size: int) -> Tensor:
     """[size] ids, rising, of the tokens that occur most in the answers; of equals, and where too few occur, the lowest ids come first.
 
     A tokenizer of merges numbers its tokens by how common they are in text at large. Raises `Pard2Error` for more than there are.
     """
     if size > vocab_size:
         raise Pard2Error(f"draft.vocabulary_size={size}: the target has {vocab_size} tokens")
-    counts = np.zeros(vocab_size, np.int64)
-    for example in examples:
-        np.add.at(counts, np.array(example.token_ids)[np.array(example.predicted)], 1)
+    counts = np.bincount(examples.tokens[examples.predicted], minlength=vocab_size)
     return torch.tensor(np.sort(np.argsort(-counts, kind="stable")[:size]), device="cpu")
 
 

@@ -179,8 +179,8 @@ class _Run:
         objective, loop, device = self.config.objective, self.config.loop, self.processes.device
         numbers = [*range(step * loop.rows_per_step + self.processes.rank, (step + 1) * loop.rows_per_step, self.processes.count)]
         k, waited, target_seconds = objective.draft_tokens, 0.0, 0.0
-        # loss, weight, ce, kl, tokens, slots; then by depth: correct, overlap, predicted.
-        sums = torch.zeros(6 + 3 * k, dtype=torch.float64, device=device)
+        # loss, weight, ce, kl, tokens, slots; then by depth: correct, overlap, trained, answered.
+        sums = torch.zeros(6 + 4 * k, dtype=torch.float64, device=device)
         for number in numbers:
             started = time.perf_counter()
             row, cached = self._next(number, number + self.processes.count if number != numbers[-1] else numbers[0] + loop.rows_per_step)
@@ -200,11 +200,12 @@ class _Run:
             sums[:6] += torch.cat([torch.stack([out.loss.detach(), out.weight, out.ce, out.kl]), counts])
             for place, values in enumerate((out.correct, out.overlap, torch.ones_like(out.overlap))):
                 sums[6 + place * k : 6 + (place + 1) * k].index_add_(0, slots.depth, values.double())
+            sums[6 + 3 * k :] += row.answered
         self.processes.sum(sums)
         norm = self._update(step, sums)
         loss, weight, ce, kl, tokens, slot_count, *by_depth = sums.tolist()
-        counted = [max(1.0, count) for count in by_depth[2 * k :]]
-        accuracy = [round(hits / count, 4) for hits, count in zip(by_depth[:k], counted, strict=True)]
+        trained, answered = ([max(1.0, count) for count in by_depth[start : start + k]] for start in (2 * k, 3 * k))
+        accuracy = [round(hits / count, 4) for hits, count in zip(by_depth[:k], answered, strict=True)]
         seconds = time.perf_counter() - began
         return {
             "step": step + 1,
@@ -212,7 +213,7 @@ class _Run:
             "ce": round(ce / weight, 5),
             "kl": round(kl / weight, 5),
             "accuracy_by_depth": accuracy,
-            "overlap_by_depth": [round(overlap / count, 4) for overlap, count in zip(by_depth[k : 2 * k], counted, strict=True)],
+            "overlap_by_depth": [round(overlap / count, 4) for overlap, count in zip(by_depth[k : 2 * k], trained, strict=True)],
             "teacher_forced_al": round(_expected_length(accuracy), 4),
             "lr": learning_rate(step, loop.steps, self.config.optimizer),
             "gradient_norm": round(norm, 4),

@@ -2,11 +2,13 @@
 
 Source: https://kellerjordan.github.io/posts/muon/.
 `torch.optim.Muon` computes in bfloat16 whatever the weights are, which CPUs without bfloat16 arithmetic do at a small part of their
-speed. This is the same update in float32 there.
+speed. This is the same update, in float32 there.
 """
 
 import torch
 from torch import Tensor, distributed, nn
+
+from pard2.models.packed import has_bfloat16_products
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic in the post: steep at zero, and within 0.7 .. 1.2 for singular values near 1
 _STEPS = 5
@@ -52,7 +54,7 @@ def flops(shape: torch.Size) -> float:
 def orthogonal(matrix: Tensor) -> Tensor:
     """U V^T of matrix = U S V^T, roughly: singular values end up between 0.7 and 1.2. By a Newton-Schulz iteration, which needs products alone."""
     a, b, c = _COEFFICIENTS
-    x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    x = matrix.bfloat16() if matrix.is_cuda or has_bfloat16_products() else matrix.float()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + _EPSILON)

@@ -30,7 +30,8 @@ class Row:
     """N tokens of whole documents and their S slots.
 
     token_ids: [N]. with_features: [S] bool, False for the slots of documents trained target-independent. trained: [P] indices of the slots
-    that predict a token. correction: [P] float32, how many slots each stands for (1 without the COD correction).
+    that predict a token. correction: [P] float32, how many slots each stands for (1 without the COD correction). answered: [K] slots at each
+    depth that predict a token of an answer, those included that are not trained because the draft cannot propose it.
     """
 
     examples: Sequence[Example]
@@ -39,9 +40,10 @@ class Row:
     with_features: Tensor
     trained: Tensor
     correction: Tensor
+    answered: Tensor
 
     def to(self, device: torch.device) -> "Row":
-        moved = (t.to(device) for t in (self.with_features, self.trained, self.correction))
+        moved = (t.to(device) for t in (self.with_features, self.trained, self.correction, self.answered))
         return Row(self.examples, self.token_ids.to(device), self.layout.to(device), *moved)
 
 
@@ -62,13 +64,14 @@ def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: 
 
     inside = layout.position + 1 < torch.tensor(lengths)[layout.document]
     index = layout.predicted_index.clamp(max=len(token_ids) - 1)
-    answered = predicted[index] if places is None else predicted[index] & (places[token_ids[index]] >= 0)
-    trained = torch.nonzero(inside & answered)[:, 0]
+    answered = inside & predicted[index]
+    trained = torch.nonzero(answered if places is None else answered & (places[token_ids[index]] >= 0))[:, 0]
     correction = torch.ones(len(trained))
     if objective.cod_correction:
         factors = torch.stack([cod_correction(p, k, objective.anchors) for p, k in zip(flags, kept, strict=True)])
         correction = factors[layout.document[trained], layout.depth[trained]]
-    return Row(examples, token_ids, layout, drawn[layout.document], trained, correction)
+    by_depth = layout.depth[answered].bincount(minlength=objective.draft_tokens)
+    return Row(examples, token_ids, layout, drawn[layout.document], trained, correction, by_depth)
 
 
 @dataclass(frozen=True)
