@@ -33,7 +33,9 @@ class DraftConfig(_Section):
     scale: float = Field(0.02, gt=0, description="factor of the projected feature")
     share_vocabulary: bool = Field(False, description="use the target's embedding and head, frozen; train only the mask token's row of it")
     vocabulary_size: PositiveInt | None = Field(
-        None, description="propose only so many tokens, those that the training answers use most; with share_vocabulary. By default all"
+        None,
+        description="propose only so many tokens, those that the training answers use most; with share_vocabulary. By default all, "
+        "or those of the draft to go on from, which a larger number adds to",
     )
     standardise_features: bool = Field(
         False, description="learn the projection for features divided by their standard deviation; folded into it in every checkpoint"

@@ -12,7 +12,7 @@ from pard2.models.checkpoint import load_draft
 from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
 from pard2.objective.loss import Objective, weighted_loss
-from pard2.train.initial import answer_vocabulary
+from pard2.train.initial import answer_vocabulary, weightless_pair
 from pard2.train.loop import train
 from pard2.train.step import Teacher
 from tiny import MASK, tiny_target
@@ -86,6 +86,7 @@ def test_the_vocabulary_is_that_of_the_answers_then_the_lowest_ids():
     examples = builder.build()
     assert answer_vocabulary(examples, 2, 12).tolist() == [7, 9]
     assert answer_vocabulary(examples, 4, 12).tolist() == [0, 1, 7, 9]  # 5 and 3 are in prompts alone
+    assert answer_vocabulary(examples, 3, 12, kept=torch.tensor([3, 11])).tolist() == [3, 9, 11]
     with pytest.raises(Pard2Error, match=r"draft.vocabulary_size=13: the target has 12 tokens"):
         answer_vocabulary(examples, 13, 12)
 
@@ -105,6 +106,19 @@ def test_a_run_trains_saves_and_goes_on_with_its_vocabulary(make_config, quiet, 
 
 def test_another_size_than_that_of_the_draft_to_start_from(make_config, quiet, tmp_path):
     config = make_config(draft={"share_vocabulary": True, "vocabulary_size": 24}, loop={"steps": 1})
-    more = {"layers": None, "path": str(train(config, quiet)), "share_vocabulary": True, "vocabulary_size": 30}
+    more = {"layers": None, "path": str(train(config, quiet)), "share_vocabulary": True, "vocabulary_size": 20}
     with pytest.raises(Pard2Error, match=r"has draft.vocabulary_size = 24; leave that field out"):
         train(make_config(draft=more, loop={"output": str(tmp_path / "more")}), quiet)
+
+
+def test_a_larger_size_than_that_of_the_draft_to_start_from_adds_tokens(make_config, quiet, tmp_path):
+    config = make_config(draft={"share_vocabulary": True, "vocabulary_size": 24}, loop={"steps": 1})
+    first = train(config, quiet)
+    draft = {"layers": None, "path": str(first), "share_vocabulary": True, "vocabulary_size": 40}
+    more = make_config(draft=draft, loop={"output": str(tmp_path / "more"), "steps": 1})
+    second = train(more, quiet)
+    target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
+    before, after = (load_draft(str(directory), target, torch.float32).short_head for directory in (first, second))
+    assert len(after.token_ids) == 40 and set(before.token_ids.tolist()) < set(after.token_ids.tolist())
+    assert after.weight.equal(target.model.get_output_embeddings().weight[after.token_ids])
+    weightless_pair(more)  # a plan knows the size without weights

@@ -3,6 +3,7 @@
 It knows what a row of input is (METHOD: section 2) and nothing about decoding or training.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -178,6 +179,13 @@ class Draft(nn.Module):
         self.lm.set_input_embeddings(SharedEmbedding(embedding, self.spec.mask_token, row))
         self.lm.set_output_embeddings(_Borrowed(head) if token_ids is None else ShortHead(head, token_ids, self.lm.dtype))
         self.lm.config.tie_word_embeddings = False
+
+    def propose_from(self, token_ids: Tensor) -> None:
+        """Propose these tokens [D] alone, of a draft with a `short_head`: its rows are the target's, so that nothing learned is lost."""
+        short = self.short_head
+        assert short is not None, "a head for all tokens has weights of its own"
+        self.lm.set_output_embeddings(ShortHead(short.whole, token_ids, self.lm.dtype))
+        self.spec = dataclasses.replace(self.spec, vocabulary_size=len(token_ids))
 
     def embed(self, token_ids: Tensor, features: Tensor | None, with_features: Tensor | None = None) -> Tensor:
         """Input rows [B, S, hidden]: `embed(token) + scale * W f`.

@@ -55,12 +55,11 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
         if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
             raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
         _check_same(config, draft)
+        if draft.short_head is not None and wanted.vocabulary_size not in (None, draft.spec.vocabulary_size):
+            draft.propose_from(answer_vocabulary(examples, wanted.vocabulary_size, target.vocab_size, draft.short_head.token_ids))
         return draft.requires_grad_(True)
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
-    vocabulary = None
-    if wanted.vocabulary_size is not None:
-        few = Examples(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(1, np.int64), [])
-        vocabulary = answer_vocabulary(examples or few, wanted.vocabulary_size, target.vocab_size)
+    vocabulary = None if wanted.vocabulary_size is None else answer_vocabulary(examples, wanted.vocabulary_size, target.vocab_size)
     return cut_draft(
         target,
         layers,
@@ -74,14 +73,19 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
     ).float()
 
 
-def answer_vocabulary(examples: Examples, size: int, vocab_size: int) -> Tensor:
+def answer_vocabulary(examples: Examples | None, size: int, vocab_size: int, kept: Tensor | None = None) -> Tensor:
     """[size] ids, rising, of the tokens that occur most in the answers; of equals, and where too few occur, the lowest ids come first.
 
-    A tokenizer of merges numbers its tokens by how common they are in text at large. Raises `Pard2Error` for more than there are.
+    A tokenizer of merges numbers its tokens by how common they are in text at large. examples: None for a draft without weights, to which
+    it does not matter which. kept: ids that are taken in any case, at most `size`. Raises `Pard2Error` for more than there are.
     """
     if size > vocab_size:
         raise Pard2Error(f"draft.vocabulary_size={size}: the target has {vocab_size} tokens")
+    if examples is None:
+        return torch.arange(size, device="cpu")
     counts = np.bincount(examples.tokens[examples.predicted], minlength=vocab_size)
+    if kept is not None:
+        counts[kept.cpu().numpy()] = len(examples.tokens) + 1
     return torch.tensor(np.sort(np.argsort(-counts, kind="stable")[:size]), device="cpu")
 
 
@@ -98,6 +102,8 @@ def _check_same(config: TrainConfig, draft: Draft) -> None:
     }
     for field in held.keys() & wanted.model_fields_set:
         asked = getattr(wanted, field)
+        if field == "vocabulary_size" and held[field] is not None and asked is not None and asked > held[field]:
+            continue  # grows
         if asked is not None and asked != held[field]:
             raise Pard2Error(
                 f"draft.path {wanted.path!r} has draft.{field} = {held[field]}; leave that field out, or start from an ordinary LM or a cut"
