@@ -50,6 +50,7 @@ COLD: dict[str, Sections] = {
     "even layers": {"draft": {"layers": [0, 7, 14, 22, 29]}},
     "K 4": {"objective": {"draft_tokens": 4}},
     "K 10": {"objective": {"draft_tokens": 10}},
+    "projection 8x": {"optimizer": {"projection_lr_ratio": 8.0}},
     "features of the last layers": {"draft": {"target_layers": [-1, -2, -3, -5]}},
 }
 
@@ -64,6 +65,7 @@ WARM: dict[str, Sections] = {
     "d-pace": {"objective": {"weighting": "d-pace"}},
     "all with features": {"objective": {"feature_drop": 0.0}},
     "half without features": {"objective": {"feature_drop": 0.5}},
+    "projection 8x": {"optimizer": {"projection_lr_ratio": 8.0}},
     "tf-eal 0.5": {"objective": {"tf_eal_alpha": 0.5}},
 }
 

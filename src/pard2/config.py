@@ -102,6 +102,7 @@ class ObjectiveConfig(_Section):
 class OptimizerConfig(_Section):
     kind: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices of the layers and of the projection; AdamW for all else")
     lr: float = Field(1e-4, gt=0, description="peak learning rate, of either kind")
+    projection_lr_ratio: float = Field(1.0, gt=0, description="learning rate of the projection of features, as a multiple of `lr`")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates of the gradient's mean and square")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="the learning rate's way from its peak to the last step")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")

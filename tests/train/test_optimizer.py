@@ -39,6 +39,18 @@ def test_a_run_shorter_than_its_warm_up():
     assert learning_rate(3, 4, OptimizerConfig(lr=1.0, warmup_steps=8)) == 0.5
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_projection_has_a_rate_of_its_own(kind):
+    torch.manual_seed(0)
+    start, gradient = torch.randn(8, 8), torch.randn(8, 8)
+    parameters = {name: nn.Parameter(start.clone()) for name in ("lm.weight", "projection.inner")}
+    for parameter in parameters.values():
+        parameter.grad = gradient.clone()
+    Optimizer(parameters, OptimizerConfig(kind=kind, lr=0.01, projection_lr_ratio=4.0, warmup_steps=0)).step(0, 10)
+    moved = {name: (parameter - start).detach() for name, parameter in parameters.items()}
+    torch.testing.assert_close(moved["projection.inner"], 4 * moved["lm.weight"], rtol=1e-3, atol=1e-6)
+
+
 def test_a_restored_optimizer_goes_on_bit_for_bit():
     whole, first = (Optimizer(parameters(), OptimizerConfig()) for _ in range(2))
     for seed in range(4):

@@ -224,7 +224,7 @@ class Draft(nn.Module):
         self.decoder = graphed(self.decoder, self.name, self.lm.device, most_sequences)
 
     def pack(self) -> None:
-        """Turn the linear layers to packed form, for a CPU without bfloat16 arithmetic (`packed`)."""
+        """Turn the linear layers to packed form, for a CPU (`packed`)."""
         self._pack = True
         _ = self.decoder
         pack_linears(self)

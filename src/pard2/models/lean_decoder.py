@@ -53,7 +53,7 @@ class _Layer:
 class LeanDecoder:
     """Runs ragged batches with the weights of a transformers model.
 
-    pack: in packed form, for a CPU without bfloat16 arithmetic (`packed`); the model's own layers are packed with them.
+    pack: in packed form, for a CPU (`packed`); the model's own layers are packed with them.
     """
 
     def __init__(self, model: PreTrainedModel, pack: bool = False) -> None:

@@ -36,7 +36,7 @@ class ShortHead(nn.Module):
         self._product: PackedLinear | None = None
 
     def pack(self) -> None:
-        """Turn to packed form, for a CPU without bfloat16 arithmetic (`packed`)."""
+        """Turn to packed form, for a CPU (`packed`)."""
         if can_pack(self.weight):
             self._product = PackedLinear(self.weight, None)
 

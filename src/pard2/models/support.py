@@ -20,7 +20,7 @@ from pard2.models.windows import attention_windows
 
 
 def new_decoder(model: PreTrainedModel, name: str, states: StateRecorder, pack: bool = False) -> Decoder:
-    """The decoder that suits a model. pack: pack its linear layers for a CPU without bfloat16 arithmetic (`packed`).
+    """The decoder that suits a model. pack: pack its linear layers for a CPU (`packed`).
 
     Runs a model of an architecture that the lean decoder does not know once, over three tokens.
     Raises `Pard2Error`, by name, for one whose attention cannot be taken over.

@@ -55,7 +55,7 @@ class Target:
     ) -> "Target":
         """Load by hub id, directory, `.gguf` file or `smollm2`.
 
-        pack: let a CPU without bfloat16 arithmetic use packed linear layers; False keeps plain ones, whose weights
+        pack: let a CPU use packed linear layers; False keeps plain ones, whose weights
         can be read.
         """
         where, kind = parse_device(device), parse_dtype(dtype)

@@ -5,6 +5,8 @@ Source: https://kellerjordan.github.io/posts/muon/.
 speed. This is the same update, in float32 there.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -22,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     Several processes with the same gradients share out the matrices; each gets all updates, the same bit for bit.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(self, parameters: list[nn.Parameter] | list[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

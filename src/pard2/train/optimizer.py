@@ -6,6 +6,7 @@ What they hold goes to disk by the names of the parameters and whole, however th
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,18 @@ class Optimizer:
         matrices = muon_matrices(self.parameters.values(), tables) if config.kind == "muon" else []
         by_muon = {id(matrix) for matrix in matrices}
         others = [parameter for parameter in self.parameters.values() if id(parameter) not in by_muon]
+        projection = {id(parameter) for name, parameter in self.parameters.items() if name.startswith("projection.")}
+
+        def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+            """With the projection, if it is one of them, in a group of its own, as it has a rate of its own."""
+            parts = [[p for p in parameters if (id(p) in projection) is apart] for apart in (False, True)]
+            return [{"params": part, "factor": factor} for part, factor in zip(parts, (1.0, config.projection_lr_ratio), strict=True) if part]
+
         self._inner: list[torch.optim.Optimizer] = []
         if others:
-            self._inner.append(torch.optim.AdamW(others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True))
+            self._inner.append(torch.optim.AdamW(groups(others), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True))
         if matrices:
-            self._inner.append(Muon(matrices, config.lr, weight_decay=config.weight_decay))
+            self._inner.append(Muon(groups(matrices), config.lr, weight_decay=config.weight_decay))
         self._of = {id(parameter): inner for inner in self._inner for group in inner.param_groups for parameter in group["params"]}
 
     def scale_gradients(self, factor: Tensor) -> None:
@@ -47,7 +55,7 @@ class Optimizer:
         """Update with the rate of this step and clear the gradients."""
         for inner in self._inner:
             for group in inner.param_groups:
-                group["lr"] = learning_rate(step, steps, self.config)
+                group["lr"] = learning_rate(step, steps, self.config) * group["factor"]
             inner.step()
         self.skip()
 
