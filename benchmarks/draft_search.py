@@ -48,10 +48,9 @@ COLD: dict[str, Sections] = {
     "first layers": {"draft": {"layers": [0, 1, 2, 3, 4]}},
     "last layers": {"draft": {"layers": [25, 26, 27, 28, 29]}},
     "even layers": {"draft": {"layers": [0, 7, 14, 22, 29]}},
-    "K 4": {"objective": {"draft_tokens": 4}},
     "K 10": {"objective": {"draft_tokens": 10}},
     "projection 8x": {"optimizer": {"projection_lr_ratio": 8.0}},
-    "features of the last layers": {"draft": {"target_layers": [-1, -2, -3, -5]}},
+    "features of the last layers": {"draft": {"target_layers": [-1, -2, -3, -5]}, "features": {"cache": None}},
 }
 
 # From a draft. The base has r = 0.5.
@@ -66,7 +65,6 @@ WARM: dict[str, Sections] = {
     "all with features": {"objective": {"feature_drop": 0.0}},
     "half without features": {"objective": {"feature_drop": 0.5}},
     "projection 8x": {"optimizer": {"projection_lr_ratio": 8.0}},
-    "tf-eal 0.5": {"objective": {"tf_eal_alpha": 0.5}},
 }
 
 
@@ -85,6 +83,7 @@ def run_config(args: argparse.Namespace, name: str) -> TrainConfig:
         "target": {"name": args.target, "dtype": args.precision},
         "draft": draft | {"share_vocabulary": True, "standardise_features": True},
         "data": {"train": [str(path) for path in args.data], "max_length": 384, "on_long": "cut", "row_length": 1280},
+        "features": {"cache": str(args.runs / "states")},  # the target's part is the same for nearly all
         "objective": {"draft_tokens": 6, "retention": 0.5 if args.start else 0.25, "min_retention": 0.02, "feature_drop": 0.15},
         "optimizer": {"kind": "muon", "lr": 6e-3, "schedule": "linear", "warmup_steps": 4, "min_lr_ratio": 0.02},
         "loop": {"output": str(args.runs / name.replace(" ", "-")), "steps": args.steps, "rows_per_step": 2, "device": "cpu"},
@@ -143,12 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="conversations that the target answered")
     parser.add_argument("--prompts", type=Path, required=True, help="held-out prompts")
-    parser.add_argument("--most-prompts", type=int, default=32)
+    parser.add_argument("--most-prompts", type=int, default=24)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--target", default="smollm2")
     parser.add_argument("--continue", dest="start", metavar="DRAFT", help="go on from this draft; by default each arm cuts its own")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="by default all")
-    parser.add_argument("--steps", type=int, default=40, help="of two rows of 1,280 tokens")
+    parser.add_argument("--steps", type=int, default=32, help="of two rows of 1,280 tokens")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--runs", type=Path, default=Path("runs/search"))
     parser.add_argument("--train-only", action="store_true", help="leave the decoding to a later call")

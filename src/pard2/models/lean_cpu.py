@@ -13,7 +13,7 @@ from pard2.models.lean_decoder import LeanDecoder
 from pard2.models.ragged import RaggedBatch
 
 # Pairs of rows and positions in a segment, on average, up to which one thread is faster than torch's kernel is to start.
-_SMALL_ATTENTION = 8192
+_SMALL_ATTENTION = 512
 
 
 def has_kernels(model: PreTrainedModel, pack: bool) -> bool:
