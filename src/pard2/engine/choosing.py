@@ -7,6 +7,7 @@ from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,7 +55,7 @@ class ProposalChooser:
         self._drawn: dict[int, list[Tensor]] = {}
 
     def __call__(self, logits: Tensor, numbers: ListOf[int], places: ListOf[int]) -> Tensor:
-        tokens = logits.max(-1).indices  # argmax is several times slower on a CPU in half precision
+        tokens = _largest(logits)[1]
         if self._sampling == "greedy":
             return tokens
         for number in dict.fromkeys(numbers):
@@ -90,7 +91,7 @@ def choose(
 
     drawn: what a sequence's proposals were drawn from (`ProposalChooser.q`).
     """
-    highest, top = logits.max(-1)  # NaN, where there is one
+    highest, top = _largest(logits)
     counts = [len(proposed) + 1 for proposed in proposals]
     if all(s.params.greedy and not s.params.processed and s.params.logprobs is None for s in sequences):
         return _unpack_greedy(counts, torch.cat([highest.double(), top.double(), *(p.double() for p in proposals if len(p))]).tolist())
@@ -108,6 +109,16 @@ def choose(
     parts = [torch.stack(accepted), sound, *tokens, *extras]
     values = torch.cat([part.double() for part in parts]).tolist()
     return _unpack(sequences, counts, values)
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row [N, V] and the first place where it stands, [N] and [N]; NaN, where there is one."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        rows = logits.numpy()
+        places = rows.argmax(-1)  # ten times as fast as torch's
+        return torch.from_numpy(rows[np.arange(len(rows)), places]), torch.from_numpy(places)
+    values, indices = logits.max(-1)  # argmax is several times slower on a CPU in half precision
+    return values, indices
 
 
 def _choose_one(sequence: Sequence, logits: Tensor, best: Tensor, proposed: Tensor, q: Tensor | None, rule: VerificationRule) -> Choices:
