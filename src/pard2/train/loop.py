@@ -29,6 +29,7 @@ from pard2.errors import Pard2Error
 from pard2.files import claim, whole_directory
 from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.target import Target
+from pard2.train.allocator import keep_freed_memory
 from pard2.train.attention import attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import evaluate, held_out_prompts
@@ -60,6 +61,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     console = console or Console(stderr=True)
     output = Path(config.loop.output)
     processes = Processes(config.loop.device, config.loop.sharding)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     with processes.together(), claim(output) if processes.is_main else nullcontext():
         if config.loop.rows_per_step % processes.count:
             raise Pard2Error(f"loop.rows_per_step={config.loop.rows_per_step} cannot be shared out evenly among {processes.count} processes")
