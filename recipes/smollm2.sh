@@ -3,7 +3,8 @@
 #
 #   sh recipes/smollm2.sh train_prompts.jsonl
 #
-# Goes on where it was stopped. Half a day on two cores without bfloat16 arithmetic, a third of that with it. Needs `pip install -e '.[demo,train]'`.
+# Goes on where it was stopped. Two cores: about five hours without bfloat16 arithmetic, two with it, by the pace of the runs that made the
+# shipped draft. Needs `pip install -e '.[demo,train]'`.
 set -e
 export OMP_NUM_THREADS=1
 answer="pard2 data regenerate -t smollm2 --max-new-tokens 128 --batch-size 64"
