@@ -12,8 +12,10 @@ from pard2.models.decoder import DecoderOutput
 from pard2.models.lean_decoder import LeanDecoder
 from pard2.models.ragged import RaggedBatch
 
-# Pairs of rows and positions in a segment, on average, up to which one thread is faster than torch's kernel is to start.
-_SMALL_ATTENTION = 512
+# Up to so many new rows of a sequence, and positions seen by any, our kernel attends, later torch's. In plain decoding and in verification
+# alike: a row then comes out the same in both, bit for bit, and so does the text. Past these positions torch's threads are twice as fast.
+_FEW_ROWS = 16
+_NEAR = 1024
 
 
 def has_kernels(model: PreTrainedModel, pack: bool) -> bool:
@@ -55,7 +57,8 @@ class LeanCpuDecoder(LeanDecoder):
         update = np.zeros_like(stream_)
         flat = attended.view(rows, -1)
         visible = {window: batch.visible(window) for window in self._windows}
-        small = {w: int((ends - begins).sum()) <= _SMALL_ATTENTION * len(batch.segments) for w, (begins, ends) in visible.items()}
+        few = max(segment.count for segment in batch.segments) <= _FEW_ROWS
+        near = {window: few and int((ends - begins).max()) <= _NEAR for window, (begins, ends) in visible.items()}
         wanted = {layer % (len(self._layers) + 1) for layer in layers}
         states = {}
         for index, (layer, norms) in enumerate(zip(self._layers, self._norms, strict=True)):
@@ -66,7 +69,7 @@ class LeanCpuDecoder(LeanDecoder):
             keys, values = batch.cache.layer(index, self._kv_heads, self._head_dim, self._head_dim, stream)
             keys_, values_ = batch.cache.arrays(index)
             kernels.rotate_and_store(qkv, cos, sin, norms.query, norms.key, eps, batch.slots, queries_, keys_, values_)
-            if small[layer.window]:
+            if near[layer.window]:
                 kernels.attend(queries_, keys_, values_, *visible[layer.window], scale, attended_)
                 seen = flat
             else:
