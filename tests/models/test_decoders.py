@@ -6,7 +6,9 @@ from torch import nn
 
 from pard2.models.fused import FusedLinear
 from pard2.models.kv_cache import KVCache
+from pard2.models.lean_cpu import LeanCpuDecoder
 from pard2.models.lean_decoder import LeanDecoder, is_lean
+from pard2.models.packed import has_bfloat16_products
 from pard2.models.ragged import RaggedBatch, Segment
 from pard2.models.states import StateRecorder
 from pard2.models.support import new_decoder
@@ -191,3 +193,16 @@ def test_recorders_of_one_model_do_not_disturb_each_other():
     with torch.no_grad():
         states = model(torch.tensor([[5, 9]]), output_hidden_states=True).hidden_states
     assert one.take()[0].equal(states[1]) and other.take()[0].equal(torch.cat([states[2], states[0]], -1))
+
+
+@pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU multiplies no bfloat16 numbers")
+def test_rows_are_the_same_bits_in_plain_decoding_and_in_verification():
+    """In bfloat16 a last bit decides near-ties: what verification says of a token must be what a plain step says."""
+    model = tiny_model(layers=3, hidden=64, vocab=300).bfloat16()
+    decoder = new_decoder(model, "tiny", StateRecorder(model), pack=True)
+    assert isinstance(decoder, LeanCpuDecoder)
+    texts = texts_of(90)
+    (plain,), (features,) = run(decoder, texts, [1])
+    for rows in (2, 7, 16):
+        (verified,), (theirs,) = run(decoder, texts, [rows])
+        assert torch.equal(verified, plain) and torch.equal(theirs, features)
