@@ -69,7 +69,7 @@ def test_count_in_is_count_out_and_failures_whatever_the_server_does(tmp_path: P
         "deep JSON, then well": [body("[" * 100_000)],
     }
     records = prompts("well", *server.script, "well again")
-    failures = run(tmp_path / "out", records, endpoints(server, timeout=0.6, concurrency=8))
+    failures = run(tmp_path / "out", records, endpoints(server, timeout=2.0, concurrency=8))  # a busy machine may take a second to accept
     answers = said(tmp_path / "out")
     assert sorted([*answers, *failures]) == sorted(record["id"] for record in records)
     assert all(text == f"echo {name}" for name, text in answers.items())
