@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -94,7 +94,7 @@ def run_config(args: argparse.Namespace, name: str) -> TrainConfig:
     return TrainConfig.model_validate(sections)
 
 
-def cycle(target: Target, draft: Draft | None, method: str, k: int, prompts: list[list[int]]) -> Cycle:
+def cycle(target: Target, draft: Draft | None, method: str, k: int | Literal["auto"], prompts: list[list[int]]) -> Cycle:
     """Medians over the cycles of a few prompts, decoded one by one with k proposals each."""
     engine = Engine(target, draft, method, k, max_batch=1, cache_tokens=max(map(len, prompts)) + _CYCLES_TIMED)
     steps = [step for prompt in prompts for step in list(engine.stream(prompt, SamplingParams(_CYCLES_TIMED, ignore_eos=True)))[2:-1]]
@@ -118,7 +118,7 @@ def promised(accepted_by_position: list[float], plain: Cycle, full: Cycle) -> tu
 
 def judge(target: Target, draft: Draft, prompts: list[list[int]], timed: list[list[int]], new_tokens: int) -> dict[str, Any]:
     k = draft.spec.draft_tokens
-    plain, full = cycle(target, None, "ar", 0, timed), cycle(target, draft, "pard2-td", k, timed)
+    plain, full = cycle(target, None, "ar", "auto", timed), cycle(target, draft, "pard2-td", k, timed)
     found: dict[str, Any] = {
         "plain_step_ms": round(1e3 * (plain.target + plain.other), 2),
         "draft_ms": round(1e3 * full.draft, 2),
