@@ -34,7 +34,7 @@ from pard2.models.target import Target
 from pard2.train.evaluate import acceptance, held_out_prompts
 from pard2.train.loop import train
 
-_CYCLES_TIMED = 48  # new tokens of each of them
+_TIMED_TOKENS = 48  # of each prompt whose cycles are timed
 
 Sections = dict[str, dict[str, Any]]
 
@@ -86,9 +86,14 @@ def run_config(args: argparse.Namespace, name: str) -> TrainConfig:
         "features": {"cache": str(args.runs / "states")},  # the target's part is the same for nearly all
         "objective": {"draft_tokens": 6, "retention": 0.5 if args.start else 0.25, "min_retention": 0.02, "feature_drop": 0.15},
         "optimizer": {"kind": "muon", "lr": 6e-3, "schedule": "linear", "warmup_steps": 4, "min_lr_ratio": 0.02},
-        "loop": {"output": str(args.runs / name.replace(" ", "-")), "steps": args.steps, "rows_per_step": 2, "device": "cpu"},
+        "loop": {
+            "output": str(args.runs / name.replace(" ", "-")),
+            "steps": args.steps,
+            "rows_per_step": 2,
+            "device": "cpu",
+            "precision": args.precision,
+        },
     }
-    sections["loop"]["precision"] = args.precision
     for section, fields in args.arms[name].items():
         sections[section] = sections[section] | fields
     return TrainConfig.model_validate(sections)
@@ -96,8 +101,8 @@ def run_config(args: argparse.Namespace, name: str) -> TrainConfig:
 
 def cycle(target: Target, draft: Draft | None, method: str, k: int | Literal["auto"], prompts: list[list[int]]) -> Cycle:
     """Medians over the cycles of a few prompts, decoded one by one with k proposals each."""
-    engine = Engine(target, draft, method, k, max_batch=1, cache_tokens=max(map(len, prompts)) + _CYCLES_TIMED)
-    steps = [step for prompt in prompts for step in list(engine.stream(prompt, SamplingParams(_CYCLES_TIMED, ignore_eos=True)))[2:-1]]
+    engine = Engine(target, draft, method, k, max_batch=1, cache_tokens=max(map(len, prompts)) + _TIMED_TOKENS)
+    steps = [step for prompt in prompts for step in list(engine.stream(prompt, SamplingParams(_TIMED_TOKENS, ignore_eos=True)))[2:-1]]
     parts = [(step.draft_seconds, step.verify_seconds, step.seconds - step.draft_seconds - step.verify_seconds) for step in steps]
     return Cycle(*(median(part) for part in zip(*parts, strict=True)))
 
@@ -109,10 +114,9 @@ def promised(accepted_by_position: list[float], plain: Cycle, full: Cycle) -> tu
     """
     k = len(accepted_by_position)
     choices = [(1 / (plain.target + plain.other), 0)]
-    for count, length in enumerate(accumulate(accepted_by_position, initial=1.0)):
-        if count:
-            seconds = full.draft + plain.target + (full.target - plain.target) * count / k + full.other
-            choices.append((length / seconds, count))
+    for count, accepted in enumerate(accumulate(accepted_by_position), start=1):
+        seconds = full.draft + plain.target + (full.target - plain.target) * count / k + full.other
+        choices.append(((1 + accepted) / seconds, count))
     return max(choices)
 
 

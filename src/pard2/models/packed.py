@@ -62,7 +62,7 @@ class PackedLinear(nn.Module):
         return self._forward(x)
 
 
-# Operators past a look for Python implementations of theirs, which costs more than a small product.
+# `_op`: past a look for Python implementations of the operator, which costs more than a small product.
 
 
 def _for_fbgemm(weight: Tensor, bias: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
