@@ -194,8 +194,11 @@ def mathematics(count: int, seed: int) -> Iterator[Record]:
             yield _record(f"template-math-{len(seen) - 1}", "template-math", text + STEPS)
 
 
-def to_complete(record: Record) -> Record | None:
-    """A task with tests (MBPP's) as a function to complete: its text and the tests become the docstring. None for one that is not of that form."""
+def to_complete(record: Record, typed: bool = False) -> Record | None:
+    """A task with tests (MBPP's) as a function to complete: its text and the tests become the docstring. None for one that is not of that form.
+
+    typed: with the types of the first test's values, and the task as an order; None where those are not literals.
+    """
     text, _, tests = record["messages"][0]["content"].partition("\nYour code should pass these tests:\n")
     examples = []
     for line in tests.splitlines():
@@ -204,16 +207,41 @@ def to_complete(record: Record) -> Record | None:
             examples.append(found.groups())
     if not examples:
         return None
-    name, given, _ = examples[0]
+    name, given, result = examples[0]
     try:
         call = ast.parse(f"{name}({given})", mode="eval").body
     except SyntaxError:
         return None
     assert isinstance(call, ast.Call)
-    parameters = ", ".join("abcdefgh"[: len(call.args)])
+    parameters = list("abcdefgh"[: len(call.args)])
+    task, returns, imports, kind = text.strip(), "", "", "complete"
+    if typed:
+        try:
+            values = [ast.literal_eval(part) for part in [*call.args, result]]
+        except (SyntaxError, ValueError):
+            return None
+        *types, returned = map(type_name, values)
+        parameters = [f"{parameter}: {kind}" for parameter, kind in zip(parameters, types, strict=False)]
+        task = re.sub(r"^Write a (python )?function to ", "", task, flags=re.IGNORECASE)
+        task, returns, kind = task[:1].upper() + task[1:], f" -> {returned}", "typed"
+        generic = sorted({word for word in ("Dict", "List", "Set", "Tuple") if any(f"{word}[" in name for name in [*types, returned])})
+        imports = f"from typing import {', '.join(generic)}\n\n\n" if generic else ""
     doc = "".join(f"    >>> {called}({arguments})\n    {value}\n" for called, arguments, value in examples[:2])
-    code = f'def {name}({parameters}):\n    """ {text.strip()}\n{doc}    """'
-    return _record(f"complete-{record['id']}", "mbpp-complete", COMPLETE.format(code=code))
+    code = f'{imports}def {name}({", ".join(parameters)}){returns}:\n    """ {task}\n{doc}    """'
+    return _record(f"{kind}-{record['id']}", f"mbpp-{kind}", COMPLETE.format(code=code))
+
+
+def type_name(value: object) -> str:
+    """Such as List[int]; of a collection's first element."""
+    name = type(value).__name__
+    if isinstance(value, dict) and value:
+        key, item = next(iter(value.items()))
+        return f"Dict[{type_name(key)}, {type_name(item)}]"
+    if isinstance(value, tuple) and value:
+        return f"Tuple[{', '.join(map(type_name, value))}]"
+    if isinstance(value, list | set) and value:
+        return f"{name.title()}[{type_name(next(iter(value)))}]"
+    return "None" if value is None else name
 
 
 def step_by_step(record: Record) -> Record:
@@ -235,6 +263,8 @@ def main() -> None:
     parser.add_argument("--plain", type=int, default=5000, help="prompts to take as they are")
     parser.add_argument("--sampled", type=int, default=1000, help="others to be answered at temperature 1, into OUTPUT-sampled")
     parser.add_argument("--steps", type=int, default=1000, help="word problems to ask for step by step, others than those")
+    parser.add_argument("--other", type=int, default=3400, help="other prompts than all those that are no word problems, as they are")
+    parser.add_argument("--functions", type=int, default=1200, help="functions to complete, made of tasks with tests")
     parser.add_argument("--mathematics", type=int, default=2000, help="problems to make from templates")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--output", type=Path, required=True)
@@ -244,13 +274,18 @@ def main() -> None:
     held_out, records = records[: args.held_out], records[args.held_out :]
     plain, sampled, rest = records[: args.plain], records[args.plain :][: args.sampled], records[args.plain + args.sampled :]
     problems = [step_by_step(record) for record in rest if record["source"] == "gsm8k"][: args.steps]
-    functions = [made for record in records if record["source"] == "mbpp" and (made := to_complete(record))]
-    chosen = plain + problems + functions + list(mathematics(args.mathematics, args.seed))
+    other = [record for record in rest if record["source"] != "gsm8k"][: args.other]
+    tasks = [record for record in records if record["source"] == "mbpp"]
+    functions = [made for typed in (False, True) for task in tasks if (made := to_complete(task, typed))][: args.functions]
+    chosen = plain + problems + other + functions + list(mathematics(args.mathematics, args.seed))
     random.Random(args.seed).shuffle(chosen)
     write(args.output, chosen)
     write(args.output.with_stem(args.output.stem + "-sampled"), sampled)
     write(args.output.with_stem(args.output.stem + "-held-out"), held_out)
-    print(f"{args.output}: {len(plain):,} plain, {len(problems):,} step by step, {len(functions):,} functions, {args.mathematics:,} from templates")
+    print(
+        f"{args.output}: {len(plain) + len(other):,} plain, {len(problems):,} step by step, {len(functions):,} functions, "
+        f"{args.mathematics:,} from templates"
+    )
 
 
 if __name__ == "__main__":

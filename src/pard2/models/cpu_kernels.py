@@ -6,6 +6,8 @@ arrays that share memory with tensors, in one thread.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,76 +94,86 @@ def exp(x: Any) -> Any:
     return series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2 ** whole, by its bits
 
 
-@compiled
-def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Array, scale: float, out: Array) -> None:
-    """Each row's softmax attention over slots begins[row] .. ends[row] - 1. queries, out: [N, H, D]. keys, values: [positions, KV, D].
+@cache
+def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, Array, float, Array], None]:
+    """Softmax attention of single rows, compiled for heads of `width` of which `group` share a key head: with these as constants it takes two
+    thirds of the time.
+
+    `attend(queries, keys, values, begins, ends, scale, out)`: each row attends to slots begins[row] .. ends[row] - 1. queries, out: [N, H, width].
+    keys, values: [positions, H / group, width].
 
     All heads take a position together: keys and values are read once a row, in the order in which they lie in memory. Four
     positions at a time, whose sums do not wait for one another.
     """
-    rows, heads, width = queries.shape
-    group = heads // keys.shape[1]
-    longest = 0
-    for row in range(rows):
-        longest = max(longest, ends[row] - begins[row])
-    scores = np.empty((heads, longest), np.float32)
-    for row in range(rows):
-        begin, count = begins[row], ends[row] - begins[row]
-        fours = count - count % 4
-        for at in range(0, fours, 4):
+
+    @compiled
+    def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Array, scale: float, out: Array) -> None:
+        rows, heads = queries.shape[:2]
+        longest = 0
+        for row in range(rows):
+            longest = max(longest, ends[row] - begins[row])
+        scores = np.empty((heads, longest), np.float32)
+        for row in range(rows):
+            begin, count = begins[row], ends[row] - begins[row]
+            fours = count - count % 4
+            for at in range(0, fours, 4):
+                for shared in range(keys.shape[1]):
+                    k0, k1, k2, k3 = (
+                        keys[begin + at, shared],
+                        keys[begin + at + 1, shared],
+                        keys[begin + at + 2, shared],
+                        keys[begin + at + 3, shared],
+                    )
+                    for head in range(shared * group, (shared + 1) * group):
+                        query = queries[row, head]
+                        a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                        for i in range(width):
+                            a += query[i] * k0[i]
+                            b += query[i] * k1[i]
+                            c += query[i] * k2[i]
+                            d += query[i] * k3[i]
+                        scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3] = a, b, c, d
+            for at in range(fours, count):
+                for head in range(heads):
+                    query, k = queries[row, head], keys[begin + at, head // group]
+                    a = np.float32(0)
+                    for i in range(width):
+                        a += query[i] * k[i]
+                    scores[head, at] = a
             for head in range(heads):
-                query = queries[row, head]
-                k0, k1, k2, k3 = (
-                    keys[begin + at, head // group],
-                    keys[begin + at + 1, head // group],
-                    keys[begin + at + 2, head // group],
-                    keys[begin + at + 3, head // group],
-                )
-                a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                mine = scores[head, :count]
+                highest = mine[0]
+                for at in range(1, count):
+                    highest = max(highest, mine[at])
+                total = np.float32(0)
+                for at in range(count):
+                    mine[at] = exp((mine[at] - highest) * np.float32(scale))
+                    total += mine[at]
+                for at in range(count):
+                    mine[at] /= total
                 for i in range(width):
-                    a += query[i] * k0[i]
-                    b += query[i] * k1[i]
-                    c += query[i] * k2[i]
-                    d += query[i] * k3[i]
-                scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3] = a, b, c, d
-        for at in range(fours, count):
-            for head in range(heads):
-                query, k = queries[row, head], keys[begin + at, head // group]
-                a = np.float32(0)
-                for i in range(width):
-                    a += query[i] * k[i]
-                scores[head, at] = a
-        for head in range(heads):
-            mine = scores[head, :count]
-            highest = mine[0]
-            for at in range(1, count):
-                highest = max(highest, mine[at])
-            total = np.float32(0)
-            for at in range(count):
-                mine[at] = exp((mine[at] - highest) * np.float32(scale))
-                total += mine[at]
-            for at in range(count):
-                mine[at] /= total
-            for i in range(width):
-                out[row, head, i] = np.float32(0)
-        for at in range(0, fours, 4):
-            for head in range(heads):
-                result = out[row, head]
-                v0, v1, v2, v3 = (
-                    values[begin + at, head // group],
-                    values[begin + at + 1, head // group],
-                    values[begin + at + 2, head // group],
-                    values[begin + at + 3, head // group],
-                )
-                a, b, c, d = scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3]
-                for i in range(width):
-                    result[i] += a * v0[i] + b * v1[i] + c * v2[i] + d * v3[i]
-        for at in range(fours, count):
-            for head in range(heads):
-                result, v = out[row, head], values[begin + at, head // group]
-                a = scores[head, at]
-                for i in range(width):
-                    result[i] += a * v[i]
+                    out[row, head, i] = np.float32(0)
+            for at in range(0, fours, 4):
+                for shared in range(keys.shape[1]):
+                    v0, v1, v2, v3 = (
+                        values[begin + at, shared],
+                        values[begin + at + 1, shared],
+                        values[begin + at + 2, shared],
+                        values[begin + at + 3, shared],
+                    )
+                    for head in range(shared * group, (shared + 1) * group):
+                        result = out[row, head]
+                        a, b, c, d = scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3]
+                        for i in range(width):
+                            result[i] += a * v0[i] + b * v1[i] + c * v2[i] + d * v3[i]
+            for at in range(fours, count):
+                for head in range(heads):
+                    result, v = out[row, head], values[begin + at, head // group]
+                    a = scores[head, at]
+                    for i in range(width):
+                        result[i] += a * v[i]
+
+    return attend
 
 
 @compiled

@@ -55,6 +55,7 @@ class LeanCpuDecoder(LeanDecoder):
         queries, attended = (stream.new_empty(rows, self._heads, self._head_dim) for _ in range(2))
         stream_, normed_, hidden_, queries_, attended_ = (tensor.numpy() for tensor in (stream, normed, hidden, queries, attended))
         update = np.zeros_like(stream_)
+        attend = kernels.attention(self._head_dim, self._heads // self._kv_heads)
         flat = attended.view(rows, -1)
         visible = {window: batch.visible(window) for window in self._windows}
         few = max(segment.count for segment in batch.segments) <= _FEW_ROWS
@@ -70,7 +71,7 @@ class LeanCpuDecoder(LeanDecoder):
             keys_, values_ = batch.cache.arrays(index)
             kernels.rotate_and_store(qkv, cos, sin, norms.query, norms.key, eps, batch.slots, queries_, keys_, values_)
             if near[layer.window]:
-                kernels.attend(queries_, keys_, values_, *visible[layer.window], scale, attended_)
+                attend(queries_, keys_, values_, *visible[layer.window], scale, attended_)
                 seen = flat
             else:
                 seen = batch.attend_stored(keys, values, queries, scale, layer.window).reshape(rows, -1)
