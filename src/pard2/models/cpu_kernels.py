@@ -96,8 +96,7 @@ def exp(x: Any) -> Any:
 
 @cache
 def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, Array, float, Array], None]:
-    """Softmax attention of single rows, compiled for heads of `width` of which `group` share a key head: with these as constants it takes two
-    thirds of the time.
+    """Softmax attention of single rows, compiled for heads of `width`, `group` of which share a key head: loops of known length unroll.
 
     `attend(queries, keys, values, begins, ends, scale, out)`: each row attends to slots begins[row] .. ends[row] - 1. queries, out: [N, H, width].
     keys, values: [positions, H / group, width].
