@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -89,8 +90,19 @@ def test_options_that_make_no_sense_name_themselves(init, tmp_path, options, mes
     assert not (tmp_path / "d").exists()
 
 
+def test_info_reads_a_draft_of_the_hub(init, pard2, tmp_path, monkeypatch):
+    hub = tmp_path / "models--someone--draft"  # as a download leaves it
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs/main").write_text("0" * 40)
+    init("--layers", 2, "-o", hub / "snapshots" / ("0" * 40), "--draft-tokens", 5)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    report = json.loads(pard2("draft", "info", "someone/draft", "--json").out)
+    assert report["layers"] == 2 and report["methods"][0] == "pard2-td"
+
+
 def test_info_of_what_is_no_draft(pard2, lm_directory, tmp_path):
-    assert "no directory" in pard2("draft", "info", tmp_path / "none").error
+    assert "neither a directory nor a hub id" in pard2("draft", "info", tmp_path / "none").error
+    assert "the hub has no such id or cannot be reached" in pard2("draft", "info", "nobody/no-such-draft").error
     (tmp_path / "empty").mkdir()
     assert "cannot load the model" in pard2("draft", "info", tmp_path / "empty").error
     report = json.loads(pard2("draft", "info", lm_directory, "--json").out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pard2.cli.console import print_note, working
-from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, check_new_directory, choose_draft, parse_numbers
+from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, check_new_directory, parse_numbers
 
 if TYPE_CHECKING:
     from pard2.models.inspection import DraftReport
@@ -53,15 +53,16 @@ def init(
 
 @app.command()
 def info(
-    draft: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint's directory, or 'smollm2' for the embedded one.")],
+    draft: Annotated[str, typer.Argument(metavar="DRAFT", help="A checkpoint's directory or hub id, or 'smollm2' for the embedded one.")],
     target: Annotated[str | None, typer.Option("-t", "--target", metavar="TARGET", help="Say also whether it fits this target.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Explain a draft: what it is, what it fits, what it lacks."""
     with working("importing torch"):
+        from pard2.models.checkpoint import checkpoint_directory
         from pard2.models.inspection import fit, inspect_draft
 
-    directory = Path(choose_draft("", draft, None) or draft)
+    directory = checkpoint_directory(draft)
     report = inspect_draft(directory)
     fits = None if target is None else fit(directory, target, report.methods)
     if as_json:

@@ -24,7 +24,7 @@ from pard2.files import whole_directory
 from pard2.models.draft import DEFAULT_SCALE, Draft, DraftSpec, SharedEmbedding
 from pard2.models.embedded import embedded_draft
 from pard2.models.gguf import EMBEDDED_TARGET
-from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, resolve
+from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, resolve, unreadable
 from pard2.models.packed import should_pack
 from pard2.models.target import Target
 
@@ -134,7 +134,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
         )
     tokenizer = load_tokenizer(name)
     check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
-    directory = _directory(name)
+    directory = checkpoint_directory(name)
     wanted = target_dependent is not False and spec is not None and spec.target_layers is not None
     extras = read_projection_file(directory, name, required=wanted) if wanted or (spec and spec.shared_vocabulary) else {}
     if spec is not None and spec.shared_vocabulary:
@@ -271,11 +271,17 @@ def _vocabulary_keys(lm: PreTrainedModel) -> tuple[str, str]:
     return names[id(lm.get_input_embeddings())] + ".weight", names[id(lm.get_output_embeddings())] + ".weight"
 
 
-def _directory(name: str) -> Path:
+def checkpoint_directory(name: str) -> Path:
+    """Where a draft named by directory, hub id or `smollm2` lies on this disk; downloaded first if need be. Raises `Pard2Error` if there is none."""
+    if name == EMBEDDED_TARGET:
+        return Path(embedded_draft())
     path = resolve(name)
     if Path(path).is_dir():
         return Path(path)
-    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.jinja"]))
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.jinja"]))
+    except OSError as error:
+        raise unreadable(name, error) from None
 
 
 def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = None, vocabulary: bool = True) -> None:

@@ -55,8 +55,6 @@ def inspect_draft(directory: Path) -> DraftReport:
 
     Raises `Pard2Error` if it is no checkpoint at all or its weights are corrupt; what leaves it usable in part goes into `lacks`.
     """
-    if not directory.is_dir():
-        raise Pard2Error(f"no directory {directory}; draft info reads a checkpoint on disk")
     name = str(directory)
     config = load_config(name)
     keys = config.to_dict()

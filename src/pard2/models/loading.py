@@ -62,7 +62,7 @@ def load_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(name, error) from None
+        raise unreadable(name, error) from None
 
 
 def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -79,7 +79,7 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
         )
         model = model.to(device)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _unreadable(name, error) from None
+        raise unreadable(name, error) from None
     except torch.OutOfMemoryError:
         raise Pard2Error(f"{name!r} does not fit on {device}; try --dtype bfloat16, a smaller model or --device cpu") from None
     lacking = sorted(report["missing_keys"])
@@ -100,13 +100,14 @@ def load_tokenizer(name: str) -> Tokenizer | None:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(name, error) from None
+        raise unreadable(name, error) from None
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
-def _unreadable(name: str, error: Exception) -> Pard2Error:
+def unreadable(name: str, error: Exception) -> Pard2Error:
+    """What to tell a person whose model of that name could not be read."""
     if not Path(name).exists() and isinstance(error, OSError):
         return Pard2Error(f"no model {name!r}: no such directory, and the hub has no such id or cannot be reached; {_WAYS}")
     return Pard2Error(f"cannot load the model {name!r}: {first_line(error)}")
