@@ -35,14 +35,15 @@ class Point:
 
 
 def curve(runs: list[Path], apart: int) -> list[Point]:
-    """A point every `apart` tokens or a little more, over runs that went on from each other."""
+    """A point every `apart` tokens or a little more and at each run's end, over runs that went on from each other."""
     points: list[Point] = []
     tokens, seconds = 0, 0.0
     group: list[dict[str, Any]] = []
     for run in runs:
-        for line in (run / "metrics.jsonl").read_text().splitlines():
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        for number, line in enumerate(lines, 1):
             group.append(json.loads(line))
-            if sum(step["tokens"] for step in group) < apart:
+            if sum(step["tokens"] for step in group) < apart and number < len(lines):
                 continue
             tokens += sum(step["tokens"] for step in group)
             seconds += sum(step["seconds"] for step in group)

@@ -4,15 +4,18 @@
 #   sh recipes/smollm2.sh train_prompts.jsonl
 #   sh recipes/smollm2.sh train_prompts.jsonl small     # every step in small, within minutes, below small/: does it work here?
 #
+# train_prompts.jsonl, yours: {"id": .., "source": .., "messages": [..]} a line. `source` gsm8k: word problems; mbpp: tasks with tests ("Your code
+# should pass these tests:"); others are taken as they are.
+#
 # Goes on where it was stopped. Two cores: about seven hours without bfloat16 arithmetic, four with it, by the pace of the runs that made the
-# shipped draft. Needs `pip install -e '.[demo,train]'`.
+# shipped draft. Needs what `make demo` installs, and `pip install -e '.[train]'`.
 set -e
 export OMP_NUM_THREADS=1
 prompts=$(realpath "$1")
 recipes=$(realpath "$(dirname "$0")")
 answer="pard2 data regenerate -t smollm2 --max-new-tokens 128 --batch-size 64"
 train="torchrun --nproc-per-node 2 -m pard2 train"  # on two cores, faster than one process with two threads
-own=2500 counts="" little="" little_vocabulary="" more="loop.steps=600 loop.evaluate_every=300"
+own=2500 counts="" little="" little_vocabulary="" more="loop.steps=520 loop.evaluate_every=260"
 if [ "$2" = small ]; then
     mkdir -p small && cd small
     own=8 counts="--held-out 2 --plain 24 --sampled 4 --steps 4 --other 4 --functions 4 --mathematics 4" more=""

@@ -23,7 +23,7 @@ class DraftLengths:
     One lives as long as its engine: what it learns from one request serves the next. sequential: the draft
     runs once for each further token (`vsd`), where a parallel one runs once in all.
 
-    Tokens: for each sequence 1 + the sum of its chances up to K (METHOD: section 4, "Why a prefix product"). Seconds: the draft's
+    Tokens: for each sequence 1 + the sum of its chances up to K (docs/method.md: section 4, "Why a product"). Seconds: the draft's
     passes and the target's, as `PassTimes` expects them; none for the draft where nobody proposes.
     It begins with a few cycles that give times. Later the best choice known hides what the others have become, so now and
     then it makes another: where some pay, none at all (every fourth time) or one token more, or a third less each; where none
