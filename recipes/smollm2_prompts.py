@@ -213,22 +213,26 @@ def to_complete(record: Record, typed: bool = False) -> Record | None:
     except SyntaxError:
         return None
     assert isinstance(call, ast.Call)
-    parameters = list("abcdefgh"[: len(call.args)])
-    task, returns, imports, kind = text.strip(), "", "", "complete"
+    signature, task, kind = f"def {name}({', '.join('abcdefgh'[: len(call.args)])}):", text.strip(), "complete"
     if typed:
         try:
-            values = [ast.literal_eval(part) for part in [*call.args, result]]
+            *types, returned = (type_name(ast.literal_eval(part)) for part in [*call.args, result])
         except (SyntaxError, ValueError):
             return None
-        *types, returned = map(type_name, values)
-        parameters = [f"{parameter}: {kind}" for parameter, kind in zip(parameters, types, strict=False)]
+        signature = typed_signature(name, types, returned)
         task = re.sub(r"^Write a (python )?function to ", "", task, flags=re.IGNORECASE)
-        task, returns, kind = task[:1].upper() + task[1:], f" -> {returned}", "typed"
-        generic = sorted({word for word in ("Dict", "List", "Set", "Tuple") if any(f"{word}[" in name for name in [*types, returned])})
-        imports = f"from typing import {', '.join(generic)}\n\n\n" if generic else ""
+        task, kind = task[:1].upper() + task[1:], "typed"
     doc = "".join(f"    >>> {called}({arguments})\n    {value}\n" for called, arguments, value in examples[:2])
-    code = f'{imports}def {name}({", ".join(parameters)}){returns}:\n    """ {task}\n{doc}    """'
+    code = f'{signature}\n    """ {task}\n{doc}    """'
     return _record(f"{kind}-{record['id']}", f"mbpp-{kind}", COMPLETE.format(code=code))
+
+
+def typed_signature(name: str, types: list[str], returned: str) -> str:
+    """The head of a function with arguments of these types, and the imports that it needs before it."""
+    parameters = ", ".join(f"{parameter}: {type_}" for parameter, type_ in zip("abcdefgh", types, strict=False))
+    signature = f"def {name}({parameters}) -> {returned}:"
+    generic = [word for word in ("Dict", "List", "Set", "Tuple") if any(f"{word}[" in type_ for type_ in [*types, returned])]
+    return f"from typing import {', '.join(generic)}\n\n\n{signature}" if generic else signature
 
 
 def type_name(value: object) -> str:

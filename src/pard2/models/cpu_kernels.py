@@ -94,6 +94,11 @@ def exp(x: Any) -> Any:
     return series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2 ** whole, by its bits
 
 
+@compiled
+def _four(vectors: Array, position: int, head: int) -> tuple[Array, Array, Array, Array]:
+    return vectors[position, head], vectors[position + 1, head], vectors[position + 2, head], vectors[position + 3, head]
+
+
 @cache
 def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, Array, float, Array], None]:
     """Softmax attention of single rows, compiled for heads of `width`, `group` of which share a key head: loops of known length unroll.
@@ -117,12 +122,7 @@ def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, A
             fours = count - count % 4
             for at in range(0, fours, 4):
                 for shared in range(keys.shape[1]):
-                    k0, k1, k2, k3 = (
-                        keys[begin + at, shared],
-                        keys[begin + at + 1, shared],
-                        keys[begin + at + 2, shared],
-                        keys[begin + at + 3, shared],
-                    )
+                    k0, k1, k2, k3 = _four(keys, begin + at, shared)
                     for head in range(shared * group, (shared + 1) * group):
                         query = queries[row, head]
                         a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -154,12 +154,7 @@ def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, A
                     out[row, head, i] = np.float32(0)
             for at in range(0, fours, 4):
                 for shared in range(keys.shape[1]):
-                    v0, v1, v2, v3 = (
-                        values[begin + at, shared],
-                        values[begin + at + 1, shared],
-                        values[begin + at + 2, shared],
-                        values[begin + at + 3, shared],
-                    )
+                    v0, v1, v2, v3 = _four(values, begin + at, shared)
                     for head in range(shared * group, (shared + 1) * group):
                         result = out[row, head]
                         a, b, c, d = scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3]
