@@ -27,6 +27,7 @@ from pard2.engine.sampling import SamplingParams
 from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Step, Totals
 from pard2.engine.text import TextStream
+from pard2.engine.threads import decoding_threads
 from pard2.errors import Pard2Error, first_line
 from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft
@@ -83,6 +84,7 @@ class Engine:
         target.check_layers(drafter.feature_layers)
         adaptive = draft_tokens == "auto" and self.draft_tokens > 0
         lengths = DraftLengths(self.draft_tokens, drafter.sequential) if adaptive else None
+        self._threads = decoding_threads(target.model)
         self._batch = Batch(target, drafter, self.cache_tokens, max_batch, self.draft_tokens, lengths, draft_sampling, verification)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -259,7 +261,7 @@ class Engine:
             self._in_pass = True
             try:
                 self._admit()
-                with torch.inference_mode():
+                with torch.inference_mode(), self._threads.decoding():
                     self._batch.prefill()
                     self._batch.decode()
             except BaseException as error:
