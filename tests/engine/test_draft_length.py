@@ -57,12 +57,25 @@ def best_fixed(load: Sequence[Sequence[float]], machine: tuple[Cost, Cost]) -> f
     return max(fixed_speed(load, k, machine) for k in range(MAXIMUM + 1))
 
 
+Disturbance = Callable[[float, random.Random], float]
+
+
 def disturbed(seconds: float, world: random.Random) -> float:
     return seconds * world.lognormvariate(0, 0.1) * (10 if world.random() < 0.01 else 1)
 
 
+def busy(seconds: float, world: random.Random) -> float:
+    """Every third pass is held up by other programs, for up to ten times its length."""
+    return seconds * world.lognormvariate(0, 0.15) * (world.uniform(1, 10) if world.random() < 0.35 else 1)
+
+
 def live(
-    lengths: DraftLengths, load: Sequence[Sequence[float]], machine: tuple[Cost, Cost], cycles: int, seed: int = 0
+    lengths: DraftLengths,
+    load: Sequence[Sequence[float]],
+    machine: tuple[Cost, Cost],
+    cycles: int,
+    seed: int = 0,
+    disturbed: Disturbance = disturbed,
 ) -> tuple[float, list[list[int]]]:
     """Decode sequences that accept by the rates of `load` and last 200 cycles each; (tokens per second, all choices).
 
@@ -364,6 +377,13 @@ def test_a_change_of_text_midway_is_followed(before: float, after: float, machin
     assert speed > 0.9 * best_fixed([even(after)], machine)  # the time to notice included
     speed, _ = live(lengths, [even(after)], machine, 500, seed=2)
     assert speed > 0.96 * best_fixed([even(after)], machine)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("rates", [even(0.9), even(0.7), FALLING], ids=["easy", "middling", "falling"])
+def test_a_busy_machine_is_not_taken_for_one_where_drafts_do_not_pay(rates: list[float], machine: tuple[Cost, Cost]):
+    speeds = [live(DraftLengths(MAXIMUM), [rates], machine, 800, seed, busy)[0] for seed in range(3)]
+    assert statistics.median(speeds) >= 0.9 * best_fixed([rates], machine)
 
 
 def test_a_change_of_machine_is_followed():
