@@ -59,7 +59,7 @@ class ProposalChooser:
 
     def __call__(self, logits: Tensor, numbers: ListOf[int], places: ListOf[int]) -> Tensor:
         highest, tokens = _largest(logits)
-        tokens = torch.where(highest.abs() < torch.inf, tokens, NOTHING)
+        tokens = _or_nothing(tokens, highest)
         if self._sampling == "greedy":
             return tokens
         for number in dict.fromkeys(numbers):
@@ -72,12 +72,19 @@ class ProposalChooser:
             first = places[rows[0]]
             u = self._numbers(sequence.seed, sequence.index, len(sequence.tokens), first + len(rows), Purpose.DRAFT, q.device)
             # Softmax makes a whole row NaN of one number that is none; dividing by the temperature may have overflowed, too.
-            tokens[rows] = torch.where(q[:, 0].isfinite(), inverse_cdf(q, u[first:]), NOTHING)
+            tokens[rows] = _or_nothing(inverse_cdf(q, u[first:]), q[:, 0])
             self._drawn.setdefault(number, []).append(q)
         return tokens
 
     def q(self, number: int) -> Tensor | None:
         return torch.cat(self._drawn[number]) if number in self._drawn else None
+
+
+def _or_nothing(tokens: Tensor, numbers: Tensor) -> Tensor:
+    """The tokens [N], and NOTHING where the number [N] that comes with one is NaN or infinite."""
+    if numbers.is_cpu and all(map(math.isfinite, numbers.tolist())):  # costs a fortieth of the operations below
+        return tokens
+    return torch.where(numbers.isfinite(), tokens, NOTHING)
 
 
 def _without_penalties(params: SamplingParams) -> SamplingParams:

@@ -21,7 +21,7 @@ class Biases(dict[int, float]):
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("settings cannot be changed; make new SamplingParams")
 
-    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:  # else a copy would be filled by __setitem__
         return Biases, (dict(self),)
