@@ -57,6 +57,15 @@ def test_sources_follow_each_other_and_equal_ids_are_told_apart(tmp_path):
     assert [TOKENIZER.decode(e.token_ids)[-9] for e in examples] == list("1234123")
 
 
+def test_a_token_that_the_target_lacks_is_refused_by_its_record(tmp_path):
+    """Training would end with an IndexError in the embedding, or learn another token's row."""
+    tokenizer = byte_tokenizer(CHATML, special=["<new>"])  # id 258
+    source = write(tmp_path / "f", record("a"), record("b", "the <new> one"), record("c"))
+    assert len(load_examples([source], tokenizer, EOS, 1000, vocab_size=259)) == 3
+    with pytest.raises(Pard2Error, match="record b holds token id 258.*0 to 257.*embedding"):
+        load_examples([source], tokenizer, EOS, 1000, vocab_size=258)
+
+
 @pytest.mark.timeout(20)
 def test_many_equal_ids_take_no_quadratic_time():
     builder, example = ExamplesBuilder(), made(record("a"))

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_answers_are_the_targets_own(tmp_path, target):
     assert made["messages"][:-1] == SEVEN[0]["messages"] and made["source"] == "x"
     assert made["messages"][-1] == {"role": "assistant", "content": target.tokenizer.decode(expected, skip_special_tokens=True)}
     assert made["model"] == target.name and made["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("template", "error"), [(None, f"token id {VOCABULARY}.*embedding"), ("{{ messages[0].content | replace('<x>', '') }}", "empty")]
+)
+def test_a_prompt_of_ids_that_the_model_lacks_or_of_none_is_a_failure_of_its_own(tmp_path, template, error):
+    """As where a token was added and the embedding not resized; all others are answered."""
+    target = tiny_target(vocab=VOCABULARY, context=128)
+    target.tokenizer = byte_tokenizer(special=["<pad>", "<x>"], **({} if template is None else {"template": template}))
+    with RecordWriter(tmp_path / "out") as writer:
+        (failure,) = regenerate(target, prompts("one", "<x>", "two"), writer)
+    assert failure["id"] == "p1" and re.search(error, failure["error"])
+    assert sorted(answers(tmp_path / "out")) == ["p0", "p2"]
 
 
 def test_an_answer_that_ends_by_itself_says_stop(tmp_path, target):

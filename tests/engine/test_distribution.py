@@ -212,6 +212,21 @@ def test_tokens_that_a_draft_cannot_propose_are_said_as_often_as_others(rule):
     assert {token for text in counts for token in text} == set(range(VOCABULARY))
 
 
+@pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "block"), ("pard", "token")])
+def test_a_draft_that_breaks_down_now_and_then_leaves_the_targets_distribution(method, rule, monkeypatch):
+    """Its logits are NaN wherever its favourite is one of two tokens: in every place of a block, and not in others."""
+    call = choosing.ProposalChooser.__call__
+
+    def broken(self, logits, numbers, places):
+        favourites = logits.argmax(-1, keepdim=True)
+        return call(self, logits.masked_fill((favourites == 1) | (favourites == 3), torch.nan), numbers, places)
+
+    monkeypatch.setattr(choosing.ProposalChooser, "__call__", broken)
+    params = SamplingParams(**COUNTED["truncated"])
+    counts = sampled_counts(params, method, rule)
+    assert chance_of(counts, exact_texts(params)) > FAIR
+
+
 @pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "token")])
 def test_an_end_token_inside_an_accepted_block_ends_the_text_there(method, rule):
     """Texts of all lengths, each as often as the target would end there."""
@@ -283,7 +298,7 @@ def choose_k_by_dropped_tokens(monkeypatch):
 
 
 def draw_the_residual_from_p(monkeypatch):
-    monkeypatch.setattr(verification, "_remainder", lambda p, q, accepted, w: p.index_select(0, accepted[None])[0].double())
+    monkeypatch.setattr(verification, "_remainder", lambda p, q, accepted, *rest: p.index_select(0, accepted[None])[0].double())
 
 
 def judge_by_another_q(monkeypatch):

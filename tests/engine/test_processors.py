@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from pard2.engine import verification
 from pard2.engine.processors import TokenCounts, _largest, probabilities, process_logits
 from pard2.engine.sampling import SamplingParams
 
@@ -181,3 +182,12 @@ def test_half_precision_logits_are_not_processed_in_half_precision_nor_overwritt
 def test_the_largest_values_are_found_block_by_block_whatever_the_ties(count, width, levels, seed):
     scores = torch.randint(0, levels, (2, width), generator=torch.Generator().manual_seed(seed)).float()
     assert torch.equal(_largest(scores, count), scores.topk(count).values)
+
+
+def test_a_place_where_nothing_is_proposed_leaves_the_rows_before_it_as_they_are():
+    """Its id is -1, which would index the last token: here that token is said by the block itself."""
+    logits, params = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), SamplingParams(9, repetition_penalty=2.0, frequency_penalty=1.5)
+    for last in (4, 0, 2):
+        expected = process_logits(logits[:2], params, TokenCounts([1], 5), torch.tensor([last]))
+        rows = process_logits(logits, params, TokenCounts([1], 5), torch.tensor([last, verification.NOTHING, verification.NOTHING]))
+        assert torch.equal(rows[:2], expected)

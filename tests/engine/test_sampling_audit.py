@@ -130,7 +130,7 @@ def share_one_generator(monkeypatch):
 
 
 def draw_the_residual_from_p(monkeypatch):
-    monkeypatch.setattr(verification, "_remainder", lambda p, q, accepted, w: p.index_select(0, accepted[None])[0].double())
+    monkeypatch.setattr(verification, "_remainder", lambda p, q, accepted, *rest: p.index_select(0, accepted[None])[0].double())
 
 
 @pytest.mark.parametrize("fault", [share_one_generator, draw_the_residual_from_p])

@@ -58,13 +58,19 @@ class World:
         self.p = torch.stack([torch.stack([self.target[x[:i]] for i in range(k + 1)]) for x in blocks])
         self.q = torch.stack([torch.stack([draft[x[:i]] for i in range(k)]) for x in blocks])
         self.chance = self.q.gather(2, self.proposals[:, :, None]).prod(1)[:, 0]
+        if kind == "broken":  # after some contexts the draft is no distribution, and what it draws there does not matter
+            for n, x in enumerate(blocks):
+                for i in range(k):
+                    number = contexts.index(x[:i])
+                    if number % 3 == 1:
+                        self.q[n, i, number % vocab :] = (math.nan, math.inf)[number % 2]
 
     def says(self, text: tuple[int, ...]) -> float:
         """The target's probability of a text."""
         return math.prod(float(self.target[text[:i]][token]) for i, token in enumerate(text))
 
 
-WORLDS = [(vocab, k, kind) for vocab, k in ((3, 1), (4, 2), (3, 3)) for kind in ("dense", "zeros", "equal", "one-hot", "independent")]
+WORLDS = [(vocab, k, kind) for vocab, k in ((3, 1), (4, 2), (3, 3)) for kind in ("dense", "zeros", "equal", "one-hot", "independent", "broken")]
 
 
 # --- exact measurement

@@ -50,7 +50,7 @@ def prepare(
     rows = sum(source.count for source in opened)
     print_note(f"{rows:,} conversations to tokenise for {target}; up to about {rows * max_length * BYTES_PER_TOKEN / 1e6:,.1f} MB in {output}")
     with _tokenising() as progress:
-        examples = load_examples(sources, model.tokenizer, model.eos_token_ids, max_length, choice, progress)
+        examples = load_examples(sources, model.tokenizer, model.eos_token_ids, max_length, choice, progress, vocab_size=model.vocab_size)
     save_prepared(output, examples, opened, model.tokenizer, model.eos_token_ids, target, max_length, choice)
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
     print_note(f"{output}: {_counts(examples)}, {examples.skipped:,} skipped, {examples.cut:,} cut; {size:,.1f} MB; next: data.train=[{output}]")
@@ -75,7 +75,7 @@ def preview(
         out.rule(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")
         out.print(render(model.tokenizer, example, max_length, marked=not out.is_terminal))
     with _tokenising() as progress:
-        examples = load_examples(sources, model.tokenizer, model.eos_token_ids, sys.maxsize, progress=progress)
+        examples = load_examples(sources, model.tokenizer, model.eos_token_ids, sys.maxsize, progress=progress, vocab_size=model.vocab_size)
     long = int((examples.lengths > max_length).sum())
     out.rule()
     out.print(f"{_counts(examples)}; the longest has {examples.lengths.max():,}; {long:,} are longer than --max-length {max_length:,}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,6 @@ from pard2.cli.options import (
     DeviceOption,
     DraftOption,
     DraftSamplingOption,
-    DraftTokensOption,
     JsonOption,
     MethodOption,
     TargetOption,
@@ -25,10 +25,11 @@ from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
     from pard2.engine.audit import PromptAudit
+    from pard2.engine.methods import DraftTokens
     from pard2.engine.prompts import Prompt
     from pard2.engine.sampling_audit import DistributionTest
 
-NOT_LOSSLESS = 1
+NOT_LOSSLESS, NOT_TESTED = 1, 3
 
 # Prose, code, arithmetic, lists, repetition and another language: text of quite different acceptance.
 PROMPTS = [
@@ -50,7 +51,10 @@ def verify(
     prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts, in place of the built-in eight.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="float32 demands equality; half precisions allow near-ties.")] = "float32",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest greedy answer, in tokens.")] = 64,
-    draft_tokens: DraftTokensOption = "auto",
+    draft_tokens: Annotated[
+        str,
+        typer.Option("--draft-tokens", metavar="K|full|auto", help="Tokens proposed in a cycle; auto may leave nothing to judge."),
+    ] = "full",
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Sequences decoded together; 1 leaves that part out.")] = 8,
     near_tie: Annotated[
         float | None, typer.Option("--near-tie", min=0.0, help="Gap in logits that half-precision rounding may explain; by default 0.25.")
@@ -67,8 +71,8 @@ def verify(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold decoding, greedy and sampled, against the target itself; exit code 1 if it says anything else."""
-    asked = parse_draft_tokens(draft_tokens)
+    """Hold decoding, greedy and sampled, against the target itself; exit code 1 if it says anything else, 3 if too little was proposed to tell."""
+    asked: DraftTokens = "full" if draft_tokens == "full" else parse_draft_tokens(draft_tokens)
     with working("importing torch"):
         from pard2.engine.audit import NEAR_TIE, audit, demands_equality
         from pard2.engine.engine import Engine
@@ -112,19 +116,49 @@ def verify(
                 draws.append(draw(engine, ids, samples, sample_tokens, temperature, seed + number * samples))
                 advance(1, len(draws[-1].ranks))
     sampling = judge(draws) if samples else None
-    lossless = all(one.lossless for one in audits) and (sampling is None or sampling.lossless)
+    right = all(one.lossless for one in audits) and (sampling is None or sampling.fits)
+    lacking = _lacking(engine.method, audits, sampling)
+    lossless = right and not any(lacking.values())
     if as_json:
-        head = {"lossless": lossless, "method": engine.method, "dtype": dtype, "near_tie": None if exact else tolerance, "batch_size": batch_size}
+        tested = {part: lacking.get(part) == "" for part in ("alone", "together", "sampling")}
+        head = {"lossless": lossless, "tested": tested, "method": engine.method, "dtype": dtype, "near_tie": None if exact else tolerance}
         rules = {"draft_sampling": draft_sampling, "verification": verification, "temperature": temperature, "seed": seed}
-        about = None if sampling is None else dataclasses.asdict(sampling) | {"lossless": sampling.lossless} | rules
+        about = None if sampling is None else dataclasses.asdict(sampling) | {"lossless": sampling.fits and tested["sampling"]} | rules
         rows = [dataclasses.asdict(one) | {"lossless": one.lossless} for one in audits]
-        typer.echo(json.dumps(head | {"prompts": rows, "sampling": about}))
+        typer.echo(json.dumps(head | {"batch_size": batch_size, "draft_tokens": engine.draft_tokens, "prompts": rows, "sampling": about}))
     else:
-        _print_table(audits)
-        verdict = "lossless" if lossless else "NOT lossless"
-        typer.echo(f"{verdict}: {_greedy_verdict(audits, rule)}; {_sampling_verdict(sampling)} ({engine.method}, {dtype})")
+        _print_table(audits, exact)
+        untold = f"too little to tell, though nothing is wrong so far ({'; '.join(filter(None, lacking.values()))})"
+        verdict = "lossless" if lossless else untold if right else "NOT lossless"
+        found = f"{_greedy_verdict(audits, rule)}; {_sampling_verdict(sampling)}; {_proposals(engine.method, audits, sampling)}"
+        typer.echo(f"{verdict}: {found} ({engine.method}, {dtype})")
     if not lossless:
-        raise typer.Exit(NOT_LOSSLESS)
+        raise typer.Exit(NOT_TESTED if right else NOT_LOSSLESS)
+
+
+def _lacking(method: str, audits: "list[PromptAudit]", sampling: "DistributionTest | None") -> dict[str, str]:
+    """For each part that ran what it lacks to call decoding lossless: a line, empty where it lacks nothing."""
+    from pard2.engine.audit import FEWEST_ACCEPTED
+
+    accepted = Counter({"alone": 0})
+    for one in audits:
+        accepted["together" if one.together else "alone"] += one.accepted
+    accepted.update({} if sampling is None else {"sampling": sampling.accepted})
+    lacking = dict.fromkeys(accepted, "")
+    for part, count in accepted.items():
+        if count < FEWEST_ACCEPTED and method != "ar":  # which proposes nothing
+            more = "--samples or --sample-tokens" if part == "sampling" else "--prompts or --max-new-tokens"
+            lacking[part] = f"{part}: only {count} proposals were accepted, {FEWEST_ACCEPTED} are needed; give more {more}, or a better draft"
+    if sampling is not None and not sampling.prefixes_freedom:
+        lacking["sampling"] = "sampling: too few completions share a beginning to count what follows it; give more --samples"
+    return lacking
+
+
+def _proposals(method: str, audits: "list[PromptAudit]", sampling: "DistributionTest | None") -> str:
+    if method == "ar":
+        return "nothing was proposed, ar is plain decoding"
+    proposed, judged, accepted = (sum(getattr(one, name) for one in [*audits, sampling] if one) for name in ("proposed", "judged", "accepted"))
+    return f"{proposed} tokens were proposed, {judged} judged, {accepted} accepted"
 
 
 def _plan(method: str, dtype: str, rule: str, prompts: int, rounds: int, max_new_tokens: int, samples: int, sample_tokens: int, exact: bool) -> str:
@@ -149,18 +183,23 @@ def _greedy_verdict(audits: "list[PromptAudit]", rule: str) -> str:
 def _sampling_verdict(test: "DistributionTest | None") -> str:
     if test is None:
         return "sampling not tested"
-    fits = "fit" if test.lossless else "do NOT fit"
+    fits = "fit" if test.fits else "do NOT fit"
     return f"{test.tokens} sampled tokens {fits} the target's distribution (p = {test.chance:.2g}, the bar is {test.false_alarm:g})"
 
 
-def _print_table(audits: "list[PromptAudit]") -> None:
+def _print_table(audits: "list[PromptAudit]", exact: bool) -> None:
+    """At most 80 columns wide. exact: equality was demanded, so there are no near-ties to show."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("#", "decoded", "prompt", "new", "tokens/cycle", "near-ties", "largest gap", "differs at")
+    ties = () if exact else ("near-\nties", "largest\ngap")
+    columns = ("#", "decoded", "prompt", "new", "proposed", "accepted", "tokens/\ncycle", *ties, "differs\nat")
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1 if exact else 0), pad_edge=False)
     alone = sum(not one.together for one in audits)
     for number, one in enumerate(audits):
         where = "none" if one.first_difference is None else f"[red]token {one.first_difference}[/]"
-        numbers = (one.prompt_tokens, one.new_tokens, f"{one.acceptance_length:.2f}", one.near_ties, f"{one.largest_gap:.3f}")
+        numbers = [one.prompt_tokens, one.new_tokens, one.proposed, one.accepted, f"{one.acceptance_length:.2f}"]
+        numbers += [] if exact else [one.near_ties, f"{one.largest_gap:.3f}"]
         table.add_row(str(number % alone + 1), "together" if one.together else "alone", *map(str, numbers), where)
     Console().print(table)

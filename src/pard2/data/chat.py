@@ -37,6 +37,15 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
+def check_ids(token_ids: list[int], vocab_size: int, where: str, model: str) -> None:
+    """Raises `Pard2Error` for no ids, and for one that a model of `vocab_size` embeddings lacks, as that of a token added to its tokenizer alone."""
+    if not token_ids:
+        raise Pard2Error(f"{where} is empty: what the chat template or the tokenizer makes of it holds no token")
+    if wrong := [i for i in token_ids if not 0 <= i < vocab_size]:
+        resize = "where a token was added to its tokenizer, resize its embedding, too (resize_token_embeddings)"
+        raise Pard2Error(f"{where} holds token id {wrong[0]}; {model} knows 0 to {vocab_size - 1}; {resize}")
+
+
 def _render(tokenizer: Tokenizer, messages: list[Message], arguments: dict[str, Any], add_generation_prompt: bool) -> str:
     if tokenizer.chat_template is None:
         raise Pard2Error("the tokenizer has no chat template; give raw text (--raw, or rows of `text`) or a chat model")

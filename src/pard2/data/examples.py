@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from pard2.data.chat import Example, tokenize_records
+from pard2.data.chat import Example, check_ids, tokenize_records
 from pard2.data.conversations import to_record
 from pard2.data.corpus import Examples, ExamplesBuilder
 from pard2.data.prepared import is_prepared, load_prepared
@@ -28,10 +29,12 @@ def load_examples(
     max_length: int,
     on_long: OnLong = "raise",
     progress: Progress = lambda done, total, tokens: None,
+    vocab_size: int | None = None,
 ) -> Examples:
     """All examples of these sources, in order: files, data sets (`open_source`), and directories that `pard2 data prepare` wrote.
 
     on_long: what becomes of an example of more than `max_length` tokens. With `cut`, one without an answer up to there is skipped.
+    vocab_size: of the target, which must know every token; None does not ask.
 
     Raises `Pard2Error` naming the record that cannot be learned, for a source without records, and if no example is left.
     """
@@ -52,7 +55,11 @@ def load_examples(
             progress(done, total, builder.num_tokens)
     if not len(builder):
         raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within data.max_length={max_length} (--max-length) tokens")
-    return builder.build()
+    examples = builder.build()
+    for place in np.flatnonzero((examples.tokens < 0) | (examples.tokens >= vocab_size))[:1] if vocab_size else ():
+        example = examples[int(np.searchsorted(examples.offsets, place, "right")) - 1]
+        check_ids(example.token_ids, vocab_size, f"record {example.id}", "the target")
+    return examples
 
 
 def _batches(source: Source) -> Iterator[list[tuple[str, Any]]]:

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import Any
 
 from pard2.data.answers import Answerer, Replier, Reply, seed_of
-from pard2.data.chat import prompt_ids
+from pard2.data.chat import check_ids, prompt_ids
 from pard2.data.conversations import Record, template_arguments
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
@@ -29,6 +29,7 @@ def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], ro
         for record in records:
             try:
                 ids = prompt_ids(tokenizer, record["messages"], template_arguments(record))
+                check_ids(ids, target.vocab_size, "prompt", repr(target.name))
             except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
                 yield record, Reply(None, "error", error=str(error))
                 continue

@@ -18,6 +18,8 @@ from pard2.errors import Pard2Error
 from pard2.models.packed import PackedLinear
 from pard2.models.target import Target
 
+# Proposals that must have been accepted before a test says "lossless": one that was wrong in one place of seven would have shown, 95 times of 100.
+FEWEST_ACCEPTED = 20
 # Two last bits of a bfloat16 logit between 16 and 32, about the size of a chat model's largest ones.
 NEAR_TIE = 0.25
 
@@ -28,8 +30,8 @@ class PromptAudit:
 
     together: decoded in a batch with the other prompts, not alone. first_difference: the first new token (from 0) that is not what
     the target says; None if none. near_ties: tokens that were not the target's first choice but within the tolerance of it.
-    largest_gap: logits that the worst token lay behind the first choice. acceptance_length: of the decoding that was audited.
-    Equality knows no near-ties, and says 0 for both.
+    largest_gap: logits that the worst token lay behind the first choice. acceptance_length, proposed, judged, accepted: of the decoding that
+    was audited, see `Stats`. Equality knows no near-ties, and says 0 for both.
     """
 
     together: bool
@@ -39,6 +41,9 @@ class PromptAudit:
     near_ties: int
     largest_gap: float
     acceptance_length: float
+    proposed: int
+    judged: int
+    accepted: int
 
     @property
     def lossless(self) -> bool:
@@ -74,7 +79,9 @@ def _check(
         different, ties, gap = first_difference(completion.token_ids, reference), 0, 0.0
     else:
         different, ties, gap = _teacher_forced(target, ids, completion, max_new_tokens, near_tie)
-    return PromptAudit(together, len(ids), len(completion.token_ids), different, ties, gap, completion.stats.acceptance_length)
+    s = completion.stats
+    found = len(completion.token_ids), different, ties, gap
+    return PromptAudit(together, len(ids), *found, s.acceptance_length, s.proposed, s.judged, s.accepted)
 
 
 def demands_equality(target: Target) -> bool:

@@ -155,7 +155,7 @@ class Batch:
         self._watch.mark()
         guesses = proposals.of(asks)
         newest = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self._target.device).split(1)
-        token_ids = torch.cat([part for pair in zip(newest, guesses, strict=True) for part in pair])
+        token_ids = torch.cat([part for pair in zip(newest, guesses, strict=True) for part in pair]).clamp_(min=0)  # NOTHING cannot be read
         batch = RaggedBatch(self.cache, [_segment(sequence, k + 1) for sequence, k in zip(sequences, ks, strict=True)], self._target.device)
         output = self._target.run(token_ids, batch, torch.arange(len(token_ids), device=token_ids.device), self._drafter.feature_layers)
         self._watch.mark()
@@ -171,17 +171,17 @@ class Batch:
             sequence.held += len(one.block)
             self._drafter.absorb(_memory(sequence).reading, one.block, None if rows is None else rows[: len(one.block)])
         if self._lengths is not None:
-            accepted = [one.accepted for one in chosen]
+            accepted = [one.accepted for one in chosen]  # of those asked for: a draft that brings NOTHING costs as much as one that is wrong
             self._lengths.observe(ks, accepted, proposals.passes, draft_seconds, len(token_ids), verify_seconds)
             for sequence, k, count in zip(sequences, ks, accepted, strict=True):
                 assert sequence.acceptance is not None
                 sequence.acceptance.observe(k, count)
         seconds = time.perf_counter() - started
         said = 0
-        for sequence, k, one in zip(sequences, ks, chosen, strict=True):
+        for sequence, one in zip(sequences, chosen, strict=True):
             if sequence.finish_reason is None:
                 before = len(sequence.tokens)
-                sequence.emit(one.block, one.accepted, k, seconds, draft_seconds, verify_seconds, one.logprobs)
+                sequence.emit(one.block, one.accepted, one.proposed, seconds, draft_seconds, verify_seconds, one.logprobs)
                 said += len(sequence.tokens) - before
         self.totals += Totals(1, said, 0.0, time.perf_counter() - started, draft_seconds, verify_seconds)
 

@@ -8,11 +8,11 @@ import asyncio
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as ListOf
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ from pard2.engine.batch import Batch
 from pard2.engine.capacity import cache_positions
 from pard2.engine.choosing import DraftSampling, VerificationRule
 from pard2.engine.draft_length import DraftLengths
-from pard2.engine.methods import check_draft_tokens, check_method, check_rules, choose_method, new_drafter
+from pard2.engine.methods import DraftTokens, check_draft_tokens, check_method, check_rules, choose_method, new_drafter
 from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion, OnStep, Request
 from pard2.engine.sampling import SamplingParams
@@ -41,8 +41,8 @@ class Engine:
     """A target, the draft that speeds it up, and a method of drafting.
 
     method: one of `ar`, `vsd`, `pard`, `pard2-ti`, `pard2-td`; by default the best that the draft allows.
-    draft_tokens: how many tokens to propose in a cycle, or "auto", which adapts to what past cycles accepted
-    and cost, for each sequence, from prompt to prompt. max_batch: sequences decoded at once; others wait. cache_tokens: positions of the
+    draft_tokens: how many tokens to propose in a cycle; "full", as many as the draft was trained for; or "auto", which adapts to what past cycles
+    accepted and cost, for each sequence, from prompt to prompt. max_batch: sequences decoded at once; others wait. cache_tokens: positions of the
     cache, for all of them together; by default as many as `capacity.cache_positions` finds room for.
 
     Where a request samples: draft_sampling "greedy" proposes the draft's most probable tokens, and the text depends on the
@@ -61,7 +61,7 @@ class Engine:
         target: Target,
         draft: Draft | None = None,
         method: str | None = None,
-        draft_tokens: int | Literal["auto"] = "auto",
+        draft_tokens: DraftTokens = "auto",
         *,
         max_batch: int = 16,
         cache_tokens: int | None = None,
@@ -101,7 +101,7 @@ class Engine:
         method: str | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
-        draft_tokens: int | Literal["auto"] = "auto",
+        draft_tokens: DraftTokens = "auto",
         *,
         max_batch: int = 16,
         cache_tokens: int | None = None,
@@ -162,13 +162,19 @@ class Engine:
         before the first is decoded: raises `Pard2Error` for one that is empty or does not fit. What fails later (finish_reason
         "error") fails alone. Closing the iterator cancels what has not been made yet.
         """
-        if isinstance(prompts, str):
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise Pard2Error("generate takes a list of prompts; wrap a single one in [...]")
         prompts = list(prompts)
-        each = list(params) if isinstance(params, ListOf) else [params or SamplingParams()] * len(prompts)
+        each = list(params) if isinstance(params, ListOf) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise Pard2Error(f"generate got {len(prompts)} prompts and {len(each)} SamplingParams; give one for all, or one for each")
-        return self._generate(deque(self._request(prompt, one, raw) for prompt, one in zip(prompts, each, strict=True)))
+        requests: deque[Request] = deque()
+        for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+            try:
+                requests.append(self._request(prompt, one, raw))
+            except Pard2Error as error:
+                raise Pard2Error(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from None
+        return self._generate(requests)
 
     def _generate(self, requests: deque[Request]) -> Iterator[Completion]:
         try:
@@ -191,7 +197,7 @@ class Engine:
         of this engine go on meanwhile. Closing the iterator cancels the request. Raises as `generate` does, and `Pard2Error` when
         it fails on the way.
         """
-        return self._stream(self._request(prompt, params or SamplingParams(), raw))
+        return self._stream(self._request(prompt, params, raw))
 
     def _stream(self, request: Request) -> Generator[Step, None, None]:
         try:
@@ -208,7 +214,7 @@ class Engine:
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> AsyncIterator[Step]:
         """`stream` for asyncio: any number of them share this engine's batches. Cancelling the task cancels the request."""
-        return self._astream(self._request(prompt, params or SamplingParams(), raw))
+        return self._astream(self._request(prompt, params, raw))
 
     async def _astream(self, request: Request) -> AsyncIterator[Step]:
         try:
@@ -246,7 +252,7 @@ class Engine:
 
         Raises `Pard2Error` as `generate` does.
         """
-        request = self._request(prompt, params or SamplingParams(), raw, on_step)
+        request = self._request(prompt, params, raw, on_step)
         self._enqueue([request])
         return request
 
@@ -305,7 +311,11 @@ class Engine:
         self._batch.dismiss_finished()
         self._running = [request for request in self._running if not request.done]
 
-    def _request(self, prompt: Prompt, params: SamplingParams, raw: bool, on_step: OnStep | None = None) -> Request:
+    def _request(self, prompt: Prompt, params: SamplingParams | None, raw: bool, on_step: OnStep | None = None) -> Request:
+        """A prompt and its settings as this request's own: nothing that is checked here can be changed by the caller afterwards."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise Pard2Error(f"params are SamplingParams(...), and not {type(params).__name__}")
         ids = encode_prompt(self.target, prompt, raw)
         params.check_vocabulary(self.target.vocab_size)
         if params.stop and self.target.tokenizer is None:

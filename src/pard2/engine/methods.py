@@ -1,18 +1,23 @@
 """The decoding methods by name: which one suits a draft, what each needs, and the drafter that carries it out."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
 from pard2.engine.drafters.base import Drafter
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.engine.drafters.plain import PlainDrafter
+from pard2.engine.sampling import is_whole
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 
 METHODS = ("ar", "vsd", "pard", "pard2-ti", "pard2-td")
-# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" looks no further than this.
-_AUTO_ONE_BY_ONE = 8
+# "auto" adapts to what proposals bring and cost; "full" always proposes as many as there may be.
+DraftTokens = int | Literal["auto", "full"]
+
+# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" and "full" look no further than this.
+_MOST_ONE_BY_ONE = 8
+_MOST = 2**53  # sequences or positions, of which no machine holds so many
 
 
 def check_method(name: str, has_draft: bool) -> str:
@@ -47,16 +52,16 @@ def choose_method(name: str | None, draft: Draft | None) -> str:
     return name
 
 
-def check_draft_tokens(asked: int | Literal["auto"], method: str, draft: Draft | None) -> int:
-    """The number of tokens to propose, or for "auto" the most that may be; 0 without a draft.
+def check_draft_tokens(asked: DraftTokens, method: str, draft: Draft | None) -> int:
+    """The number of tokens to propose, for "auto" and "full" the most that may be; 0 without a draft.
 
     Raises `Pard2Error` for anything below 1 or above what the draft was trained for.
     """
     trained = draft.spec.draft_tokens if draft is not None and draft.spec is not None and method.startswith("pard") else None
-    if asked == "auto":
-        return 0 if method == "ar" else trained or _AUTO_ONE_BY_ONE
-    if not isinstance(asked, int):
-        raise Pard2Error(f"--draft-tokens {asked!r} is neither a number nor 'auto'")
+    if asked in ("auto", "full"):
+        return 0 if method == "ar" else trained or _MOST_ONE_BY_ONE
+    if not isinstance(asked, int) or isinstance(asked, bool):
+        raise Pard2Error(f"--draft-tokens {asked!r} is neither a number nor 'auto' or 'full'")
     if asked < 1:
         raise Pard2Error(f"--draft-tokens {asked}: at least 1 is needed; for no draft at all use -m ar")
     if trained is not None and asked > trained:
@@ -64,12 +69,12 @@ def check_draft_tokens(asked: int | Literal["auto"], method: str, draft: Draft |
     return 0 if method == "ar" else asked
 
 
-def check_rules(max_batch: int, cache_tokens: int | None, draft_sampling: str, verification: str) -> None:
+def check_rules(max_batch: Any, cache_tokens: Any, draft_sampling: str, verification: str) -> None:
     """Raises `Pard2Error` for engine options that mean nothing, or nothing together."""
-    if max_batch < 1:
-        raise Pard2Error(f"--batch-size {max_batch}: at least 1 is needed")
-    if cache_tokens is not None and cache_tokens < 2:
-        raise Pard2Error(f"--cache-tokens {cache_tokens}: at least a prompt and an answer must fit")
+    if not is_whole(max_batch, 1, _MOST):
+        raise Pard2Error(f"--batch-size {max_batch}: give a whole number; at least 1 is needed")
+    if cache_tokens is not None and not is_whole(cache_tokens, 2, _MOST):
+        raise Pard2Error(f"--cache-tokens {cache_tokens}: give a whole number; at least a prompt and an answer must fit")
     if draft_sampling not in ("greedy", "sampled"):
         raise Pard2Error(f"--draft-sampling {draft_sampling!r} is neither greedy nor sampled")
     if verification not in ("token", "block"):

@@ -73,6 +73,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _penalise(scores: Tensor, params: SamplingParams, counts: TokenCounts, proposed: Tensor) -> None:
     """Repetition (divide or multiply, by sign), presence and frequency penalties (subtract), in place."""
+    proposed = proposed.clamp(min=0)  # by rows behind NOTHING nobody is judged
     tokens = torch.cat([counts.tokens, proposed])  # [C]; an id may repeat: all its columns are given the same value
     read = torch.ones(len(scores), len(proposed), dtype=scores.dtype, device=scores.device).tril(-1)  # [T, k], row i: 1 for proposed[:i]
     new = read @ (proposed[:, None] == tokens).to(scores.dtype)  # [T, C]

@@ -1,38 +1,55 @@
 """From what a caller calls a prompt to token ids that the target can read."""
 
-from pard2.data.chat import prompt_ids
-from pard2.data.records import Message
+from pard2.data.chat import check_ids, prompt_text
+from pard2.data.conversations import Message, Record, template_arguments, to_record
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
+from pard2.reading import check_text
 
-Prompt = str | list[Message] | list[int]
+# A dict holds `messages`, and perhaps `tools` and `chat_template_kwargs`, which the chat template gets.
+Prompt = str | list[Message] | list[int] | Record
+
+_WRAP = "where a list of prompts is wanted, the messages or token ids of a single one are wrapped in [...]"
 
 
 def encode_prompt(target: Target, prompt: Prompt, raw: bool = False) -> list[int]:
-    """Token ids of a text, a list of messages, or a list of token ids (then no tokenizer is needed).
+    """Token ids of a text, a list of messages, a dict of `messages`, or a list of token ids (then no tokenizer is needed).
 
-    raw: take a text as it is, in place of a user's turn in the chat template. Raises `Pard2Error` for a prompt that is empty,
-    longer than the target's context, or holds ids that the target does not know.
+    raw: take a text as it is, in place of a user's turn in the chat template. What the caller changes later does not matter.
+    Raises `Pard2Error` for what is none of these, and for a prompt that is empty, longer than the target's context, or holds ids that the
+    target does not know, be it that its tokenizer makes them.
     """
+    if not isinstance(prompt, (str, list, dict)):
+        raise Pard2Error(f"a prompt is a text, a list of messages or a list of token ids, and not {_kind(prompt)}; {_WRAP}")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise Pard2Error("the prompt is empty; say something with -p")
-    if isinstance(prompt, list) and isinstance(prompt[0], int):
-        ids = prompt
-        wrong = next((i for i in ids if not 0 <= i < target.vocab_size), None)
-        if wrong is not None:
-            raise Pard2Error(f"the prompt holds token id {wrong}; {target.name!r} knows 0 to {target.vocab_size - 1}")
-    else:
-        ids = _tokenize(target, prompt, raw)
+    ids = list(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], dict) else _tokenize(target, prompt, raw)
+    if wrong := [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]:
+        raise Pard2Error(f"the prompt holds {_kind(wrong[0])} ({str(wrong[0])[:40]!r}); token ids are whole numbers (int), messages dicts")
+    check_ids(ids, target.vocab_size, "the prompt", repr(target.name))
     if len(ids) > target.context_length:
         raise Pard2Error(f"the prompt has {len(ids)} tokens, the context of {target.name!r} is {target.context_length}; shorten the prompt")
     return ids
 
 
-def _tokenize(target: Target, prompt: str | list[Message], raw: bool) -> list[int]:
+def _tokenize(target: Target, prompt: Prompt, raw: bool) -> list[int]:
+    if isinstance(prompt, dict) and "messages" not in prompt:
+        raise Pard2Error(f"a prompt that is a dict needs `messages`; {_WRAP}")
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer; give the prompt as token ids")
-    if isinstance(prompt, str):
-        if raw:
-            return target.tokenizer(prompt)["input_ids"]  # with the special tokens that the model expects, such as BOS
-        prompt = [{"role": "user", "content": prompt}]
-    return prompt_ids(target.tokenizer, prompt)
+    if isinstance(prompt, str) and raw:
+        text = prompt
+    else:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        record = to_record(messages if isinstance(messages, dict) else {"messages": messages}, "the prompt")
+        text = prompt_text(target.tokenizer, record["messages"], template_arguments(record))
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise Pard2Error(f"the prompt {error}") from None
+    # A text that no template has made begins with the special tokens that the model expects, such as BOS.
+    return list(target.tokenizer(text, add_special_tokens=isinstance(prompt, str) and raw, verbose=False)["input_ids"])
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__

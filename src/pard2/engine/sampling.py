@@ -1,9 +1,9 @@
 """What the caller asks of a completion: how to choose tokens and when to end. It knows no model."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from pard2.errors import Pard2Error
 
@@ -13,6 +13,18 @@ MOST_COMPLETIONS = 128
 MOST_LOGPROBS = 20  # the OpenAI API's limit
 # Outside of these a divided logit leaves float32's range, and the distribution turns to NaN.
 _SMALLEST, _LARGEST = 1e-5, 1e5
+
+
+class Biases(dict[int, float]):
+    """A dictionary that stays as it was checked."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("settings cannot be changed; make new SamplingParams")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:  # else a copy would be filled by __setitem__
+        return Biases, (dict(self),)
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | None = None
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)  # a dictionary has no hash
     seed: int | None = None
     n: int = 1
     stop: Sequence[str] | str = ()
@@ -45,14 +57,16 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        _check("--stop", repr(self.stop), isinstance(self.stop, Iterable), "give a text or a list of texts")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias) if self.logit_bias else None)  # a copy, which nobody else can change
+        _check("--logit-bias", repr(self.logit_bias), isinstance(self.logit_bias, Mapping | None), "give a dictionary of biases by token id")
+        object.__setattr__(self, "logit_bias", Biases(self.logit_bias) if self.logit_bias else None)
 
-        _check("--max-new-tokens", self.max_tokens, _whole(self.max_tokens, 1), "at least 1 is needed")
+        _check("--max-new-tokens", self.max_tokens, is_whole(self.max_tokens, 1), "at least 1 is needed")
         in_range = _real(self.temperature, 0, _LARGEST) and (self.temperature == 0 or self.temperature >= _SMALLEST)
         _check("--temperature", self.temperature, in_range, "give 0 (greedy) or a number from 0.00001 to 100000")
-        _check("--top-k", self.top_k, _whole(self.top_k, 0), "give 0 (off) or the number of tokens to keep")
+        _check("--top-k", self.top_k, is_whole(self.top_k, 0), "give 0 (off) or the number of tokens to keep")
         _check("--top-p", self.top_p, _real(self.top_p, 0, 1) and self.top_p > 0, "give a number above 0 and at most 1 (off)")
         _check("--min-p", self.min_p, _real(self.min_p, 0, 1), "give a number from 0 (off) to 1")
         in_range = _real(self.repetition_penalty, _SMALLEST, _LARGEST)
@@ -60,15 +74,16 @@ class SamplingParams:
         _check("--presence-penalty", self.presence_penalty, _real(self.presence_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
         _check("--frequency-penalty", self.frequency_penalty, _real(self.frequency_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
         for token, bias in (self.logit_bias or {}).items():
-            _check("--logit-bias", f"{token}={bias}", _whole(token, 0), "the token id must be a whole number, 0 or more")
+            _check("--logit-bias", f"{token}={bias}", is_whole(token, 0), "the token id must be a whole number, 0 or more")
             _check("--logit-bias", f"{token}={bias}", _real(bias, -100, 100), "give a bias from -100 to 100")
-        _check("--seed", self.seed, self.seed is None or _whole(self.seed, 0, 2**63 - 1), "give a whole number from 0 to 2**63 - 1")
-        _check("--n", self.n, _whole(self.n, 1, MOST_COMPLETIONS), f"give a number of completions from 1 to {MOST_COMPLETIONS}")
+        _check("--seed", self.seed, self.seed is None or is_whole(self.seed, 0, 2**63 - 1), "give a whole number from 0 to 2**63 - 1")
+        _check("--n", self.n, is_whole(self.n, 1, MOST_COMPLETIONS), f"give a number of completions from 1 to {MOST_COMPLETIONS}")
         _check("--stop", f"has {len(stop)} texts", len(stop) <= MOST_STOPS, f"give at most {MOST_STOPS}")
         for text in stop:
             fits = isinstance(text, str) and 1 <= len(text) <= LONGEST_STOP
             _check("--stop", repr(text)[:40], fits, f"give texts of 1 to {LONGEST_STOP} characters")
-        in_range = self.logprobs is None or _whole(self.logprobs, 0, MOST_LOGPROBS)
+        _check("--ignore-eos", self.ignore_eos, isinstance(self.ignore_eos, bool), "give True or False")
+        in_range = self.logprobs is None or is_whole(self.logprobs, 0, MOST_LOGPROBS)
         _check("--logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -100,11 +115,12 @@ class SamplingParams:
 
 def _check(flag: str, value: object, holds: bool, wanted: str) -> None:
     if not holds:
-        raise Pard2Error(f"{flag} {value}: {wanted}")
+        raise Pard2Error(f"{flag} {' '.join(str(value).split())[:60]}: {wanted}")  # of a wrong type, it may be long
 
 
 # What comes from JSON may be of any type; and NaN, which no comparison holds for, is in no range.
-def _whole(value: Any, low: int, high: float = math.inf) -> bool:
+def is_whole(value: Any, low: int, high: float = math.inf) -> bool:
+    """Whether it is an `int` from low to high."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 

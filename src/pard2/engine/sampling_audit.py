@@ -10,12 +10,12 @@ before it. Two chi-square tests are made of that:
   It shows errors of any direction, near the beginning of the answers.
 
 Neither needs a token to be likely, nor minds the last bits that half precision changes. An engine that is lossless fails either
-with probability FALSE_ALARM / 2.
+with probability FALSE_ALARM / 2. A test that had nothing to count has not been passed.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,13 +23,14 @@ from transformers import DynamicCache
 
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
+from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 
 FALSE_ALARM = 1e-4
-FEWEST_SAMPLES = 16  # completions of a prompt
 _BINS = 16  # of the histogram of ranks
 _EXPECTED = 10.0  # in each cell: fewer, and the statistic's tail is no longer chi-square's
+FEWEST_SAMPLES = int(2 * _EXPECTED)  # completions of a prompt: with fewer, not even the first token is tested by itself
 _MOST_CELLS = 64  # of one prefix
 _LOGITS = 2**24  # in memory at once
 
@@ -58,17 +59,22 @@ class Draws:
     """What the completions of one prompt showed.
 
     ranks: of every token, uniform in [0, 1) and independent where sampling is lossless. by_prefix: summed over `prefixes` prefixes.
+    stats: of the completions.
     """
 
     completions: int
     ranks: tuple[float, ...]
     prefixes: int
     by_prefix: Statistic
+    stats: Stats = field(default_factory=Stats)
 
 
 @dataclass(frozen=True)
 class DistributionTest:
-    """The verdict on sampling. ranks_chance, prefixes_chance: of what was seen or anything odder, if the engine is lossless."""
+    """The verdict on sampling. ranks_chance, prefixes_chance: of what was seen or anything odder, if the engine is lossless.
+
+    prefixes_freedom: degrees of freedom of the latter; none, and there was nothing to count. proposed, judged, accepted: see `Stats`.
+    """
 
     completions: int
     tokens: int
@@ -76,6 +82,10 @@ class DistributionTest:
     ranks_chance: float
     prefixes_chance: float
     false_alarm: float = FALSE_ALARM
+    prefixes_freedom: int = 1
+    proposed: int = 0
+    judged: int = 0
+    accepted: int = 0
 
     @property
     def chance(self) -> float:
@@ -83,9 +93,15 @@ class DistributionTest:
         return min(1.0, 2 * min(self.ranks_chance, self.prefixes_chance))
 
     @property
-    def lossless(self) -> bool:
+    def fits(self) -> bool:
+        """Whether neither test failed, be it that it had nothing to count."""
         # One by one: a NaN, which no comparison holds for, must not pass.
         return 2 * self.ranks_chance >= self.false_alarm and 2 * self.prefixes_chance >= self.false_alarm
+
+    @property
+    def lossless(self) -> bool:
+        """Whether both tests had something to count, and passed."""
+        return self.fits and self.prefixes_freedom > 0
 
 
 def draw(engine: Engine, prompt: list[int], samples: int, max_new_tokens: int, temperature: float, seed: int) -> Draws:
@@ -94,12 +110,13 @@ def draw(engine: Engine, prompt: list[int], samples: int, max_new_tokens: int, t
     No two prompts may share seeds: the same numbers would not be independent. Raises `Pard2Error` where a completion fails.
     """
     each = [SamplingParams(max_new_tokens, temperature, seed=seed + i, ignore_eos=True) for i in range(samples)]
-    texts = []
+    texts, stats = [], Stats()
     for completion in engine.generate([prompt] * samples, each):
         if completion.error is not None:
             raise Pard2Error(completion.error)
         texts.append(tuple(completion.token_ids))
-    return measure(engine.target, prompt, texts, temperature, seed)
+        stats += completion.stats
+    return replace(measure(engine.target, prompt, texts, temperature, seed), stats=stats)
 
 
 @torch.inference_mode()
@@ -137,7 +154,10 @@ def judge(draws: Iterable[Draws]) -> DistributionTest:
     expected = len(ranks) / bins
     uniform = Statistic(float(((counts - expected) ** 2 / expected).sum()), bins - 1)
     by_prefix = sum((one.by_prefix for one in draws), Statistic())
-    return DistributionTest(sum(one.completions for one in draws), len(ranks), sum(one.prefixes for one in draws), uniform.chance, by_prefix.chance)
+    stats = sum((one.stats for one in draws), Stats())
+    counted = sum(one.completions for one in draws), len(ranks), sum(one.prefixes for one in draws)
+    freedom, proposals = by_prefix.freedom, (stats.proposed, stats.judged, stats.accepted)
+    return DistributionTest(*counted, uniform.chance, by_prefix.chance, FALSE_ALARM, freedom, *proposals)
 
 
 def rank(p: Tensor, tokens: Tensor, u: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from pard2.engine.processors import TokenCounts
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import FinishReason, Step, TokenLogprob
 from pard2.engine.text import TextStream
+from pard2.errors import first_line
 from pard2.models.kv_cache import Extent
 
 
@@ -80,21 +82,27 @@ class Sequence:
         """Say a block, accepted tokens and the target's own, as far as the answer goes; what lies behind its end is dropped.
 
         A block is never longer than the room left, because no more than that is proposed. Does nothing once it has ended.
+        A tokenizer is others' code: one that fails on a token ends this text, and nobody else's.
         """
         with self._lock:
-            if self.finish_reason is None:
-                self._emit(block, accepted, proposed, seconds, draft_seconds, verify_seconds, logprobs)
+            if self.finish_reason is not None:
+                return
+            try:
+                kept, finish, shown = self._show(block)
+            except Exception as error:
+                self._end("error", f"tokens {block} cannot be shown, {type(error).__name__}: {first_line(error)}")
+                return
+            if kept <= accepted:  # see Step
+                accepted = proposed = kept - 1
+            self.tokens += block[:kept]
+            if self.counts is not None:
+                self.counts.add(torch.tensor(block[:kept], device=self.counts.seen.device))
+            self.finish_reason = finish
+            said = None if logprobs is None else tuple(logprobs[:kept])
+            self.steps.append(Step(tuple(block[:kept]), accepted, proposed, seconds, draft_seconds, verify_seconds, finish, shown, said, self.index))
 
-    def _emit(
-        self,
-        block: list[int],
-        accepted: int,
-        proposed: int,
-        seconds: float,
-        draft_seconds: float,
-        verify_seconds: float,
-        logprobs: list[TokenLogprob] | None,
-    ) -> None:
+    def _show(self, block: list[int]) -> tuple[int, FinishReason | None, str | None]:
+        """How many tokens of a block are said, why no more are if this ends the text, and what may be shown of it."""
         kept = next((i + 1 for i, token in enumerate(block) if token in self.stops), len(block))
         finish: FinishReason | None = "stop" if block[kept - 1] in self.stops else None
         shown = None
@@ -108,20 +116,17 @@ class Sequence:
             finish = "length"
         if finish is not None and self.text is not None and shown is not None:
             shown += self.text.finish()
-        if kept <= accepted:  # see Step
-            accepted = proposed = kept - 1
-        self.tokens += block[:kept]
-        if self.counts is not None:
-            self.counts.add(torch.tensor(block[:kept], device=self.counts.seen.device))
-        self.finish_reason = finish
-        said = None if logprobs is None else tuple(logprobs[:kept])
-        self.steps.append(Step(tuple(block[:kept]), accepted, proposed, seconds, draft_seconds, verify_seconds, finish, shown, said, self.index))
+        return kept, finish, shown
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End before its time, with what has been said so far. Does nothing once it has ended."""
         with self._lock:
-            if self.finish_reason is not None:
-                return
-            self.finish_reason, self.error = reason, error
+            if self.finish_reason is None:
+                self._end(reason, error)
+
+    def _end(self, reason: FinishReason, error: str | None) -> None:
+        self.finish_reason, self.error = reason, error
+        rest = None if self.text is None else ""
+        with suppress(Exception):  # a tokenizer that failed
             rest = None if self.text is None else self.text.finish()
-            self.steps.append(Step((), 0, 0, 0.0, finish_reason=reason, text=rest, index=self.index))
+        self.steps.append(Step((), 0, 0, 0.0, finish_reason=reason, text=rest, index=self.index))

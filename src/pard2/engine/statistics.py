@@ -98,6 +98,11 @@ class Stats:
         return sum(self.proposed_per_cycle)
 
     @property
+    def judged(self) -> int:
+        """Proposals that something was decided about: the accepted ones, and in each cycle the first that fell."""
+        return sum(min(a + 1, p) for a, p in zip(self.accepted_per_cycle, self.proposed_per_cycle, strict=True))
+
+    @property
     def acceptance_length(self) -> float:
         """Tokens emitted per cycle, the target's own included: 1 + accepted / cycles (METHOD: section 1); 1 without a cycle."""
         return 1 + self.accepted / max(self.cycles, 1)

@@ -2,6 +2,9 @@
 
 Every rule emits tokens that are distributed as the target's own (METHOD: section 6) and keeps its result on the device. In all of them
 logits or p have one row more than there are proposals: row i is the target's after the first i of them. k may be 0.
+
+A place of `proposed` may hold NOTHING, and a row of p or q may be no distribution (NaN, inf: half precision overflows). From the first
+such place on nothing is proposed, in every rule, and the block is judged as one that ends before it.
 """
 
 from dataclasses import dataclass
@@ -9,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+NOTHING = -1  # what a draft proposes by logits that are no numbers; no token has this id, so none agrees with it
 
 _CHUNK = 128  # tokens that are added up before their sums are searched
 
@@ -49,8 +54,9 @@ def choose_by_rejection(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor
     p: [k + 1, V]. q: [k, V], exactly what `proposed` [k] was drawn from. u_accept: [k], u_target: [k + 1], uniforms that
     neither the proposals nor each other have been drawn with. Row k of p gives the bonus where everything stands.
     """
-    accepted = (u_accept < _ratios(p, q, proposed)).long().cumprod(0).sum()
-    weights = _remainder(p, q, accepted, torch.ones((), dtype=torch.float64, device=p.device))
+    made = _made(p, q, proposed)
+    accepted = (u_accept < _ratios(p, q, proposed)).long().cumprod(0).sum().minimum(made)
+    weights = _remainder(p, q, accepted, made, torch.ones((), dtype=torch.float64, device=p.device))
     return _chosen(proposed, accepted, weights, u_target)
 
 
@@ -64,7 +70,7 @@ def choose_by_block(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor, u_
     s_i = sum of max(w_i p - q, 0) over the tokens after it, and h_k = w_k; the longest one kept stands, and the token after
     it is drawn from normalised max(w p - q, 0), or from p after the whole block.
     """
-    k = len(proposed)
+    k, made = len(proposed), _made(p, q, proposed)
     # w in closed form: log w_i is the log product so far less the largest that it has been.
     log_product = F.pad(_ratios(p, q, proposed).log().cumsum(0), (1, 0))
     w = (log_product - log_product.cummax(0).values).exp()  # [k + 1]
@@ -73,8 +79,9 @@ def choose_by_block(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor, u_
     missing = s + 1 - inner
     h = torch.cat([torch.where(missing > 0, s / missing, 1.0), w[1:][-1:]])  # 0 / 0: w = 1 and p = q, a longer sub-block is then kept for sure
     lengths = torch.arange(1, k + 1, device=p.device)
-    accepted = F.pad((u_accept < h) * lengths, (1, 0)).amax()
-    weights = _remainder(p, q, accepted, w.index_select(0, accepted[None])[0])
+    h = torch.where(lengths < made, h, w[1:])  # the block may end before its k-th place
+    accepted = F.pad(((u_accept < h) & (lengths <= made)) * lengths, (1, 0)).amax()
+    weights = _remainder(p, q, accepted, made, w.index_select(0, accepted[None])[0])
     return _chosen(proposed, accepted, weights, u_target)
 
 
@@ -106,15 +113,25 @@ def _agreeing(choices: Tensor, proposed: Tensor) -> Choices:
     return Choices(choices, (choices[:-1] == proposed).long().cumprod(0).sum())
 
 
+def _made(p: Tensor, q: Tensor, proposed: Tensor) -> Tensor:
+    """How many places are proposed at all, []: those before the first that holds NOTHING, or whose p or q is no distribution.
+
+    This looks at no proposal that it drops, so the rules stay exact (a block's length may depend on what stands before its end).
+    """
+    sound = (p[:-1].sum(-1) + q.sum(-1)).isfinite() & (proposed != NOTHING)
+    return sound.long().cumprod(0).sum()
+
+
 def _ratios(p: Tensor, q: Tensor, proposed: Tensor) -> Tensor:
     """p(x) / q(x) of each proposal, [k] float64; 0 for one that q says is impossible."""
-    wanted = p[:-1].gather(1, proposed[:, None])[:, 0].double()
-    drawn = q.gather(1, proposed[:, None])[:, 0].double()
+    tokens = proposed.clamp(min=0)[:, None]
+    wanted = p[:-1].gather(1, tokens)[:, 0].double()
+    drawn = q.gather(1, tokens)[:, 0].double()
     return torch.where(drawn > 0, wanted / drawn, 0.0)
 
 
-def _remainder(p: Tensor, q: Tensor, accepted: Tensor, w: Tensor) -> Tensor:
-    """What the token after the accepted ones is drawn from: [V] float64, max(w p - q, 0), or p after the whole block."""
+def _remainder(p: Tensor, q: Tensor, accepted: Tensor, made: Tensor, w: Tensor) -> Tensor:
+    """What the token after the accepted ones is drawn from: [V] float64, max(w p - q, 0), or p after all that were made."""
     k = len(q)
     row = p.index_select(0, accepted[None])[0].double()
     if k == 0:
@@ -122,7 +139,7 @@ def _remainder(p: Tensor, q: Tensor, accepted: Tensor, w: Tensor) -> Tensor:
     drawn = q.index_select(0, accepted[None].clamp(max=k - 1))[0].double()
     rest = (w * row - drawn).relu()
     # Nothing remains where p and q are equal, and there no proposal is rejected but by a rounding error: p is then as right as can be.
-    return torch.where((accepted < k) & (rest.sum() > 0), rest, row)
+    return torch.where((accepted < made) & (rest.sum() > 0), rest, row)
 
 
 def _chosen(proposed: Tensor, accepted: Tensor, weights: Tensor, u_target: Tensor) -> Choices:

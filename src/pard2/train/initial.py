@@ -26,7 +26,7 @@ def weightless_pair(config: TrainConfig) -> tuple[Target, Draft]:
 def run_examples(config: TrainConfig, target: Target) -> Examples:
     """The run's conversations in the target's tokens. Raises as `load_examples` does."""
     data = config.data
-    return load_examples(data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)
+    return load_examples(data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long, vocab_size=target.vocab_size)
 
 
 def initial_draft(config: TrainConfig, target: Target, examples: Examples | None = None) -> Draft:

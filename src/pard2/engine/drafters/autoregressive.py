@@ -54,7 +54,8 @@ class AutoregressiveDrafter(DraftReader):
         """The rows that a sequence brings to the next pass: what is pending at first, its latest guess afterwards."""
         assert reading.extent is not None
         if guesses:
-            segment, tokens = Segment(reading.extent, reading.length + reading.guessed, 1), guesses[-1]
+            # Behind NOTHING, which cannot be read, no guess counts.
+            segment, tokens = Segment(reading.extent, reading.length + reading.guessed, 1), guesses[-1].clamp(min=0)
             reading.guessed += 1
             return segment, tokens
         assert reading.pending, "absorb comes first"

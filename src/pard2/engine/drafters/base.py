@@ -44,7 +44,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Proposals:
-    """token_ids: guesses for all asks, one ask after the other, [sum of k]. passes: rows of each pass that the draft made."""
+    """token_ids: guesses (or NOTHING) for all asks, one ask after the other, [sum of k]. passes: rows of each pass that the draft made."""
 
     token_ids: Tensor
     passes: tuple[int, ...]
@@ -54,7 +54,7 @@ class Proposals:
         return torch.split(self.token_ids, [ask.k for ask in asks])
 
 
-# Turns a draft's logits [R, vocabulary] into tokens [R]; row r is guess number `places[r]` of ask number `asks[r]`.
+# Turns a draft's logits [R, vocabulary] into tokens [R], or NOTHING; row r is guess number `places[r]` of ask number `asks[r]`.
 Choose = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
 
 
