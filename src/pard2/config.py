@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 from pard2.errors import Pard2Error
 
 _WARMUP_STEPS = 20
-_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a number of 5,000 digits, or the 99th of a month
 
 # YAML 1.1 takes 1e-3 for text; it wants 1.0e-3.
 Number = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
@@ -218,7 +217,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Pard2Error(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except _NO_YAML as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99, a NUL in the path, nested too deeply
         raise Pard2Error(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(TrainConfig.model_fields)})")
@@ -237,7 +236,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise Pard2Error(f"override {override!r} is not of the form section.field=value")
     try:
         value = yaml.safe_load(text)
-    except _NO_YAML:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise Pard2Error(f"override {override!r}: the value is not YAML") from None
     inner = document[section] = {} if document.get(section) is None else document[section]  # a bare `section:` is None
     if not isinstance(inner, dict):
