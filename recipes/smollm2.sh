@@ -19,7 +19,7 @@ own=2500 counts="" little="" little_vocabulary="" more="loop.steps=520 loop.eval
 if [ "$2" = small ]; then
     mkdir -p small && cd small
     own=8 counts="--held-out 2 --plain 24 --sampled 4 --steps 4 --other 4 --functions 4 --mathematics 4" more=""
-    little="loop.steps=2 loop.rows_per_step=2" little_vocabulary="draft.vocabulary_size=256"
+    little="loop.steps=2 loop.rows_per_step=2 optimizer.warmup_steps=1" little_vocabulary="draft.vocabulary_size=256"
 fi
 
 mkdir -p data

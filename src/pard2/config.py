@@ -6,21 +6,29 @@ unknown or mistyped key is an error that names the nearest known one.
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from pard2.errors import Pard2Error
 
+_WARMUP_STEPS = 20
+
+# YAML 1.1 takes 1e-3 for text; it wants 1.0e-3.
+Number = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
+DecayRate = Annotated[Number, Field(ge=0, lt=1)]
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: `true` is no number and a number no name, though YAML's 1 is a float where one is wanted.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_min_length=1)
 
 
 class TargetConfig(_Section):
     name: str = Field(description="hub id, directory, .gguf file, or smollm2")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the frozen target while training")
+    shape: dict[str, Any] | None = Field(None, description="what its config.json says; --dry-run plans with it where the target cannot be read")
 
 
 class DraftConfig(_Section):
@@ -28,9 +36,10 @@ class DraftConfig(_Section):
     path: str | None = Field(
         None, description="start from this model in place of a cut: a small LM of the target's family, or a PARD-2 draft (of `pard2 draft init`, say)"
     )
+    shape: dict[str, Any] | None = Field(None, description="what the config.json of `path` says; as target.shape")
     mask_token: int | None = Field(None, description="id that fills the mask slots; by default an unused one")
     target_layers: list[int] | None = Field(None, description="hidden states that feed the projection; by default [-1, -8, -16, -24]")
-    scale: float = Field(0.02, gt=0, description="factor of the projected feature")
+    scale: Number = Field(0.02, gt=0, description="factor of the projected feature")
     share_vocabulary: bool = Field(False, description="use the target's embedding and head, frozen; train only the mask token's row of it")
     vocabulary_size: PositiveInt | None = Field(
         None,
@@ -63,10 +72,16 @@ class DataConfig(_Section):
         min_length=1, description="conversations that the target answered: JSONL or Parquet files, hub data sets, or what `pard2 data prepare` wrote"
     )
     evaluation: str | None = Field(None, description="held-out prompts to decode at each evaluation")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="what the chat template gets, such as {enable_thinking: false}, in train and evaluation; a record's own win"
+    )
     max_length: PositiveInt = Field(512, description="tokens of a conversation")
     on_long: Literal["raise", "cut", "skip"] = Field("raise", description="what becomes of a conversation with more tokens than max_length")
     row_length: PositiveInt | None = Field(
         None, description="tokens of a row, into which whole conversations are packed; by default max_length. Changes speed and memory, not the loss"
+    )
+    expected_tokens: int | None = Field(
+        None, ge=1, le=10**9, description="tokens of all conversations; --dry-run plans with it where they are not there yet"
     )
 
     @model_validator(mode="after")
@@ -83,41 +98,61 @@ class FeaturesConfig(_Section):
 
 
 class ObjectiveConfig(_Section):
-    draft_tokens: int = Field(16, ge=1, description="K, tokens proposed in one pass")
+    draft_tokens: int = Field(16, ge=1, le=256, description="K, tokens proposed in one pass")
     weighting: Literal["cat", "none", "d-pace", "overlap"] = Field("cat", description="how much each slot counts; formulas: docs/method.md")
     anchors: Literal["response", "all"] = Field(
         "response", description="where chains begin: inside the answers, or (as published) in the prompt, too"
     )
-    retention: float = Field(0.7, gt=0, le=1, description="COD r: share of the chains kept from one depth to the next")
-    min_retention: float = Field(0.1, ge=0, le=1, description="COD r_min: least share of the chains kept at any depth")
+    retention: Number = Field(0.7, gt=0, le=1, description="COD r: share of the chains kept from one depth to the next")
+    min_retention: Number = Field(0.1, ge=0, le=1, description="COD r_min: least share of the chains kept at any depth")
     cod_correction: bool = Field(False, description="weigh each kept slot for those that COD dropped at its depth")
-    ce_alpha: float = Field(0.1, ge=0, description="factor of the cross-entropy against the data token")
-    kd_alpha: float = Field(1.0, ge=0, description="factor of the KL divergence from the target")
-    tf_eal_alpha: float = Field(0.0, ge=0, description="factor of the added term 1 - R/K, R the teacher-forced expected accepted length")
-    tf_eal_warmup_steps: int = Field(0, ge=0, description="steps before the added term enters")
-    d_pace_floor: float = Field(0.5, ge=0, le=1, description="c of D-PACE: (1 - c) q + c takes the place of the draft's probability q")
-    feature_drop: float = Field(0.1, ge=0, le=1, description="probability that a conversation is trained without features")
+    ce_alpha: Number = Field(0.1, ge=0, description="factor of the cross-entropy against the data token")
+    kd_alpha: Number = Field(1.0, ge=0, description="factor of the KL divergence from the target")
+    tf_eal_alpha: Number = Field(0.0, ge=0, description="factor of the added term 1 - R/K, R the teacher-forced expected accepted length")
+    tf_eal_warmup_steps: NonNegativeInt = Field(0, description="steps before the added term enters")
+    d_pace_floor: Number = Field(0.5, ge=0, le=1, description="c of D-PACE: (1 - c) q + c takes the place of the draft's probability q")
+    feature_drop: Number = Field(0.1, ge=0, le=1, description="probability that a conversation is trained without features")
 
 
 class OptimizerConfig(_Section):
     kind: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices of the layers and of the projection; AdamW for all else")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate, of either kind")
-    projection_lr_ratio: float = Field(1.0, gt=0, description="learning rate of the projection of features, as a multiple of `lr`")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates of the gradient's mean and square")
+    lr: Number = Field(1e-4, gt=0, description="peak learning rate, of either kind")
+    projection_lr_ratio: Number = Field(1.0, gt=0, description="learning rate of the projection of features, as a multiple of `lr`")
+    betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.95), strict=False, description="AdamW's decay rates of the gradient's mean and square")
+    eps: Number = Field(1e-8, gt=0, description="AdamW's addend to the root of the mean square")
+    momentum: DecayRate = Field(0.95, description="Muon's decay rate of the gradient's sum")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="the learning rate's way from its peak to the last step")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    ema: float | None = Field(
+    min_lr_ratio: Number = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
+    warmup_steps: NonNegativeInt | None = Field(None, description="steps of linear warm-up; by default 20, or all of a shorter run")
+    warmup_ratio: Number | None = Field(None, ge=0, le=1, description="share of the run's steps for the warm-up, in place of warmup_steps")
+    weight_decay: Number = Field(0.0, ge=0)
+    clip: Number | None = Field(1.0, ge=0, description="largest norm of the gradient; null or 0 leaves it as long as it is")
+    ema: Number | None = Field(
         None, gt=0, lt=1, description="decay of a running mean of the weights, which is then what is evaluated and saved as draft"
     )
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "OptimizerConfig":
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError("give either optimizer.warmup_steps or optimizer.warmup_ratio")
+        return self
+
+    def warmup(self, steps: int) -> int:
+        """Steps of the warm-up in a run of so many."""
+        if self.warmup_ratio is not None:
+            return round(self.warmup_ratio * steps)
+        return min(_WARMUP_STEPS, steps) if self.warmup_steps is None else self.warmup_steps
+
+    def check_warmup(self, steps: int) -> None:
+        """Raises `Pard2Error` for a warm-up that is longer than a run of so many steps: it would never reach its rate."""
+        if self.warmup(steps) > steps:
+            raise Pard2Error(f"optimizer.warmup_steps={self.warmup_steps} is more than the {steps} steps of the run; lower it")
 
 
 class LoopConfig(_Section):
     output: str = Field(description="directory of the run: metrics, checkpoints, the finished draft")
     steps: PositiveInt | None = Field(None, description="optimizer steps")
-    epochs: float | None = Field(None, gt=0, description="passes over the data, in place of steps")
+    epochs: Number | None = Field(None, gt=0, description="passes over the data, in place of steps")
     rows_per_step: PositiveInt = Field(8, description="rows in a global batch, over all processes and accumulated passes")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="arithmetic of the draft's passes; its weights and their updates stay float32"
@@ -165,6 +200,12 @@ class TrainConfig(_Section):
             raise ValueError("optimizer.kind=muon needs whole matrices, and loop.sharding=fsdp shares them out; use optimizer.kind=adamw")
         return self
 
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "TrainConfig":
+        if self.loop.steps is not None:
+            self.optimizer.check_warmup(self.loop.steps)
+        return self
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML run and apply `section.field=value` overrides, whose values are YAML too.
@@ -176,7 +217,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Pard2Error(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99, a NUL in the path, nested too deeply
         raise Pard2Error(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(TrainConfig.model_fields)})")
@@ -195,7 +236,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise Pard2Error(f"override {override!r} is not of the form section.field=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise Pard2Error(f"override {override!r}: the value is not YAML") from None
     inner = document[section] = {} if document.get(section) is None else document[section]  # a bare `section:` is None
     if not isinstance(inner, dict):

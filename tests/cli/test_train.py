@@ -1,6 +1,7 @@
 """`pard2 train`: what a dry run prints and leaves alone, mistakes in one line, Ctrl-C."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,14 @@ def test_a_run_leaves_its_directory_on_standard_output(pard2, run_file, tmp_path
     assert result.code == 0, result
     assert Path(result.out.strip()) == tmp_path / "run" / "draft" and (tmp_path / "run" / "draft" / "config.json").is_file()
     assert "step 1/1 (100%)" in result.err and "3 steps" not in result.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_with_a_traceback_or_another_code(pard2, run_file, monkeypatch, number, code):
+    def stopped(*_args):
+        raise loop.Stopped(number, 7)
+
+    monkeypatch.setattr(loop, "train", stopped)
+    result = pard2("train", run_file)
+    assert result.code == code and result.out == ""
+    assert result.err.split() == f"{number.name}: stopped after step 7, of which a checkpoint is written; the same command goes on there".split()

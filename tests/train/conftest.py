@@ -34,7 +34,7 @@ def make_config(target_directory: Path, tmp_path: Path) -> MakeConfig:
             "draft": {"layers": [0, 2], "target_layers": [-1, -2]},
             "data": {"train": [str(data)], "max_length": 80, "on_long": "cut"},
             "objective": {"draft_tokens": 4, "feature_drop": 0.3},
-            "optimizer": {"lr": 3e-3, "warmup_steps": 2},
+            "optimizer": {"lr": 3e-3, "warmup_steps": min(2, changes.get("loop", {}).get("steps") or 2)},
             "loop": {"output": str(tmp_path / "run"), "steps": 6, "rows_per_step": 2, "save_every": 2, "seed": 3, "device": "cpu"},
         }
         for section, fields in changes.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pard2.config import TrainConfig, load_config
+from pard2.config import OptimizerConfig, TrainConfig, load_config
 from pard2.errors import Pard2Error
 
 RUN = {"target": {"name": "smollm2"}, "draft": {"layers": 4}, "data": {"train": ["a.jsonl"]}, "loop": {"output": "out", "steps": 10}}
@@ -60,6 +60,67 @@ def test_an_unknown_key_names_the_nearest_known_one(run, override, said):
 )
 def test_a_mistyped_value_names_its_field(run, override, where):
     assert f"{run}: {where}" in refused(run, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("optimizer.betas=[2, 2]", "optimizer.betas.0: Input should be less than 1"),
+        ("optimizer.betas=[-1, 0]", "optimizer.betas.0: Input should be greater than or equal to 0"),
+        ("optimizer.betas=[0.9, .nan]", "optimizer.betas.1: Input should be a finite number"),
+        ("optimizer.betas=[0.9]", "optimizer.betas.1: Field required"),
+        ("optimizer.lr=.inf", "optimizer.lr: Input should be a finite number"),
+        ("optimizer.lr=inf", "optimizer.lr: Input should be a finite number"),
+        ("optimizer.lr=true", "optimizer.lr: Input should be a valid number"),
+        ("optimizer.lr=fast", "optimizer.lr: could not convert string to float"),
+        ("optimizer.eps=0", "optimizer.eps: Input should be greater than 0"),
+        ("optimizer.momentum=1", "optimizer.momentum: Input should be less than 1"),
+        ("optimizer.clip=-1", "optimizer.clip: Input should be greater than or equal to 0"),
+        ("optimizer.clip=.inf", "optimizer.clip: Input should be a finite number"),
+        ("optimizer.weight_decay=.inf", "optimizer.weight_decay: Input should be a finite number"),
+        ("optimizer.warmup_ratio=1.5", "optimizer.warmup_ratio: Input should be less than or equal to 1"),
+        ("draft.scale=.inf", "draft.scale: Input should be a finite number"),
+        ("objective.kd_alpha=.inf", "objective.kd_alpha: Input should be a finite number"),
+        ("objective.ce_alpha=.nan", "objective.ce_alpha: Input should be a finite number"),
+        ("objective.tf_eal_alpha=.inf", "objective.tf_eal_alpha: Input should be a finite number"),
+        ("objective.draft_tokens=true", "objective.draft_tokens: Input should be a valid integer"),
+        ("objective.draft_tokens=10000000000", "objective.draft_tokens: Input should be less than or equal to 256"),
+        ("loop.steps=yes", "loop.steps: Input should be a valid integer"),
+        ("loop.seed=1.0", "loop.seed: Input should be a valid integer"),
+        ("loop.output=''", "loop.output: String should have at least 1 character"),
+        ("loop.output=5", "loop.output: Input should be a valid string"),
+        ("loop.device=''", "loop.device: String should have at least 1 character"),
+        ("features.cache=''", "features.cache: String should have at least 1 character"),
+        ("target.name=''", "target.name: String should have at least 1 character"),
+        ("data.train=['']", "data.train.0: String should have at least 1 character"),
+        ("data.evaluation=''", "data.evaluation: String should have at least 1 character"),
+        ("log.tensorboard=1", "log.tensorboard: Input should be a valid boolean"),
+        ("draft.layers=true", "draft.layers"),
+    ],
+)
+def test_a_value_that_can_only_be_a_mistake_is_taken(run, override, where):
+    assert f"{run}: {where}" in refused(run, override)
+
+
+@pytest.mark.parametrize("override", ["loop.output=2020-99-99", f"loop.steps={'9' * 5000}", f"loop.output={'[' * 100_000}"])
+def test_a_value_that_the_yaml_reader_breaks_on_is_a_traceback(run, override):
+    assert refused(run, override).endswith("the value is not YAML")
+
+
+def test_whole_numbers_are_numbers_and_a_null_switches_off(run):
+    config = load_config(run, ["optimizer.lr=1", "optimizer.betas=[0, 0.5]", "optimizer.clip=null", "draft.scale=2"])
+    assert (config.optimizer.lr, config.optimizer.betas, config.optimizer.clip, config.draft.scale) == (1.0, (0.0, 0.5), None, 2.0)
+
+
+def test_a_warm_up_longer_than_the_run_or_said_twice(run):
+    assert refused(run, "optimizer.warmup_steps=11") == "optimizer.warmup_steps=11 is more than the 10 steps of the run; lower it"
+    assert "give either optimizer.warmup_steps or optimizer.warmup_ratio" in refused(run, "optimizer.warmup_steps=1", "optimizer.warmup_ratio=0.1")
+
+
+@pytest.mark.parametrize(("said", "steps", "expected"), [({}, 2000, 20), ({}, 9, 9), ({"warmup_ratio": 0.03}, 2000, 60), ({"warmup_steps": 0}, 9, 0)])
+def test_how_long_the_warm_up_is(said, steps, expected):
+    """Left to its default, it is no longer than a short run."""
+    assert OptimizerConfig(**said).warmup(steps) == expected
 
 
 def test_a_missing_field_is_named(run):

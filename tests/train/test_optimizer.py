@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pard2.config import OptimizerConfig
+from pard2.train.muon import Muon
 from pard2.train.optimizer import Optimizer, WeightAverage, learning_rate
 
 
@@ -49,6 +50,43 @@ def test_the_projection_has_a_rate_of_its_own(kind):
     Optimizer(parameters, OptimizerConfig(kind=kind, lr=0.01, projection_lr_ratio=4.0, warmup_steps=0)).step(0, 10)
     moved = {name: (parameter - start).detach() for name, parameter in parameters.items()}
     torch.testing.assert_close(moved["projection.inner"], 4 * moved["lm.weight"], rtol=1e-3, atol=1e-6)
+
+
+def test_every_field_of_adamw_reaches_torchs_own():
+    config = OptimizerConfig(lr=0.1, betas=(0.5, 0.7), eps=0.3, weight_decay=0.2, warmup_steps=0, schedule="constant")
+    ours = Optimizer(parameters(), config)
+    theirs = parameters()
+    reference = torch.optim.AdamW(theirs.values(), lr=0.1, betas=(0.5, 0.7), eps=0.3, weight_decay=0.2)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for parameter in theirs.values():
+            parameter.grad = torch.randn_like(parameter)
+        reference.step()
+        take_step(ours, seed)
+    for name, parameter in ours.parameters.items():
+        torch.testing.assert_close(parameter, theirs[name])
+
+
+def test_muons_momentum_is_its_own():
+    torch.manual_seed(0)
+    start = torch.randn(24, 40)
+    ours = Optimizer({"a": nn.Parameter(start.clone())}, OptimizerConfig(kind="muon", lr=0.1, momentum=0.5, warmup_steps=0, schedule="constant"))
+    theirs = nn.Parameter(start.clone())
+    reference = Muon([theirs], lr=0.1, momentum=0.5)
+    for seed in range(3):
+        take_step(ours, seed)
+        torch.manual_seed(seed)
+        theirs.grad = torch.randn_like(theirs)
+        reference.step()
+    assert ours.parameters["a"].equal(theirs)
+
+
+@pytest.mark.parametrize(("clip", "length"), [(None, 50.0), (0, 50.0), (5.0, 5.0), (100.0, 50.0)])
+def test_a_gradient_is_shortened_where_nobody_asked(clip, length):
+    optimizer = Optimizer({"a": nn.Parameter(torch.zeros(2))}, OptimizerConfig(clip=clip))
+    optimizer.parameters["a"].grad = torch.tensor([30.0, 40.0])
+    assert optimizer.clip() == 50.0
+    torch.testing.assert_close(optimizer.parameters["a"].grad, torch.tensor([0.6, 0.8]) * length)
 
 
 def test_a_restored_optimizer_goes_on_bit_for_bit():

@@ -111,6 +111,22 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(target_directory,
     assert metrics(output)[-1]["step"] == 200
 
 
+def test_a_signal_to_one_process_ends_the_others_without_a_checkpoint(target_directory, tmp_path):
+    output = tmp_path / "run"
+    run = write_run(tmp_path, target_directory, output=str(output), steps=2000, save_every=2000, evaluate_every=10000)
+    process = start(run, 2, 29404)
+    deadline = time.monotonic() + 200
+    while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").read_bytes():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGTERM)  # the one that does not write
+    _, err = process.communicate(timeout=200)
+    assert process.returncode != 0 and "SIGTERM: stopped after step" in err
+    step = int(newest(str(output)).name.removeprefix("step-"))
+    assert 0 < step < 2000 and metrics(output)[-1]["step"] == step
+
+
 def test_what_cannot_be_shared_out_is_refused(monkeypatch):
     with pytest.raises(Pard2Error, match="loop.sharding=fsdp needs several processes; start them with accelerate launch or torchrun"):
         Processes("cpu", "fsdp")

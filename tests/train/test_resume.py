@@ -5,23 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import CONVERSATIONS, assert_bit_for_bit, newest, save_target, weights, write_records
+from train_runs import CONVERSATIONS, assert_bit_for_bit, interrupt, newest, save_target, weights, write_records
 
 from pard2.errors import Pard2Error
-from pard2.train import loop as training
 from pard2.train.loop import train
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, error: type[BaseException]) -> None:
-    """Let a run die inside step `at_step` (counted from 0), after its backward pass."""
-    real = training._Run._update
-
-    def update(self, step, sums):
-        if step == at_step:
-            raise error("killed")
-        return real(self, step, sums)
-
-    monkeypatch.setattr(training._Run, "_update", update)
 
 
 def metrics(output: str) -> list[dict]:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -14,6 +15,7 @@ from pard2.data.features import DocumentStates, joined, online_states
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.objective.loss import LossOutput, TrainedSlots
+from pard2.train import loop as training
 from pard2.train.attention import AttentionKind
 from pard2.train.step import Row, RowLoss, Teacher, lay_out, trained_slots
 from tiny import tiny_model
@@ -71,6 +73,18 @@ def weights(output: str) -> dict[str, torch.Tensor]:
     state = torch.load(newest(output) / "state.pt", weights_only=True)
     optimizer = {f"optimizer.{name}.{key}": value for name, values in state["optimizer"].items() for key, value in values.items()}
     return state["weights"] | optimizer | {f"average.{name}": value for name, value in state["average"].items()}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, error: type[BaseException]) -> None:
+    """Let a run die inside step `at_step` (counted from 0), after its backward pass."""
+    real = training._Run._update
+
+    def update(self, step, sums):
+        if step == at_step:
+            raise error("killed")
+        return real(self, step, sums)
+
+    monkeypatch.setattr(training._Run, "_update", update)
 
 
 def assert_bit_for_bit(one: str, other: str) -> None:

@@ -35,12 +35,17 @@ def train(
         raise Pard2Error("--json belongs to --dry-run; a run's figures are in loop.output/metrics.jsonl")
     from pard2.train import loop
 
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the main one
     try:
         directory = loop.train(loaded, console)
+    except loop.Stopped as stopped:
+        if speaks:
+            print_note(str(stopped))
+        raise typer.Exit(128 + stopped.signal) from None  # as shells report it
     except KeyboardInterrupt:
         print_note("what the last checkpoint holds is kept; the same command resumes there")
         raise
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the main one speaks
+    if speaks:
         typer.echo(directory)
 
 

@@ -1,19 +1,28 @@
 """A run that stops before its first step, without the weights of either model: everything is read but those."""
 
+import dataclasses
+
 from pard2.config import TrainConfig
 from pard2.data.records import read_records
 from pard2.train.evaluate import held_out_prompts
-from pard2.train.initial import run_examples, weightless_pair
 from pard2.train.plan import Plan, make_plan
+from pard2.train.stand_ins import absent, planned_examples, planned_pair
+from pard2.train.state import check_output
 
 
 def dry_run(config: TrainConfig) -> Plan:
     """The plan of a run, with an estimate of its time on this machine. Only configs, tokenizers and conversations are read; nothing is written.
 
+    What is not there is planned with `target.shape`, `draft.shape` and `data.expected_tokens`, where the run has them, and told in the plan.
     Raises `Pard2Error` for what the run itself would refuse, as far as can be told without weights.
     """
-    target, draft = weightless_pair(config)
-    examples = run_examples(config, target)
-    if config.data.evaluation is not None:
-        held_out_prompts(target, read_records(config.data.evaluation)[: config.loop.evaluation_prompts])
-    return make_plan(config, target, draft, examples, measure=True)
+    check_output(config)
+    missing: list[str] = []
+    target, draft = planned_pair(config, missing)
+    examples = planned_examples(config, target, missing)
+    held_out = config.data.evaluation
+    if held_out is not None and config.data.expected_tokens is not None and (why := absent(held_out)):
+        missing.append(f"data.evaluation: {why}")
+    elif held_out is not None and target.tokenizer is not None:
+        held_out_prompts(target, read_records(held_out)[: config.loop.evaluation_prompts])
+    return dataclasses.replace(make_plan(config, target, draft, examples, measure=True), missing=tuple(missing))

@@ -14,10 +14,13 @@ from pard2.models.target import Target
 from pard2.models.weightless import weightless_draft, weightless_target
 
 
-def weightless_pair(config: TrainConfig) -> tuple[Target, Draft]:
-    """The run's target and draft on the `meta` device: their shapes. Raises `Pard2Error` as the run would, as far as can be told without weights."""
+def weightless_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draft]:
+    """The run's target and draft on the `meta` device: their shapes. Raises `Pard2Error` as the run would, as far as can be told without weights.
+
+    stand_in: the target is a shape in place of a model, and so has no tokenizer.
+    """
     target = weightless_target(config.target.name)
-    if target.tokenizer is None:
+    if target.tokenizer is None and not stand_in:
         raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
     with torch.device("meta"):
         return target, initial_draft(config, target)

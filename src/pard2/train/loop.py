@@ -9,6 +9,7 @@ import json
 import math
 import resource
 import shutil
+import signal
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,16 +35,18 @@ from pard2.train.attention import attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import evaluate, held_out_prompts
 from pard2.train.initial import initial_draft, run_examples
-from pard2.train.metrics import MetricsLog
+from pard2.train.metrics import MetricsLog, step_figures
 from pard2.train.optimizer import Optimizer, WeightAverage, learning_rate
-from pard2.train.plan import make_plan, render
+from pard2.train.origin import Origin
+from pard2.train.plan import make_plan, render, run_steps
 from pard2.train.plausibility import implausible
 from pard2.train.processes import Processes, whole, with_values
 from pard2.train.progress import TrainingProgress
 from pard2.train.projection import StandardisedProjection, feature_std
 from pard2.train.rows import DROPOUT, Rows
-from pard2.train.state import RunState, generator, load_state, run_record, save_state
+from pard2.train.state import RunState, check_output, generator, load_state, run_record, save_state
 from pard2.train.step import Row, RowLoss, Teacher, trained_slots
+from pard2.train.stopping import Stopped, StopSignals
 
 _CALIBRATION_DOCUMENTS = 16
 _MAX_BAD_STEPS = 5
@@ -56,13 +59,16 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     """Run or resume a training run; returns the directory of the finished draft.
 
     Raises `Pard2Error` for data without a token to predict, an output that cannot be written or holds
-    another run, or a loss that stays not finite; the last good checkpoint is kept.
+    something else, another run included, or a loss that stays not finite; the last good checkpoint is kept. Raises `Stopped` once a checkpoint
+    is written after Ctrl-C, SIGTERM or SIGHUP.
     """
     console = console or Console(stderr=True)
     output = Path(config.loop.output)
     processes = Processes(config.loop.device, config.loop.sharding)
     if processes.device.type == "cpu":
         keep_freed_memory()
+    if processes.is_main:
+        check_output(config)
     with processes.together(), claim(output) if processes.is_main else nullcontext():
         if config.loop.rows_per_step % processes.count:
             raise Pard2Error(f"loop.rows_per_step={config.loop.rows_per_step} cannot be shared out evenly among {processes.count} processes")
@@ -94,15 +100,18 @@ class _Run:
         check_compatibility(self.target, self.draft, examples, attention)
         self.target.capture(self.draft.spec.target_layers)
         self.cache = self._open_cache()
+        found = len(examples)
         if self.cache is not None:
             examples = self.cache.admit(examples)
         self._standardise(examples)
         self.teacher = Teacher.of(self.target, self.draft)
         row_length = config.data.row_length or config.data.max_length
         self.rows = Rows(examples, examples.lengths, row_length, config.objective, config.loop.seed, self.teacher.places)
-        if config.loop.steps is None:
-            steps = math.ceil(config.loop.epochs * len(self.rows) / config.loop.rows_per_step)
-            self.config = config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": steps, "epochs": None})})
+        steps = run_steps(config, len(self.rows))
+        self.config = config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": steps, "epochs": None})})
+        self.origin = Origin.of(self.target, examples, self.held_out)
+        if state is not None:
+            self._check_same_run(state)
         self.draft.train()
         if config.loop.activation_checkpointing:
             self.draft.lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -116,13 +125,15 @@ class _Run:
         self.optimizer = Optimizer(trainable, config.optimizer, self.draft.tables)
         self.average = None if config.optimizer.ema is None else WeightAverage(trainable, config.optimizer.ema)
         self.done, self.skipped, self.bad, self.best = 0, 0, 0, 0.0
+        self.stop, self._asked = StopSignals(console.print if processes.is_main else lambda line: None), False
         self._ahead: Future[Fetched] | None = None
         if state is not None:
             self._restore(state)
         if processes.is_main:
-            console.print(render(make_plan(config, self.target, self.draft, examples)))
-            if self.done:
-                console.print(f"resuming after step {self.done:,}")
+            console.print(render(make_plan(config, self.target, self.draft, examples, not_cached=found - len(examples))))
+            if state is not None:
+                unknown = "; its checkpoint is of an older version, which did not note target and data: that they are the same is not checked"
+                console.print(f"resuming after step {self.done:,}{unknown if state.origin is None else ''}")
 
     # --- data -------------------------------------------------------------------------------------
 
@@ -149,11 +160,11 @@ class _Run:
     # --- steps ------------------------------------------------------------------------------------
 
     def steps(self) -> None:
-        """Take the steps that are left, and leave the finished draft."""
+        """Take the steps that are left, and leave the finished draft. Raises `Stopped` after a step in which a signal came, but the last."""
         loop, is_main = self.config.loop, self.processes.is_main
         log = MetricsLog(self.output, self.config.log.tensorboard, self.config.log.wandb, self.config.model_dump(mode="json")) if is_main else None
         progress = TrainingProgress(self.console, loop.steps, self.done) if is_main else None
-        with log or nullcontext(), progress or nullcontext(), self.cache or nullcontext(), ThreadPoolExecutor(1) as ahead:
+        with log or nullcontext(), progress or nullcontext(), self.cache or nullcontext(), ThreadPoolExecutor(1) as ahead, self.stop:
             if log is not None:
                 log.forget_after(self.done)
             self._executor = ahead
@@ -161,14 +172,23 @@ class _Run:
                 record = self.step(step)
                 self.done = step + 1
                 last = self.done == loop.steps
-                if self.config.data.evaluation is not None and (self.done % loop.evaluate_every == 0 or last):
+                due = self.config.data.evaluation is not None and (self.done % loop.evaluate_every == 0 or last)
+                if due and (last or not self._stopping()):  # whoever stops a run may not wait for an evaluation
                     record["evaluation"] = self.evaluate(record)
                 if log is not None and progress is not None:
                     log.write(record)
                     progress.update(record)
-                if self.done % loop.save_every == 0 or last:
+                stopping = self._stopping() and not last
+                if self.done % loop.save_every == 0 or last or stopping:
                     self.save()
+                if stopping:
+                    self.processes.from_main(self.done)  # which has written the checkpoint by then: a launcher ends all when one ends
+                    raise Stopped(self.stop.caught or signal.SIGTERM, self.done)
         self.export()
+
+    def _stopping(self) -> bool:
+        """Whether a signal has come to this process or, until the end of the last step's passes, to another."""
+        return self._asked or (self.processes.count == 1 and self.stop.caught > 0)
 
     def _next(self, number: int, following: int) -> Fetched:
         future = self._ahead or self._executor.submit(self._fetch, number)
@@ -182,8 +202,7 @@ class _Run:
         objective, loop, device = self.config.objective, self.config.loop, self.processes.device
         numbers = [*range(step * loop.rows_per_step + self.processes.rank, (step + 1) * loop.rows_per_step, self.processes.count)]
         k, waited, target_seconds = objective.draft_tokens, 0.0, 0.0
-        # loss, weight, ce, kl, tokens, slots; then by depth: correct, overlap, trained, answered.
-        sums = torch.zeros(6 + 4 * k, dtype=torch.float64, device=device)
+        sums = torch.zeros(7 + 4 * k, dtype=torch.float64, device=device)  # as `step_figures` takes them, and at last whether to stop
         for number in numbers:
             started = time.perf_counter()
             row, cached = self._next(number, number + self.processes.count if number != numbers[-1] else numbers[0] + loop.rows_per_step)
@@ -203,30 +222,23 @@ class _Run:
             sums[:6] += torch.cat([torch.stack([out.loss.detach(), out.weight, out.ce, out.kl]), counts])
             for place, values in enumerate((out.correct, out.overlap, torch.ones_like(out.overlap))):
                 sums[6 + place * k : 6 + (place + 1) * k].index_add_(0, slots.depth, values.double())
-            sums[6 + 3 * k :] += row.answered
+            sums[6 + 3 * k : -1] += row.answered
+        sums[-1] = self.stop.caught
         self.processes.sum(sums)
+        self._asked = bool(sums[-1] > 0)
         norm = self._update(step, sums)
-        loss, weight, ce, kl, tokens, slot_count, *by_depth = sums.tolist()
-        trained, answered = ([max(1.0, count) for count in by_depth[start : start + k]] for start in (2 * k, 3 * k))
-        accuracy = [round(hits / count, 4) for hits, count in zip(by_depth[:k], answered, strict=True)]
+        figures = step_figures(sums.tolist(), k)
         seconds = time.perf_counter() - began
         return {
             "step": step + 1,
-            "loss": round(loss / weight, 5),
-            "ce": round(ce / weight, 5),
-            "kl": round(kl / weight, 5),
-            "accuracy_by_depth": accuracy,
-            "overlap_by_depth": [round(overlap / count, 4) for overlap, count in zip(by_depth[k : 2 * k], trained, strict=True)],
-            "teacher_forced_al": round(_expected_length(accuracy), 4),
+            **figures,
             "lr": learning_rate(step, loop.steps, self.config.optimizer),
             "gradient_norm": round(norm, 4),
             "skipped_steps": self.skipped,
-            "tokens": int(tokens),
-            "slots": int(slot_count),
             "seconds": round(seconds, 3),
             "wait_seconds": round(waited, 3),
             "target_seconds": round(target_seconds, 3),
-            "slots_per_second": round(slot_count / seconds, 1),
+            "slots_per_second": round(figures["slots"] / seconds, 1),
             "memory_bytes": _peak_memory(device),
         }
 
@@ -257,25 +269,41 @@ class _Run:
         state = RunState(
             self.done,
             {name: whole(value).cpu() for name, value in self.draft.state_dict().items()},
-            self.optimizer.state_dict(),
+            {name: {} for name in self.optimizer.parameters} | self.optimizer.state_dict(),  # a parameter's loss would not be seen otherwise
             {} if self.average is None else self.average.state_dict(),
             self.skipped,
             self.bad,
             self.best,
+            self.origin,
+            self.config.loop.steps,
         )
         if self.processes.is_main:
             save_state(self.output / "checkpoints", self.config, state)
 
+    def _check_same_run(self, state: RunState) -> None:
+        """Raises `Pard2Error`, in all processes, where the main one finds that the run was begun with something else."""
+        difference = None if state.origin is None else state.origin.difference(self.origin, self.config)
+        if state.steps != self.config.loop.steps:
+            difference = difference or f"another number of steps, {state.steps:,} and not {self.config.loop.steps:,} (loop.epochs)"
+        difference = self.processes.from_main(difference or "")
+        if difference:
+            raise Pard2Error(f"{self.output} holds a run with {difference}; put that back, or name another loop.output")
+
     def _restore(self, state: RunState) -> None:
         try:
+            weights = self.draft.state_dict()
+            if weights.keys() != state.weights.keys() or (state.origin is not None and state.optimizer.keys() != self.optimizer.parameters.keys()):
+                raise KeyError
             with torch.no_grad():
-                for name, value in self.draft.state_dict().items():
+                for name, value in weights.items():
                     value.copy_(with_values(value, state.weights[name]))
             self.optimizer.load_state_dict(state.optimizer)
             if self.average is not None:
                 self.average.load_state_dict(state.average)
-        except (KeyError, ValueError, RuntimeError):
-            raise Pard2Error(f"{self.output} holds a run with other models under the same names; name another loop.output, or remove it") from None
+        except (AttributeError, KeyError, ValueError, RuntimeError):
+            raise Pard2Error(
+                f"{self.output} holds a damaged checkpoint, or a run with other models under the same names; name another loop.output, or remove it"
+            ) from None
         self.done, self.skipped, self.bad, self.best = state.step, state.skipped, state.bad, state.best
 
     def export(self) -> None:
@@ -288,7 +316,7 @@ class _Run:
                 self.shell.load_state_dict(weights)
             with whole_directory(self.output / "draft") as beside:
                 save_draft(self.shell or self.draft, beside, torch.bfloat16, vocabulary=not self.config.draft.share_vocabulary)
-                (beside / "training.json").write_text(json.dumps(run_record(self.config, self.done), indent=1))
+                (beside / "training.json").write_text(json.dumps(run_record(self.config, self.done, self.origin), indent=1))
 
     def evaluate(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Acceptance by real decoding with the exported draft, in both modes; the best one so far is kept."""
@@ -315,12 +343,3 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _expected_length(accuracy: list[float]) -> float:
-    """1 + sum of prefix products: the acceptance length if the depths were independent."""
-    total, prefix = 1.0, 1.0
-    for value in accuracy:
-        prefix *= value
-        total += prefix
-    return total

@@ -7,6 +7,8 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +85,26 @@ class MetricsLog:
         values = {name: value for name, value in scalars(record) if name != "step"}
         for place in self._places:
             place.write(record["step"], values)
+
+
+def step_figures(sums: list[float], k: int) -> dict[str, Any]:
+    """A step's figures from its sums: loss, weight, ce, kl, tokens, slots; then, k of each, by depth: correct, overlap, trained, answered.
+
+    `teacher_forced_al`, 1 + the sum of the accuracies' prefix products, is the acceptance length if the depths were independent.
+    """
+    loss, weight, ce, kl, tokens, slots, *by_depth = sums
+    correct, overlap, trained, answered = (by_depth[place * k : (place + 1) * k] for place in range(4))
+    accuracy = [round(hits / max(1.0, count), 4) for hits, count in zip(correct, answered, strict=True)]
+    return {
+        "loss": round(loss / weight, 5),
+        "ce": round(ce / weight, 5),
+        "kl": round(kl / weight, 5),
+        "accuracy_by_depth": accuracy,
+        "overlap_by_depth": [round(one / max(1.0, count), 4) for one, count in zip(overlap, trained, strict=True)],
+        "teacher_forced_al": round(1 + sum(accumulate(accuracy, mul)), 4),
+        "tokens": int(tokens),
+        "slots": int(slots),
+    }
 
 
 def _finite(value: Any) -> Any:

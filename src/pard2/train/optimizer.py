@@ -17,6 +17,8 @@ from pard2.train.processes import whole, with_values
 
 State = dict[str, dict[str, Tensor]]
 
+_KEPT = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
+
 
 class Optimizer:
     """AdamW, or Muon and AdamW, over named parameters, with the learning rate a function of the step."""
@@ -37,9 +39,10 @@ class Optimizer:
 
         self._inner: list[torch.optim.Optimizer] = []
         if others:
-            self._inner.append(torch.optim.AdamW(groups(others), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True))
+            more: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay, "fused": True}
+            self._inner.append(torch.optim.AdamW(groups(others), config.lr, **more))
         if matrices:
-            self._inner.append(Muon(groups(matrices), config.lr, weight_decay=config.weight_decay))
+            self._inner.append(Muon(groups(matrices), config.lr, config.momentum, config.weight_decay))
         self._of = {id(parameter): inner for inner in self._inner for group in inner.param_groups for parameter in group["params"]}
 
     def scale_gradients(self, factor: Tensor) -> None:
@@ -47,8 +50,8 @@ class Optimizer:
         torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], factor)
 
     def clip(self) -> float:
-        """Shorten the gradient to `clip`; returns its norm before, which is not finite where any gradient is not."""
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip))
+        """Shorten the gradient to `clip`, if there is one; returns its norm before, which is not finite where any gradient is not."""
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf))
         return float(norm)
 
     def step(self, step: int, steps: int) -> None:
@@ -73,13 +76,16 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Raises KeyError or RuntimeError for the state of another model."""
+        """An empty state: of a parameter that no step has changed. Raises KeyError, ValueError or RuntimeError for the state of another model."""
         for name, values in state.items():
             parameter = self.parameters[name]
+            inner = self._of[id(parameter)]
+            if not values:
+                continue
+            if values.keys() != _KEPT[type(inner)] or ("step" in values and values["step"].dim()):
+                raise ValueError(f"{name}: no state of {type(inner).__name__}")
             # AdamW keeps its count of steps as a CPU scalar, whatever the parameters' device.
-            self._of[id(parameter)].state[parameter] = {
-                key: value if value.dim() == 0 else with_values(parameter.detach(), value) for key, value in values.items()
-            }
+            inner.state[parameter] = {key: value if key == "step" else with_values(parameter.detach(), value) for key, value in values.items()}
 
 
 def muon_matrices(parameters: Iterable[nn.Parameter], tables: Collection[Tensor]) -> list[nn.Parameter]:
@@ -90,9 +96,10 @@ def muon_matrices(parameters: Iterable[nn.Parameter], tables: Collection[Tensor]
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     """Linear warm-up to `lr`, then by `schedule` down to `lr * min_lr_ratio` at the last step. `step` counts from 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    share = min(1.0, (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps))
+    warmup = config.warmup(steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    share = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
     left = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}[config.schedule]
     low = config.lr * config.min_lr_ratio
     return low + (config.lr - low) * left

@@ -41,13 +41,17 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Data:
-    """conversations, tokens, predicted: of all examples. skipped, cut: for their length. slots: of a row of up to row_length tokens, on average."""
+    """conversations, tokens, predicted: of all examples. skipped, cut: for their length. not_cached: left out, since the cache lacks them.
+
+    slots: of a row of up to row_length tokens, on average.
+    """
 
     conversations: int
     tokens: int
     predicted: int
     skipped: int
     cut: int
+    not_cached: int
     rows: int
     row_length: int
     slots: float
@@ -92,7 +96,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before its first step. memory_free: what it may use, with what its models hold already."""
+    """A run before its first step. memory_free: what it may use, with what its models hold already. missing: lines on what a dry run assumed."""
 
     target: str
     draft: str
@@ -110,6 +114,7 @@ class Plan:
     memory_free: int
     disk: Disk
     work: Work
+    missing: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -118,8 +123,18 @@ class Plan:
         return asdict(self) | more | {"flops_per_step": self.work.flops, "seconds": seconds}
 
 
-def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examples, measure: bool = False) -> Plan:
-    """The plan of one process that does all the work. The models may be weightless. measure: let the device multiply for half a second."""
+def run_steps(config: TrainConfig, rows: int) -> int:
+    """Optimizer steps of a run over so many rows an epoch. Raises `Pard2Error` for a warm-up that is longer."""
+    steps = config.loop.steps or math.ceil(config.loop.epochs * rows / config.loop.rows_per_step)
+    config.optimizer.check_warmup(steps)
+    return steps
+
+
+def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examples, measure: bool = False, not_cached: int = 0) -> Plan:
+    """The plan of one process that does all the work. The models may be weightless. measure: let the device multiply for half a second.
+
+    not_cached: conversations that are not in `examples`, since the run's cache lacks them.
+    """
     spec, loop = draft.spec, config.loop
     assert spec is not None and spec.target_layers is not None, "a run trains a draft with a projection"
     device = parse_device(loop.device)
@@ -137,7 +152,7 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
     document = float((examples.lengths.astype(float) ** 2).sum() / tokens)
     usual = RowSize.of(tokens / rows, predicted / rows, document, config.objective)
     fullest = RowSize.of(row_length, row_length * predicted / tokens, document, config.objective)
-    steps = loop.steps or math.ceil(loop.epochs * rows / loop.rows_per_step)
+    steps = run_steps(config, rows)
 
     shapes = Shape.of(target), Shape.of(draft)
     head_trained = not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
@@ -164,15 +179,15 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
         flops["target"] = 0.0  # in all epochs but the first
     flops["optimizer"] = sum(muon.flops(matrix.shape) for matrix in matrices)
     return Plan(
-        target.name,
-        draft.name,
+        config.target.name,
+        config.draft.path or draft.name.replace(target.name, config.target.name),
         draft.num_layers,
         spec.draft_tokens,
         spec.mask_token,
         tuple(spec.target_layers),
         str(device),
         numbers,
-        Data(len(examples), tokens, predicted, examples.skipped, examples.cut, rows, row_length, usual.slots),
+        Data(len(examples), tokens, predicted, examples.skipped, examples.cut, not_cached, rows, row_length, usual.slots),
         steps,
         loop.rows_per_step,
         steps * loop.rows_per_step / rows,
@@ -223,7 +238,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def render(plan: Plan) -> RenderableType:
     """A few lines for a console."""
     numbers, data, memory, disk, work = plan.parameters, plan.data, plan.memory, plan.disk, plan.work
-    lost = "".join(f"; {n:,} {what} for their length" for n, what in ((data.skipped, "skipped"), (data.cut, "cut")) if n)
+    losses = {"skipped for their length": data.skipped, "cut for their length": data.cut, "left out: not in the cache": data.not_cached}
+    lost = "".join(f"; {n:,} {what}" for what, n in losses.items() if n)
     phases = {"the target's pass": memory.target_pass, "the draft's pass": memory.draft_pass, "the optimizer's step": memory.update}
     longest = max(phases, key=lambda name: phases[name])
     inside = f" (activations {size(memory.activations)}, loss {size(memory.loss_chunks)})" if longest == "the draft's pass" else ""
@@ -251,6 +267,8 @@ def render(plan: Plan) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for name, line in lines.items():
         table.add_row(f"[bold]{name}[/]", escape(line))
+    for line in plan.missing:
+        table.add_row("[bold yellow]missing[/]", escape(line))
     for problem in problems(plan):
         table.add_row("[bold yellow]warning[/]", escape(problem))
     return table

@@ -122,8 +122,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def with_values(like: Tensor, values: Tensor) -> Tensor:
-    """A tensor of these values on the device, and shared out in the manner, of `like`. Raises RuntimeError for another shape."""
-    if values.shape != like.shape:
-        raise RuntimeError(f"shape {list(values.shape)} in place of {list(like.shape)}")
-    values = values.to(like.device, like.dtype)
+    """A tensor of these values on the device, and shared out in the manner, of `like`. Raises RuntimeError for another shape or type."""
+    if values.shape != like.shape or values.dtype != like.dtype:
+        raise RuntimeError(f"shape {list(values.shape)} in place of {list(like.shape)}, {values.dtype} in place of {like.dtype}")
+    values = values.to(like.device)
     return distribute_tensor(values, like.device_mesh, like.placements) if isinstance(like, DTensor) else values.clone()

@@ -5,6 +5,7 @@ place in the run, so a resumed run draws what the uninterrupted one would have d
 """
 
 import json
+import os.path
 import pickle
 import shutil
 from dataclasses import dataclass
@@ -12,20 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from pard2.config import TrainConfig
 from pard2.environment import meta
 from pard2.errors import Pard2Error
 from pard2.files import recover, whole_directory
+from pard2.train.origin import Origin
 
 # What may differ between a run and its continuation.
+_EVALUATED = ("evaluation_prompts", "evaluation_tokens")
 _FREE_FIELDS = {
-    "loop": {"save_every", "keep_last", "evaluate_every", "evaluation_prompts", "evaluation_tokens", "device", "output", "sharding", "attention"},
+    "target": {"shape"},
+    "draft": {"shape"},
+    "data": {"expected_tokens"},
+    "loop": {"save_every", "keep_last", "evaluate_every", *_EVALUATED, "device", "output", "sharding", "attention"},
     "features": {"cache", "on_generate"},
     "log": {"tensorboard", "wandb"},
 }
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError)
+# What a run leaves in its directory.
+_LEFT = {"checkpoints", "draft", "best", "metrics.jsonl", "tensorboard", "wandb", "wandb-run"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class RunState:
 
     weights: the draft's state dict. optimizer: as `Optimizer.state_dict`. average: as `WeightAverage.state_dict`, empty
     without one. skipped: steps without an update in all. bad: such steps in a row until now. best: acceptance length of the best
-    evaluation, 0 before the first.
+    evaluation, 0 before the first. origin: what it was trained with, None in one of an older version. steps: of the whole run.
     """
 
     step: int
@@ -44,6 +53,21 @@ class RunState:
     skipped: int
     bad: int
     best: float
+    origin: Origin | None
+    steps: int
+
+
+class _Saved(BaseModel):
+    """`run.json` of a checkpoint: fields as in `RunState`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    step: PositiveInt
+    config: TrainConfig
+    skipped: NonNegativeInt
+    bad: NonNegativeInt
+    best: NonNegativeFloat
+    origin: Origin | None = None
 
 
 def generator(seed: int, *place: int) -> torch.Generator:
@@ -54,9 +78,26 @@ def generator(seed: int, *place: int) -> torch.Generator:
     return torch.Generator().manual_seed(value)
 
 
-def run_record(config: TrainConfig, step: int) -> dict[str, Any]:
-    """What every checkpoint and draft carries: the step, the resolved config, argv, commit, versions, hardware and date."""
-    return {"step": step, "config": config.model_dump(mode="json"), "meta": meta()}
+def check_output(config: TrainConfig) -> None:
+    """Raises `Pard2Error` if `loop.output` holds something else than a run, or a model that the run starts from: it would be replaced."""
+    output = Path(config.loop.output)
+    written = {os.path.realpath(output / name) for name in (".", "draft", "best")}
+    for field, name in (("target.name", config.target.name), ("draft.path", config.draft.path)):
+        if name is not None and os.path.isfile(os.path.join(name, "config.json")) and os.path.realpath(name) in written:
+            raise Pard2Error(f"loop.output={output} would write over {field}={name}; name another loop.output")
+    try:
+        there = sorted(os.listdir(output)) if os.path.isdir(output) else []
+        began = ".lock" in there  # a run that was stopped before its first checkpoint leaves no other sign of itself
+        foreign = [name for name in there if not name.startswith(".") and not (began and name in _LEFT)]
+        if foreign and not any((output / "checkpoints").glob("step-*/run.json")):
+            raise Pard2Error(f"loop.output={output} holds {foreign[0]!r}, which is of no run; name a new or an empty directory")
+    except OSError as error:
+        raise Pard2Error(f"cannot read {output}: {error.strerror}") from None
+
+
+def run_record(config: TrainConfig, step: int, origin: Origin) -> dict[str, Any]:
+    """What every checkpoint and draft carries: the step, the resolved config, what it was trained with, argv, commit, versions, hardware and date."""
+    return {"step": step, "config": config.model_dump(mode="json"), "origin": origin.model_dump(), "meta": meta()}
 
 
 def save_state(directory: Path, config: TrainConfig, state: RunState) -> None:
@@ -64,14 +105,15 @@ def save_state(directory: Path, config: TrainConfig, state: RunState) -> None:
 
     Raises `Pard2Error` where it cannot be written, as on a full disk.
     """
+    assert state.origin is not None, "only a state that was read may lack it"
     tensors = {"weights": state.weights, "optimizer": state.optimizer, "average": state.average}
     counts = {"skipped": state.skipped, "bad": state.bad, "best": state.best}
-    with whole_directory(directory / f"step-{state.step:08d}") as beside:
+    with whole_directory(directory / _name(state.step)) as beside:
         try:
             torch.save(tensors, beside / "state.pt")
         except RuntimeError as error:  # torch's writer reports a full disk as one
             raise OSError(f"{error}".splitlines()[0]) from None
-        (beside / "run.json").write_text(json.dumps(run_record(config, state.step) | counts, indent=1))
+        (beside / "run.json").write_text(json.dumps(run_record(config, state.step, state.origin) | counts, indent=1))
     for old in _saved(directory)[: -config.loop.keep_last]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -89,32 +131,45 @@ def load_state(directory: Path, config: TrainConfig) -> RunState | None:
         return None
     newest = saved[-1]
     try:
-        run = json.loads((newest / "run.json").read_text())
-        differing = _difference(dict(run["config"]), config.model_dump(mode="json"))
+        run = _Saved.model_validate_json((newest / "run.json").read_bytes())
+        differing = _difference(run.config, config)
         if differing:
             raise Pard2Error(f"{directory.parent} holds a run with another {differing[0]}; name another loop.output, or remove it")
+        if newest.name != _name(run.step) or not run.bad <= run.skipped <= run.step <= run.config.loop.steps:
+            raise ValueError
         tensors = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
-        return RunState(
-            int(run["step"]),
-            tensors["weights"],
-            tensors["optimizer"],
-            tensors["average"],
-            int(run["skipped"]),
-            int(run["bad"]),
-            float(run["best"]),
-        )
+        weights, optimizer, average = (tensors[part] for part in ("weights", "optimizer", "average"))
+        for part in (weights, average, *optimizer.values()):
+            _check_finite(part)
+        if bool(average) != (config.optimizer.ema is not None):
+            raise ValueError
     except _UNREADABLE:
         raise Pard2Error(f"{newest} is no readable checkpoint; remove it to go on from the one before, or name another loop.output") from None
+    origin, best = run.origin, run.best
+    if any(getattr(run.config.loop, field) != getattr(config.loop, field) for field in _EVALUATED):
+        # Evaluations to come are of other prompts or lengths, as was asked for: `best` is chosen among them.
+        best, origin = 0.0, None if origin is None else origin.model_copy(update={"evaluation": None})
+    return RunState(run.step, weights, optimizer, average, run.skipped, run.bad, best, origin, run.config.loop.steps)
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _saved(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*"))
 
 
-def _difference(old: dict, new: dict) -> list[str]:
-    return [
-        f"{section}.{field}"
-        for section in new
-        for field in new[section]
-        if field not in _FREE_FIELDS.get(section, ()) and old.get(section, {}).get(field) != new[section][field]
-    ]
+def _difference(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Fields that differ. A new run's number of steps, if it is given in epochs, is known only when the data is."""
+    then, now = old.model_dump(), new.model_dump()
+    for words, config in ((then, old), (now, new)):
+        words["optimizer"]["warmup_steps"] = config.optimizer.warmup(old.loop.steps)
+    if new.loop.steps is None:
+        now["loop"] |= {"steps": old.loop.steps, "epochs": old.loop.epochs}
+    return [f"{s}.{field}" for s in now for field in now[s] if field not in _FREE_FIELDS.get(s, ()) and then[s][field] != now[s][field]]
