@@ -105,6 +105,8 @@ def regenerate(
     ] = None,
 ) -> None:
     """Answer prompts with the target, loaded here or served elsewhere: what a draft must be trained on."""
+    if not timeout <= 86_400:  # nan, too
+        raise Pard2Error(f"--timeout {timeout:g}: at most 86400 (a day)")
     _refuse_given(context, _HERE_ALONE if endpoint else _ENDPOINT_ALONE, "does not go with --endpoint" if endpoint else "needs --endpoint")
     from pard2.data.records import read_records
     from pard2.data.regenerate import answer_settings, check_same_run, failures_path, list_failures

@@ -1,9 +1,8 @@
 """The process of the command `pard2`: Ctrl-C, streams that are closed or full, exit codes.
 
-The commands are imported when Ctrl-C is taken care of.
+The commands, and what takes long to import, come when Ctrl-C is taken care of.
 """
 
-import contextlib
 import errno
 import os
 import sys
@@ -14,8 +13,8 @@ from pard2.errors import BAD_INPUT
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command line, by default the process's own, and exit with its code."""
-    code: str | int | None = None
     before = interrupts.install(interrupts.interrupt)
+    code: str | int | None = None
     try:
         _open_streams()
         _quiet_libraries()
@@ -25,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     except SystemExit as ending:
         code = ending.code
     except KeyboardInterrupt:  # before the command began
-        print("error: interrupted", file=sys.stderr)
+        _say("interrupted")
         code = interrupts.INTERRUPTED
     finally:
         interrupts.install(interrupts.leave if argv is None else before)  # the interpreter's end takes a while, too
@@ -48,15 +47,19 @@ def _flushed(code: str | int | None) -> str | int | None:
         try:
             stream.flush()
         except OSError as error:
-            broken = error.errno == errno.EPIPE
-            if not (code or broken):
-                with contextlib.suppress(OSError):
-                    print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
-            code = code or (1 if broken else BAD_INPUT)
+            if not code and error.errno != errno.EPIPE and stream is sys.stdout:
+                _say(f"cannot write the output: {error.strerror}")
+            code = code or (1 if error.errno == errno.EPIPE else BAD_INPUT)
             # What it still holds goes nowhere when the interpreter ends.
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
+
+
+def _say(message: str) -> None:
+    from contextlib import suppress
+
+    with suppress(OSError):  # nowhere may be left to say it
+        print(f"error: {message}", file=sys.stderr)
 
 
 def _quiet_libraries() -> None:

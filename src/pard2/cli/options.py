@@ -44,7 +44,7 @@ VerificationOption = Annotated[
 ]
 CacheTokensOption = Annotated[
     int | None,
-    typer.Option("--cache-tokens", metavar="N", help="Positions of the key-value cache, for all sequences together; by default what memory allows."),
+    typer.Option("--cache-tokens", metavar="N", max=2**40, help="Positions of the key-value cache, of all sequences together; by default what fits."),
 ]
 
 

@@ -49,15 +49,15 @@ class RecordWriter:
             if self.path.exists():
                 existing, torn = self._read_existing()
                 if not replace:
-                    self._open()
-                    self._file.truncate(self.path.stat().st_size - torn)
+                    self._open().truncate(self.path.stat().st_size - torn)
                     self.done = {record["id"] for record in existing}
             self._held = self._held.pop_all()
 
-    def _open(self) -> None:
+    def _open(self) -> IO[bytes]:
         with writing(self.path):
             # Without a buffer a failed write leaves nothing behind that would be written later.
             self._file = self._held.enter_context(open(self.path, "ab", buffering=0))  # noqa: SIM115
+        return self._file
 
     def _read_existing(self) -> tuple[list[Record], int]:
         """The whole lines, and the number of bytes of a torn last one."""
