@@ -1,10 +1,10 @@
 """pard2: train PARD-2 drafts, decode losslessly with them, measure them, hand them on."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from pard2.errors import Pard2Error
 
+TYPE_CHECKING = False  # as `typing` has it, which takes longer to import than Ctrl-C may wait for
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
     from pard2.engine.request import Completion, Request
@@ -27,7 +27,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # On first use: importing torch takes seconds, which `pard2 --help` need not wait for.
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)

@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read."""
 
+BAD_INPUT = 2  # exit code of the command line
+
 
 class Pard2Error(Exception):
     """Bad input or a bad environment, told in one line that names the way out.

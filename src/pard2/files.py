@@ -1,13 +1,77 @@
-"""Directories that appear whole or not at all, and that one process at a time writes to."""
+"""Outputs: they appear whole or not at all, never in place of an input or of something else, and one process at a time writes to each."""
 
+import contextlib
+import errno
 import fcntl
+import glob
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import IO
 
-from pard2.errors import Pard2Error
+from safetensors import SafetensorError
+
+from pard2.errors import Pard2Error, first_line
+from pard2.reading import read_json
+
+_KEPT = "; what it held before is kept"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Directories that `--force` may replace. mark: a JSON file that each holds, and `key` a key in it. files: patterns of all that one may hold."""
+
+    name: str
+    mark: str
+    key: str
+    files: tuple[str, ...]
+
+
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*chat_template*", "vocab*", "merges.txt", "*.model")
+_MODEL = ("config.json", "generation_config.json", "model.safetensors", "warp_model.bin", "training.json")
+CHECKPOINT = Kind("checkpoint", "config.json", "spd_type", (*_MODEL, *_TOKENIZER))
+PREPARED = Kind("prepared data", "manifest.json", "format", ("manifest.json", "ids.json", "tokens-*.safetensors"))
+
+
+@contextmanager
+def writing(path: str | Path, kept: str = "") -> Iterator[None]:
+    """What the disk refuses in this block becomes one `Pard2Error` about `path`, whichever library was writing."""
+    try:
+        yield
+    except Exception as error:
+        if not is_unwritable(error):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if not isinstance(error, OSError) and shutil.disk_usage(Path(os.path.realpath(path)).parent).free < 2**20:
+            reason = os.strerror(errno.ENOSPC)  # torch calls it an unexpected position
+        raise Pard2Error(f"cannot write {path}: {reason}{kept}") from None
+
+
+def is_unwritable(error: Exception) -> bool:
+    """Whether a file could not be written, by what Python, safetensors, torch or a tokenizer (which raises no more than an `Exception`) says then."""
+    return isinstance(error, OSError) or type(error) in (SafetensorError, RuntimeError, Exception)
+
+
+def write_whole(path: Path, data: bytes, kept: str = _KEPT) -> None:
+    """Replace a file, or make it; at every moment it is the old one or the new one. kept: how the `Pard2Error` of one that cannot be written ends."""
+    real = Path(os.path.realpath(path))  # a link stays a link
+    beside = real.with_name(f".{real.name}.partial")
+    with writing(path, kept):
+        real.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(real)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -17,29 +81,27 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     An existing directory at `path` is replaced. If the block raises, `path` is as it was. Raises `Pard2Error` if
     `path` is a file or cannot be written.
     """
-    path = Path(path).resolve()  # a link stays a link, and its target is replaced
-    if path.exists() and not path.is_dir():
+    path = Path(os.path.realpath(path))  # a link stays a link, and its target is replaced
+    if os.path.exists(path) and not path.is_dir():
         raise Pard2Error(f"cannot write {path}: it is a file and must be a directory")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise Pard2Error(f"cannot write {path}: {error.strerror}") from None
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
     try:
-        yield beside
-        beside.chmod(0o755)
-        _exchange(path, beside)
-    except OSError as error:
-        raise Pard2Error(f"cannot write {path}: {error.strerror or error}; what it held before is kept") from None
+        with writing(path, _KEPT):
+            yield beside
+            beside.chmod(0o755)
+            _exchange(path, beside)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def recover(path: Path) -> None:
     """Put back a directory that a kill caught between the two renames of `whole_directory`."""
-    old = _set_aside(path.resolve())
-    if old.is_dir() and not path.exists():
-        old.rename(path.resolve())
+    path = Path(os.path.realpath(path))
+    old = _set_aside(path)
+    if os.path.isdir(old) and not path.exists():
+        old.rename(path)
 
 
 def _exchange(path: Path, beside: Path) -> None:
@@ -61,20 +123,110 @@ def _set_aside(path: Path) -> Path:
     return path.with_name(f".{path.name}-old")
 
 
+def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raises `Pard2Error`, before the work that fills it, for an output that is an input or holds one, and for a place that cannot be written.
+
+    inputs: names of whatever the command reads; those that are no files or directories, such as hub ids, are no matter.
+    """
+    real = Path(os.path.realpath(path))
+    for one in inputs:
+        if one is None or not os.path.exists(one):
+            continue
+        if os.path.exists(real) and os.path.samefile(one, real):
+            raise Pard2Error(f"cannot write {path}: it is the input itself; name another output")
+        if real in Path(os.path.realpath(one)).parents:
+            raise Pard2Error(f"cannot write {path}: the input {one} lies in it; name another output")
+    with writing(path):
+        real.parent.mkdir(parents=True, exist_ok=True)
+        # As long a name as any that is written beside.
+        tempfile.NamedTemporaryFile(prefix=f".{real.name}-", suffix="." * 12, dir=real.parent).close()
+
+
+@contextmanager
+def new_file(path: str | Path, inputs: Iterable[str | Path | None] = (), way_out: str = "name another file") -> Iterator[None]:
+    """Hold a file for this process alone, whether it is there or not, once `check_output` has passed. way_out: for the next who asks."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise Pard2Error(f"cannot write {path}: it is not a regular file")
+    check_output(path, inputs)
+    with _beside_lock(path, way_out):
+        yield
+
+
+@contextmanager
+def new_directory(path: Path, force: bool, kind: Kind, inputs: Iterable[str | Path | None] = ()) -> Iterator[None]:
+    """Hold a directory that `whole_directory` is going to write, once it is sure that nothing would be lost.
+
+    Raises `Pard2Error`, before the work that fills it, for one that cannot be written, is an input, or is not empty; with
+    `force`, for one that holds anything but an output of this kind.
+    """
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise Pard2Error(f"cannot write {path}: a file of that name is in the way; name another directory with -o")
+    check_output(path, inputs)
+    with _beside_lock(path, "name another directory with -o"):
+        recover(path)
+        names = sorted(os.listdir(path)) if path.is_dir() else []
+        if names and not force:
+            raise Pard2Error(f"{path} is not empty; name another directory with -o, or give --force to replace it")
+        if names and (found := _foreign(path, names, kind)):
+            raise Pard2Error(f"{path} holds {found}, so --force will not replace it; name another directory with -o")
+        real = Path(os.path.realpath(path))
+        for leftover in real.parent.glob(f".{glob.escape(real.name)}-*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed
+        yield
+
+
+def _foreign(path: Path, names: list[str], kind: Kind) -> str | None:
+    """What of a directory of these names is no output of this kind."""
+    if kind.mark not in names:
+        return f"no {kind.name}"
+    for name in names:
+        if not any(fnmatch(name, pattern) for pattern in kind.files):
+            return f"{name!r} beside its {kind.name}"
+    marked = read_json(path / kind.mark)
+    return None if isinstance(marked, dict) and kind.key in marked else f"a {kind.name} that this command does not make"
+
+
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process alone; a kill lets go of it.
+    """Hold `directory`, which is filled little by little, for this process alone; a kill lets go of it.
 
     Makes the directory if need be. Raises `Pard2Error` if another process holds it, or it cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "w")  # noqa: SIM115 - open for as long as the claim holds
-    except OSError as error:
-        raise Pard2Error(f"cannot write {directory}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Pard2Error(f"another run is writing to {directory}; wait for it, or name another output") from None
+    with _locked(directory / ".lock", directory, "name another output"):
         yield
+
+
+def _beside_lock(path: str | Path, way_out: str) -> contextlib.AbstractContextManager[None]:
+    real = Path(os.path.realpath(path))  # one lock, by whichever way it is named
+    return _locked(real.with_name(f".{real.name}.lock"), path, way_out)
+
+
+@contextmanager
+def _locked(lock: Path, shown: str | Path, way_out: str) -> Iterator[None]:
+    with writing(shown):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(lock)
+    if file is None:
+        raise Pard2Error(f"another run is writing to {shown}; wait for it, or {way_out}")
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()  # while it is held, so that nobody holds a file that is gone
+
+
+def _open_locked(lock: Path) -> IO[str] | None:
+    """The file, held until it is closed; None if another process holds it."""
+    while True:
+        file = open(lock, "w")  # noqa: SIM115 - open for as long as it is held
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:
+            pass  # whoever held it took it away after it was opened here
+        file.close()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pard2.cli.commands import app
 from pard2.cli.demo import PROMPTS
-from pard2.cli.main import app
 from pard2.data.chat import prompt_ids
 from pard2.engine.audit import greedy_reference
 from pard2.engine.engine import Engine

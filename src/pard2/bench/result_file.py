@@ -11,13 +11,14 @@ from pard2.bench.plan import Chunk, Plan
 from pard2.bench.report import summarise
 from pard2.environment import meta
 from pard2.errors import Pard2Error
+from pard2.files import write_whole
 
 
 class ResultFile:
     """The measurements of a plan, kept at `path` where there is one: `meta`, `plan`, `results`, and `chunks`, which results come from.
 
     A file of the same plan is gone on with. Raises `Pard2Error` for one of another plan or machine, unless replace is given, for one
-    that is something else, and for a place that cannot be written.
+    that is something else, and for a place that cannot be written. One that is to be replaced stays until the first chunk is there.
     """
 
     def __init__(self, path: Path | None, plan: Plan, replace: bool = False) -> None:
@@ -27,8 +28,8 @@ class ResultFile:
         self._about = meta()
         if path is None:
             return
-        if path.exists() and not replace:
-            self._read(path)
+        if path.exists():
+            self._read(path, replace)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()  # a place that cannot be written is found before the long run
@@ -46,7 +47,7 @@ class ResultFile:
             chunks = [measurement.as_dict() for measurement in self.measurements]
             write_result(self.path, self._about, summarise(self.plan, self.measurements), plan=self.plan.as_dict(), chunks=chunks)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, replace: bool) -> None:
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
             about, plan = held["meta"], held["plan"]
@@ -56,6 +57,8 @@ class ResultFile:
             raise Pard2Error(f"--json: cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
             raise Pard2Error(f"--json: {path} exists and is no result of `pard2 bench`; name another file") from None
+        if replace:
+            return
         changed = _first_difference(plan, self.plan.as_dict()) or _first_difference(machine, self._about)
         if changed is not None:
             raise Pard2Error(f"--json: {path} holds a run with another {changed}; name another file, or replace it with --force")
@@ -77,13 +80,7 @@ def write_result(path: Path, about: dict[str, Any], results: list[dict[str, Any]
     """
     values = {"meta": about, "results": results, **more}
     text = ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in values.items())
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise Pard2Error(f"cannot write {path}: {error.strerror}; what it held before is kept") from None
+    write_whole(path, f"{{\n{text}\n}}\n".encode())
 
 
 def _lines(value: Any) -> str:

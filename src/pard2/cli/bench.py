@@ -19,8 +19,9 @@ from pard2.cli.options import (
     parse_draft_tokens,
 )
 from pard2.errors import Pard2Error
+from pard2.files import new_file
 
-Number = TypeVar("Number", int, float)
+Part = TypeVar("Part", int, float, str, Path)
 
 _WIDTH = 150  # of a table that goes into a file
 
@@ -37,6 +38,7 @@ JsonFileOption = Annotated[
 
 
 def bench(
+    context: typer.Context,
     target: TargetOption,
     suites: SuitesOption,
     draft: DraftOption = None,
@@ -46,7 +48,7 @@ def bench(
     batch_sizes: Annotated[str, typer.Option("--batch-size", metavar="B[,B]", help="Sequences decoded at once.")] = "1",
     draft_tokens: Annotated[str, typer.Option("--draft-tokens", metavar="K[,K]", help="Tokens proposed in a cycle: numbers, or auto.")] = "auto",
     temperatures: Annotated[str, typer.Option("--temperature", metavar="X[,X]", help="0 is greedy.")] = "0",
-    repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, help="Times that each suite is run.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, max=1000, help="Times that each suite is run.")] = 1,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of answers, so that all are equally long.")] = False,
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
@@ -73,7 +75,8 @@ def bench(
         from pard2.models.loading import parse_device, parse_dtype
         from pard2.models.target import Target
 
-    names = methods.split(",") if methods else None
+    names = None if methods is None else _parse_list("-m", methods, str)
+    paths = _parse_list("-s", suites, Path)
     found = choose_draft(target, draft, "ar" if names == ["ar"] else None)
     for name in names or ():
         check_method(name, found is not None)
@@ -81,7 +84,9 @@ def bench(
         SamplingParams(temperature=heat)
     if min(sizes) < 1:
         raise Pard2Error(f"--batch-size {min(sizes)}: at least 1 is needed")
-    read = read_suites([Path(part) for part in suites.split(",")], prompts)
+    if json_file is not None:
+        context.with_resource(new_file(json_file, (*paths, target, found)))
+    read = read_suites(paths, prompts)
     with working(f"loading {target}"):
         loaded = Target.from_pretrained(target, dtype, device)
         draft_loaded = None
@@ -111,13 +116,16 @@ def bench(
         run(runner, file, console)
     except KeyboardInterrupt:
         if json_file is not None and file.done:
-            print_note(f"{len(file.done)} chunks are in {json_file}; the same command goes on from there")
+            print_note(f"{len(file.done)} chunks are in {json_file}; the same command{' without --force' * force} goes on from there")
         raise
     Console(width=None if Console().is_terminal else _WIDTH).print(results_table(summarise(plan, file.measurements)))
 
 
-def _parse_list(flag: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+def _parse_list(flag: str, text: str, kind: Callable[[str], Part]) -> list[Part]:
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return [kind(part) for part in text.split(",")]
+        if all(parts):
+            return [kind(part) for part in parts]
     except ValueError:
-        raise Pard2Error(f"{flag} {text!r} is not a list of numbers such as 1,8") from None
+        pass
+    raise Pard2Error(f"{flag} {text!r} is not a list of {'numbers such as 1,8' if kind in (int, float) else 'names such as a,b'}")

@@ -7,6 +7,7 @@ import typer
 
 from pard2.cli.console import print_note, record_progress, working
 from pard2.errors import Pard2Error
+from pard2.files import claim
 
 
 def cache(
@@ -52,7 +53,7 @@ def cache(
     )
     states.check_room(needed)
     try:
-        with states, record_progress("conversations", len(examples), len(examples) - len(lacking)) as advance:
+        with claim(states.directory), states, record_progress("conversations", len(examples), len(examples) - len(lacking)) as advance:
             done, seconds = probe(states, examples, lacking)
             if done < len(lacking):
                 print_note(

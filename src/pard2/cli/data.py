@@ -14,6 +14,7 @@ from pard2.cli import cache, prepare
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption, choose_draft
 from pard2.errors import Pard2Error
+from pard2.files import check_output
 
 if TYPE_CHECKING:
     from pard2.data.answers import Answer, Answerer, Replier
@@ -37,7 +38,7 @@ AnsweringDraftOption = Annotated[
 @app.command()
 def synthesize(
     target: TargetOption,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Prompts that the file shall hold.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10**7, help="Prompts that the file shall hold.")],
     output: OutputOption,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Longest prompt, in tokens; longer ones are thrown away.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="Above 0; higher is more varied and less sensible.")] = 1.0,
@@ -104,14 +105,16 @@ def regenerate(
     ] = None,
 ) -> None:
     """Answer prompts with the target, loaded here or served elsewhere: what a draft must be trained on."""
-    if output.exists() and source.exists() and output.samefile(source):
-        raise Pard2Error(f"-o {output} is the input itself; name another file")
+    if not timeout <= 86_400:  # nan, too
+        raise Pard2Error(f"--timeout {timeout:g}: at most 86400 (a day)")
     _refuse_given(context, _HERE_ALONE if endpoint else _ENDPOINT_ALONE, "does not go with --endpoint" if endpoint else "needs --endpoint")
     from pard2.data.records import read_records
     from pard2.data.regenerate import answer_settings, check_same_run, failures_path, list_failures
     from pard2.data.regenerate import regenerate as run
     from pard2.engine.sampling import SamplingParams
 
+    for path in (output, failures_path(output)):
+        check_output(path, (source, target, draft))
     params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     settings = answer_settings(max_new_tokens, temperature, top_p, seed, _json_object("--extra-body", extra_body))
     records = read_records(source)
@@ -205,13 +208,12 @@ def _resumable(output: Path, force: bool, ours: Callable[[str], bool], foreign: 
     """The open output, checked before the long work begins; Ctrl-C leaves it whole and says so."""
     from pard2.data.records import RecordWriter
 
-    if force and output.is_file():
-        output.unlink()
-    with RecordWriter(output) as writer:
+    with RecordWriter(output, force) as writer:
         if not all(map(ours, writer.done)):
             raise Pard2Error(f"{output} exists and holds {foreign}; name another file with -o, or give --force to replace it")
         try:
             yield writer
         except KeyboardInterrupt:
-            print_note(f"{len(writer.done):,} records are in {output}; the same command goes on from there")
+            if writer.done or not output.exists():
+                print_note(f"{len(writer.done):,} records are in {output}; {writer.way_on}")
             raise

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pard2.cli.console import print_note, working
-from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, check_new_directory, parse_numbers
+from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, parse_numbers
+from pard2.files import CHECKPOINT, new_directory
 
 if TYPE_CHECKING:
     from pard2.models.inspection import DraftReport
@@ -18,11 +19,12 @@ app = typer.Typer(help="Make and explain drafts.", no_args_is_help=True)
 
 @app.command()
 def init(
+    context: typer.Context,
     target: TargetOption,
     layers: Annotated[str, typer.Option("--layers", metavar="N|I,J,..", help="How many layers, evenly spaced, or which: 4, or 0,9,19,29.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the draft goes.")],
     mask_token: Annotated[int | None, typer.Option("--mask-token", metavar="ID", help="Token that no text holds; by default an unused one.")] = None,
-    draft_tokens: Annotated[int, typer.Option("--draft-tokens", metavar="K", min=1, help="Most tokens that it will propose in one pass.")] = 16,
+    draft_tokens: Annotated[int, typer.Option("--draft-tokens", metavar="K", min=1, max=1024, help="Most tokens that it will propose at once.")] = 16,
     target_layers: Annotated[
         str | None, typer.Option("--target-layers", metavar="I,J,..", help="Hidden states that feed it; by default -1,-8,-16,-24.")
     ] = None,
@@ -35,7 +37,7 @@ def init(
     """Cut an untrained draft out of a target's layers, for targets that have no small sibling."""
     numbers = parse_numbers("--layers", layers)
     features = None if target_layers is None else tuple(parse_numbers("--target-layers", target_layers))
-    check_new_directory(output, force)
+    context.with_resource(new_directory(output, force, CHECKPOINT, (target,)))
     with working("importing torch"):
         from pard2.models.checkpoint import save_draft
         from pard2.models.pruning import cut_draft, even_layers, unused_token

@@ -1,73 +1,65 @@
-"""The command `pard2`: its subcommands, and what every one of them does with errors and Ctrl-C.
+"""The process of the command `pard2`: Ctrl-C, streams that are closed or full, exit codes.
 
-Commands import what they need when they run, so that `pard2 --help` does not wait for torch.
+The commands, and what takes long to import, come when Ctrl-C is taken care of.
 """
 
+import errno
 import os
-from typing import Any
+import sys
 
-import typer
-from typer.core import TyperGroup
-
-from pard2 import __version__
-from pard2.cli import bench, chat, data, demo, draft, generate, train, verify
-from pard2.cli.console import print_error
-from pard2.errors import Pard2Error
-
-BAD_INPUT = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-
-class _Commands(TyperGroup):
-    """Tells a user's mistake in one line; everything else is a bug and keeps its traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except Pard2Error as error:
-            print_error(str(error))
-            raise typer.Exit(BAD_INPUT) from None
-        except KeyboardInterrupt:
-            print_error("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="Train PARD-2 drafts, decode losslessly with them, measure them, hand them on.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("demo")(demo.demo)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.add_typer(draft.app, name="draft")
-app.add_typer(data.app, name="data")
-app.command("train")(train.train)
-app.command("verify")(verify.verify)
-app.command("bench")(bench.bench)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"pard2 {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version.")) -> None:
-    pass
+from pard2.cli import interrupts
+from pard2.errors import BAD_INPUT
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command line, by default the process's own, and exit with its code."""
-    _quiet_libraries()
+    before = interrupts.install(interrupts.interrupt)
+    code: str | int | None = None
     try:
+        _open_streams()
+        _quiet_libraries()
+        from pard2.cli.commands import app
+
         app(args=argv, prog_name="pard2")
+    except SystemExit as ending:
+        code = ending.code
     except KeyboardInterrupt:  # before the command began
-        raise SystemExit(INTERRUPTED) from None
+        _say("interrupted")
+        code = interrupts.INTERRUPTED
+    finally:
+        interrupts.install(interrupts.leave if argv is None else before)  # the interpreter's end takes a while, too
+    raise SystemExit(_flushed(code))
+
+
+def _open_streams() -> None:
+    """What the caller closed leads nowhere; else the next file would be opened under its number, and whoever prints would write into it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _flushed(code: str | int | None) -> str | int | None:
+    """The exit code once everything printed is out: 2 where it cannot be, 1 where nobody reads it any more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            if not code and error.errno != errno.EPIPE and stream is sys.stdout:
+                _say(f"cannot write the output: {error.strerror}")
+            code = code or (1 if error.errno == errno.EPIPE else BAD_INPUT)
+            # What it still holds goes nowhere when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def _say(message: str) -> None:
+    from contextlib import suppress
+
+    with suppress(OSError):  # nowhere may be left to say it
+        print(f"error: {message}", file=sys.stderr)
 
 
 def _quiet_libraries() -> None:

@@ -1,6 +1,5 @@
 """Options that several commands share, and how the words given for them are read."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,7 +44,7 @@ VerificationOption = Annotated[
 ]
 CacheTokensOption = Annotated[
     int | None,
-    typer.Option("--cache-tokens", metavar="N", help="Positions of the key-value cache, for all sequences together; by default what memory allows."),
+    typer.Option("--cache-tokens", metavar="N", max=2**40, help="Positions of the key-value cache, of all sequences together; by default what fits."),
 ]
 
 
@@ -101,22 +100,3 @@ def read_prompts(file: Path) -> list[list[Message]]:
         if not up_to_user(record):
             raise Pard2Error(f"--prompts {file}: record {record['id']} has no user message")
     return [up_to_user(record) for record in records]
-
-
-def check_new_directory(path: Path, force: bool, mark: str = "config.json", kind: str = "checkpoint") -> None:
-    """Raises `Pard2Error`, before the work that fills it, for a directory that cannot be written or would be lost.
-
-    mark: the file by which a directory of this kind, which may be replaced, is known.
-    """
-    if path.exists() and not path.is_dir():
-        raise Pard2Error(f"cannot write {path}: a file of that name is in the way; name another directory with -o")
-    if path.is_dir() and any(path.iterdir()):
-        if not force:
-            raise Pard2Error(f"{path} is not empty; name another directory with -o, or give --force to replace it")
-        if not (path / mark).is_file():
-            raise Pard2Error(f"{path} holds no {kind}, so --force will not replace it; name another directory with -o")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent).cleanup()
-    except OSError as error:
-        raise Pard2Error(f"cannot write {path}: {error.strerror}; name another directory with -o") from None

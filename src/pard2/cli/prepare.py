@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from pard2.cli.console import print_note, record_progress, working
-from pard2.cli.options import ForceOption, TargetOption, check_new_directory
+from pard2.cli.options import ForceOption, TargetOption
 from pard2.errors import Pard2Error
+from pard2.files import PREPARED, new_directory
 
 if TYPE_CHECKING:
     from pard2.data.chat import Example
@@ -26,6 +27,7 @@ SourcesArgument = Annotated[
 
 
 def prepare(
+    context: typer.Context,
     sources: SourcesArgument,
     target: TargetOption,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory for data.train of a run.")],
@@ -36,14 +38,14 @@ def prepare(
     """Tokenise conversations once, for many runs: tokens, loss mask, and a manifest of what made them."""
     with working("importing torch"):
         from pard2.data.examples import load_examples
-        from pard2.data.prepared import BYTES_PER_TOKEN, MANIFEST, is_prepared, save_prepared
+        from pard2.data.prepared import BYTES_PER_TOKEN, is_prepared, save_prepared
         from pard2.data.sources import open_source
 
     choice = _parse_on_long(on_long)
     for name in sources:
         if is_prepared(name):
             raise Pard2Error(f"{name} is prepared already; name it in data.train")
-    check_new_directory(output, force, MANIFEST, "prepared data")
+    context.with_resource(new_directory(output, force, PREPARED, (*sources, target)))
     model = _with_tokenizer(target)
     with working("reading sources"):
         opened = [open_source(name) for name in sources]
@@ -59,7 +61,7 @@ def prepare(
 def preview(
     sources: SourcesArgument,
     target: TargetOption,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Conversations to show.")] = 3,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10**9, help="Conversations to show.")] = 3,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens of a conversation; what is longer is shown up to there.")] = 512,
 ) -> None:
     """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""

@@ -60,9 +60,9 @@ def verify(
         float | None, typer.Option("--near-tie", min=0.0, help="Gap in logits that half-precision rounding may explain; by default 0.25.")
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", metavar="N", min=0, help="Completions drawn of each prompt for the test of sampling; 0 leaves it out.")
+        int, typer.Option("--samples", metavar="N", min=0, max=10**5, help="Completions drawn of each prompt to test sampling; 0 leaves it out.")
     ] = 64,
-    sample_tokens: Annotated[int, typer.Option("--sample-tokens", metavar="N", min=1, help="Tokens of each drawn completion.")] = 12,
+    sample_tokens: Annotated[int, typer.Option("--sample-tokens", metavar="N", min=1, max=4096, help="Tokens of each drawn completion.")] = 12,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the test of sampling.")] = 1.0,
     draft_sampling: DraftSamplingOption = "greedy",
     verification: VerificationOption = "token",

@@ -4,15 +4,18 @@ A record is a JSON object with `id` and `messages` (`pard2.data.conversations`).
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from pard2.data.conversations import Message, Record, to_record, up_to_user
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
+from pard2.files import new_file, write_whole, writing
+from pard2.reading import parse_json
 
 __all__ = ["Message", "Record", "RecordWriter", "read_records", "up_to_user"]
 
@@ -29,36 +32,32 @@ def read_records(source: str | Path) -> list[Record]:
 
 
 class RecordWriter:
-    """Appends records to a JSONL file that may hold the first part of the same work.
+    """Appends records to a JSONL file that may hold the first part of the same work, or replaces one once the first new record stands.
 
-    `done` holds the ids already there. A last line without its newline, left by a kill, is cut off. Raises
-    `Pard2Error` for a file that cannot be written, that another run is writing, or that holds something other than records, which stays as it is.
+    `done` holds the ids already there, of which there are none with `replace`; `way_on` says how the work is gone on with. A last line
+    without its newline, left by a kill, is cut off. Raises `Pard2Error` for a file that cannot be written, that another run is writing, or
+    that holds something other than records, which stays as it is.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, replace: bool = False) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():
-            raise Pard2Error(f"cannot write {path}: it is not a regular file")
-        self._created = not self.path.exists()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise Pard2Error(f"cannot write {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            existing, torn = self._read_existing()
-            self._file.truncate(self.path.stat().st_size - torn)
-        except OSError as error:
-            self._file.close()
-            held = isinstance(error, BlockingIOError)
-            raise Pard2Error(
-                f"another run is writing to {path}; wait for it, or name another file with -o" if held else f"cannot write {path}: {error.strerror}"
-            ) from None
-        except Pard2Error:
-            self._file.close()
-            raise
-        self.done: set[str] = {record["id"] for record in existing}
+        self.done: set[str] = set()
+        self._file: IO[bytes] | None = None  # where there is none, the first record makes the file anew
+        self.way_on = f"the same command{' without --force' * replace} goes on from there"
+        with ExitStack() as self._held:
+            self._held.enter_context(new_file(path, way_out="name another file with -o"))
+            if self.path.exists():
+                existing, torn = self._read_existing()
+                if not replace:
+                    self._open().truncate(self.path.stat().st_size - torn)
+                    self.done = {record["id"] for record in existing}
+            self._held = self._held.pop_all()
+
+    def _open(self) -> IO[bytes]:
+        with writing(self.path):
+            # Without a buffer a failed write leaves nothing behind that would be written later.
+            self._file = self._held.enter_context(open(self.path, "ab", buffering=0))  # noqa: SIM115
+        return self._file
 
     def _read_existing(self) -> tuple[list[Record], int]:
         """The whole lines, and the number of bytes of a torn last one."""
@@ -66,33 +65,44 @@ class RecordWriter:
             whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         except OSError as error:
             raise Pard2Error(f"cannot read {self.path}: {error.strerror}") from None
-        foreign = Pard2Error(f"{self.path} exists and holds something other than records; name another file with -o, or give --force")
+        foreign = Pard2Error(f"{self.path} exists and holds something other than records; name another file with -o")
         if torn and not torn.startswith(b"{"):
             raise foreign
         try:
             lines = enumerate(whole.decode().split("\n"), 1)
-            return [to_record(json.loads(line), f"{self.path}:{n}") for n, line in lines if line.strip()], len(torn)
+            return [to_record(parse_json(line), f"{self.path}:{n}") for n, line in lines if line.strip()], len(torn)
         except (Pard2Error, ValueError):
             raise foreign from None
 
     def write(self, records: Iterable[Record]) -> None:
-        """Append whole lines and hand them to the disk."""
-        try:
-            for record in records:
-                # Columns that are carried along may hold dates and the like.
-                self._file.write(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n")
-                self.done.add(record["id"])
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise Pard2Error(f"cannot write {self.path}: {error.strerror}; what it holds is kept, the same command goes on from there") from None
+        """Append whole lines and hand them to the disk; where that fails, what was there before is as it was."""
+        records = list(records)
+        # Columns that are carried along may hold dates and the like.
+        data = b"".join(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n" for record in records)
+        if not data:
+            return
+        if self._file is None:
+            write_whole(self.path, data)
+            self._open()
+        else:
+            self._append(data)
+        self.done.update(record["id"] for record in records)
+
+    def _append(self, data: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        with writing(self.path, f"; what it holds is kept, {self.way_on}"):
+            try:
+                while data:
+                    data = data[self._file.write(data) :]
+                os.fsync(self._file.fileno())
+            except BaseException:  # Ctrl-C included
+                with contextlib.suppress(OSError):
+                    self._file.truncate(size)
+                raise
 
     def close(self) -> None:
-        """Close the file; one that this writer made and left empty is taken away again."""
-        with contextlib.suppress(OSError):  # a full disk has been reported by write()
-            self._file.close()
-        if self._created and not self.done:
-            self.path.unlink(missing_ok=True)
+        """Close the file and let go of it."""
+        self._held.close()
 
     def __enter__(self) -> "RecordWriter":
         return self

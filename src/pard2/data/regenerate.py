@@ -10,6 +10,7 @@ from typing import Any
 from pard2.data.answers import Replier, Reply
 from pard2.data.records import Record, RecordWriter, read_records, up_to_user
 from pard2.errors import Pard2Error
+from pard2.files import write_whole, writing
 
 Settings = dict[str, Any]
 Failure = dict[str, str]  # `id` of the record, and the `error`
@@ -97,16 +98,12 @@ def failures_path(output: Path) -> Path:
 def list_failures(output: Path, failures: list[Failure]) -> None:
     """Replace the list of failures beside the output; none at all leave no file. Raises `Pard2Error` if it cannot be written."""
     path = failures_path(output)
-    beside = path.with_name(f".{path.name}-new")
-    try:
-        if failures:
-            beside.write_text("".join(json.dumps(failure) + "\n" for failure in failures))
-            beside.replace(path)
-        else:
+    if failures:
+        text = "".join(json.dumps(failure) + "\n" for failure in failures)
+        write_whole(path, text.encode(), f"; {len(failures):,} records could not be answered")
+    else:
+        with writing(path):
             path.unlink(missing_ok=True)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise Pard2Error(f"cannot write {path}: {error.strerror}; {len(failures):,} records could not be answered") from None
 
 
 def _failure(record: Record, error: str) -> Failure:

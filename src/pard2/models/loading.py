@@ -36,6 +36,8 @@ def parse_device(name: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":  # which holds no values
+            raise RuntimeError
     except RuntimeError:
         raise Pard2Error(f"--device {name!r} is not a device; say cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
