@@ -176,7 +176,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Pard2Error(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99, a NUL in the path, nested too deeply
         raise Pard2Error(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(TrainConfig.model_fields)})")
@@ -195,7 +195,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise Pard2Error(f"override {override!r} is not of the form section.field=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise Pard2Error(f"override {override!r}: the value is not YAML") from None
     inner = document[section] = {} if document.get(section) is None else document[section]  # a bare `section:` is None
     if not isinstance(inner, dict):

@@ -130,7 +130,7 @@ def test_damaged_files_are_one_line(tmp_path, parquet):
         with pytest.raises(Pard2Error, match="cannot read .*rows.parquet"):
             read_records(parquet)
     (tmp_path / "deep.jsonl").write_text("[" * 200_000)
-    with pytest.raises(Pard2Error, match="deep.jsonl:1 is not JSON"):
+    with pytest.raises(Pard2Error, match="deep.jsonl:1 is nested too deeply"):
         read_records(tmp_path / "deep.jsonl")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from pard2.cli.console import print_note, working
 from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, check_new_directory, parse_numbers
+from pard2.reading import printable
 
 if TYPE_CHECKING:
     from pard2.models.inspection import DraftReport
@@ -69,11 +70,11 @@ def info(
         typer.echo(json.dumps(dataclasses.asdict(report) | ({} if fits is None else {"fits": fits}), ensure_ascii=False))
         return
     for label, value in _lines(report):
-        typer.echo(f"{label:<16}{value}")
+        typer.echo(printable(f"{label:<16}{value}"))
     for method, answer in (fits or {}).items():
-        typer.echo(f"{'fits as':<16}{method}: {answer}")
+        typer.echo(printable(f"{'fits as':<16}{method}: {answer}"))
     for missing in report.lacks:
-        typer.echo(f"{'lacks':<16}{missing}")
+        typer.echo(printable(f"{'lacks':<16}{missing}"))
 
 
 def _lines(report: "DraftReport") -> list[tuple[str, str]]:

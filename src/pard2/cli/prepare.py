@@ -13,6 +13,7 @@ import typer
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import ForceOption, TargetOption, check_new_directory
 from pard2.errors import Pard2Error
+from pard2.reading import printable
 
 if TYPE_CHECKING:
     from pard2.data.chat import Example
@@ -65,6 +66,7 @@ def preview(
     """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""
     with working("importing torch"):
         from rich.console import Console
+        from rich.text import Text
 
         from pard2.cli.loss_mask import render
         from pard2.data.examples import load_examples
@@ -72,7 +74,7 @@ def preview(
     model = _with_tokenizer(target)
     out = Console(highlight=False, soft_wrap=True)
     for example in _first_examples(sources, model, count):
-        out.rule(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")
+        out.rule(Text(printable(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")))
         out.print(render(model.tokenizer, example, max_length, marked=not out.is_terminal))
     with _tokenising() as progress:
         examples = load_examples(sources, model.tokenizer, model.eos_token_ids, sys.maxsize, progress=progress)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pard2.data.conversations import Message, Record, to_record, up_to_user
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
+from pard2.reading import parse_json
 
 __all__ = ["Message", "Record", "RecordWriter", "read_records", "up_to_user"]
 
@@ -71,7 +72,7 @@ class RecordWriter:
             raise foreign
         try:
             lines = enumerate(whole.decode().split("\n"), 1)
-            return [to_record(json.loads(line), f"{self.path}:{n}") for n, line in lines if line.strip()], len(torn)
+            return [to_record(parse_json(line), f"{self.path}:{n}") for n, line in lines if line.strip()], len(torn)
         except (Pard2Error, ValueError):
             raise foreign from None
 
