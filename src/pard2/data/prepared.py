@@ -102,7 +102,7 @@ def load_prepared(directory: str | Path, tokenizer: Tokenizer, eos_token_ids: fr
         shards = [load_file(directory / Path(name).name) for name in manifest["shards"]]
         tokens, predicted = (np.concatenate([shard[name] for shard in shards]) for name in ("tokens", "predicted"))
         lengths = np.concatenate([np.diff(shard["offsets"]) for shard in shards])
-        examples = Examples(tokens, predicted, np.concatenate([[0], np.cumsum(lengths)]), ids, counts["skipped"], counts["cut"])
+        examples = Examples(tokens, predicted, np.concatenate([[0], lengths]).cumsum(), ids, counts["skipped"], counts["cut"])
         if not _is_whole(examples, max(tokenizer.get_vocab().values())) or any(counts[name] != count for name, count in _counts(examples).items()):
             raise damaged
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
