@@ -148,6 +148,8 @@ def read(cache, *layers):
 SHARD = {
     "offsets short": lambda t: t.update(offsets=t["offsets"][:-1]),
     "one offset": lambda t: t.update(offsets=t["offsets"][:1]),
+    "no offset": lambda t: t.update(offsets=t["offsets"][:0]),
+    "offsets that are one number": lambda t: t.update(offsets=t["offsets"][0]),
     "offsets that are floats": lambda t: t.update(offsets=t["offsets"].float()),
     "offsets in a square": lambda t: t.update(offsets=t["offsets"][None]),
     "offsets that fall": lambda t: put(t, "offsets", 1, 99),

@@ -1,6 +1,5 @@
 """Files as people have them: read as what they say, or refused with a line that shows what is wanted."""
 
-import bz2
 import gzip
 import json
 import lzma
@@ -81,7 +80,6 @@ FILES = {
     "rows.jsonl.gz": gzip.compress(LINES),
     "renamed.jsonl": gzip.compress(b"\xef\xbb\xbf" + LINES),
     "rows.jsonl.xz": lzma.compress(LINES),
-    "rows.jsonl.bz2": bz2.compress(LINES),
     "rows.json": b"[" + b", ".join(LINES.splitlines()) + b"]",
     "pretty.json": b"\n" + json.dumps([json.loads(line) for line in LINES.splitlines()], indent=2).encode(),
     "rows.json.gz": gzip.compress(b"[" + b",".join(LINES.splitlines()) + b"]"),
@@ -159,8 +157,8 @@ def test_a_pipe_is_read_once_and_can_be_gone_through_again(tmp_path, name, monke
             json.dumps(ROW, indent=1).encode(),
             f"f.json:1 is not JSON: Expecting property name enclosed in double quotes; a row is one line such as {ROW_FORM}",
         ),
-        ("f.json", b"[{}, {]", "f.json is not JSON: Expecting property name"),
-        ("f.json", b'[{"a": "\\ud83d"}]', "f.json holds \\ud83d, half of a surrogate pair"),
+        ("f.json", b"[{}, {]", "f.json: is not JSON: Expecting property name"),
+        ("f.json", b'[{"a": "\\ud83d"}]', "f.json: holds \\ud83d, half of a surrogate pair"),
         ("f.jsonl.gz", gzip.compress(LINES)[:-9], "cannot read .*f.jsonl.gz: Compressed file ended"),
         ("f.jsonl.gz", gzip.compress(LINES)[:20] + b"x" * 40, "cannot read .*f.jsonl.gz: "),
         ("f.jsonl.xz", lzma.compress(LINES)[:-30], "cannot read .*f.jsonl.xz: "),

@@ -74,7 +74,7 @@ def regenerate(
     context: typer.Context,
     target: TargetOption,
     source: Annotated[
-        Path, typer.Option("-i", "--input", metavar="SOURCE", help="Prompts or conversations: a JSONL or Parquet file, or a data set.")
+        Path, typer.Option("-i", "--input", metavar="SOURCE", help="Prompts or conversations: a file of JSON, CSV or Parquet, or a data set.")
     ],
     output: OutputOption,
     draft: AnsweringDraftOption = None,

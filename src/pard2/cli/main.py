@@ -14,7 +14,6 @@ from pard2 import __version__
 from pard2.cli import bench, chat, data, demo, draft, generate, train, verify
 from pard2.cli.console import print_error
 from pard2.errors import Pard2Error
-from pard2.reading import check_text
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -66,12 +65,10 @@ def _options(version: bool = typer.Option(False, "--version", callback=_print_ve
 def main(argv: list[str] | None = None) -> None:
     """Run a command line, by default the process's own, and exit with its code."""
     _quiet_libraries()
-    try:
-        for word in sys.argv[1:] if argv is None else argv:
-            check_text(word)
-    except ValueError:  # neither a tokenizer nor a file of answers takes it
-        print_error(f"the argument {word!r} is not UTF-8 text")
-        raise SystemExit(BAD_INPUT) from None
+    for word in sys.argv[1:] if argv is None else argv:
+        if word.encode(errors="replace").decode() != word:  # neither a tokenizer nor a file of answers takes it
+            print_error(f"the argument {word!r} is not UTF-8 text")
+            raise SystemExit(BAD_INPUT)
     try:
         app(args=argv, prog_name="pard2")
     except KeyboardInterrupt:  # before the command began

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pard2.models.target import Target
 
 SourcesArgument = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help="JSONL or Parquet files, or data sets of the hub (org/name, org/name/config:split).")
+    list[str], typer.Argument(metavar="SOURCE...", help="Files of JSON, CSV or Parquet, or data sets of the hub (org/name, org/name/config:split).")
 ]
 
 

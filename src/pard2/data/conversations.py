@@ -18,24 +18,9 @@ Message = dict[str, Any]
 LONGEST = 2**23
 
 # In capitals, too. A template would take `Assistant` or `model` for somebody else, and its answers for context.
-_SPEAKERS = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "ai": "assistant",
-}
-_SHAREGPT_ROLES = _SPEAKERS | {
-    "function_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-}
+_SPEAKERS = {"system": "system", "human": "user", "user": "user"}
+_SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", "ai"), "assistant")
+_SHAREGPT_ROLES = _SPEAKERS | {"function_call": "assistant"} | dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool")
 # Columns of a question, of what belongs to it, and of its answer.
 _PAIRS = (("instruction", "input", "output"), ("prompt", "", "completion"), ("question", "", "answer"))
 _UNREAD = ("chosen", "rejected", "history")  # left out, they would be missed
@@ -56,13 +41,15 @@ def to_record(row: Any, where: str) -> Record:
     place = where.rpartition("/")[2].encode(errors="backslashreplace").decode()
     record["id"] = place if row.get("id") is None else str(row["id"])
     turns = _turns(record, where)
+    if turns is not None:
+        if not isinstance(turns, list) or not turns:
+            raise Pard2Error(f"{where} has no `messages`: a list of objects with `role` and `content` is needed")
+        record["messages"] = [_message(turn, f"{where}: message {number}") for number, turn in enumerate(turns, 1)]
+    characters = len(record["text"]) if turns is None else sum(len(message["content"] or "") for message in record["messages"])
+    if characters > LONGEST:
+        raise Pard2Error(f"{where} holds {characters:,} characters, more than {LONGEST:,}, which no model reads at once; cut it into several")
     if turns is None:
-        _check_length(len(record["text"]), where)
         return record
-    if not isinstance(turns, list) or not turns:
-        raise Pard2Error(f"{where} has no `messages`: a list of objects with `role` and `content` is needed")
-    record["messages"] = [_message(turn, f"{where}: message {number}") for number, turn in enumerate(turns, 1)]
-    _check_length(sum(len(message["content"] or "") for message in record["messages"]), where)
     if isinstance(record.get("system"), str) and record["system"] and record["messages"][0]["role"] != "system":
         record["messages"].insert(0, {"role": "system", "content": record.pop("system")})  # a column of its own in some ShareGPT files
     for column, kind in (("tools", list), ("chat_template_kwargs", dict)):
@@ -95,11 +82,6 @@ def _said(role: str, said: Any) -> list[Any]:
     """The turn of a question or an answer, which may be turns already."""
     turns = isinstance(said, list) and said and isinstance(said[0], dict) and "role" in said[0]
     return said if turns else [{"role": role, "content": said}]
-
-
-def _check_length(characters: int, where: str) -> None:
-    if characters > LONGEST:
-        raise Pard2Error(f"{where} holds {characters:,} characters, more than {LONGEST:,}, which no model reads at once; cut it into several")
 
 
 def template_arguments(record: Record) -> dict[str, Any]:

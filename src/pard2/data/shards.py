@@ -73,16 +73,13 @@ class Shards:
             try:
                 file = self._opened(path.name)
                 made_by = (file.metadata() or {}).get("made_by")
-                offsets, keys = file.get_tensor("offsets"), file.get_tensor("keys")
-                whole = self._is_whole(file, offsets, keys)
-            except (OSError, SafetensorError):
+                records = self._records(file) if made_by == self._made_by else {}
+            except (OSError, SafetensorError, ValueError, TypeError, IndexError):
                 raise self._damaged(path.name) from None
             if made_by != self._made_by:
                 raise Pard2Error(f"features.cache {self.directory}: {path.name} was made by another target than the rest; name another directory")
-            if not whole:
-                raise self._damaged(path.name)
-            for key, (start, stop) in zip(keys.numpy(), pairwise(offsets.tolist()), strict=True):
-                self._index.setdefault(key.tobytes(), (path.name, start, stop))
+            for key, (start, stop) in records.items():
+                self._index.setdefault(key, (path.name, start, stop))
             self._seen.add(path.name)
 
     def read(self, tokens: np.ndarray, record: str) -> StateRecord | None:
@@ -134,19 +131,17 @@ class Shards:
         self._seen.add(name)
         self._index |= {record.key: (name, end - len(record.tokens), end) for record, end in zip(records, ends, strict=True)}
 
-    def _is_whole(self, file: Any, offsets: Tensor, keys: Tensor) -> bool:
-        """Whether its arrays have the types and shapes that they must have."""
-        if offsets.dtype != torch.int64 or offsets.dim() != 1 or len(offsets) < 2:
-            return False
-        records, rows = len(offsets) - 1, int(offsets[-1])
+    def _records(self, file: Any) -> dict[bytes, tuple[int, int]]:
+        """First and one past the last row of each record by its key. Raises `ValueError` for arrays of other types or shapes than those written."""
+        offsets, keys = file.get_tensor("offsets"), file.get_tensor("keys")
+        ends = offsets.tolist()
+        rows, pairs = ends[-1], list(pairwise(ends))
         wanted = {"tokens": ([rows], torch.int32), **{name: ([rows, width], self._dtype) for name, width in self._widths.items()}}
-        slices = {name: file.get_slice(name) for name in wanted}
-        return (
-            int(offsets[0]) == 0
-            and bool((offsets.diff() > 0).all())
-            and (keys.dtype, keys.shape) == (torch.uint8, (records, _KEY_BYTES))
-            and all((slices[name].get_shape(), slices[name][:0].dtype) == expected for name, expected in wanted.items())
-        )
+        found = {name: (file.get_slice(name).get_shape(), file.get_slice(name)[:0].dtype) for name in wanted}
+        rising = offsets.dtype == torch.int64 and ends[0] == 0 and all(start < stop for start, stop in pairs)
+        if not rising or found != wanted or (keys.dtype, keys.shape) != (torch.uint8, (len(pairs), _KEY_BYTES)):
+            raise ValueError
+        return dict(zip((key.tobytes() for key in keys.numpy()), pairs, strict=True))
 
     def _open(self, shard: str) -> Any:
         return safe_open(self.directory / shard, framework="pt")

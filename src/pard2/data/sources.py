@@ -1,6 +1,5 @@
 """Where rows come from: files of JSON, CSV or Parquet, compressed or not, pipes, or a data set of the hub. It does not know what a row means."""
 
-import bz2
 import csv
 import glob
 import gzip
@@ -9,12 +8,11 @@ import lzma
 import os
 import re
 import stat
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,8 +23,8 @@ from pard2.reading import parse_json
 ROW_FORM = '{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]} or {"text": "Once upon a time"}'
 
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
-_FILE_NAME = re.compile(r".*\.(?P<kind>jsonl|json|csv|tsv|txt|parquet|parq|pq)(\.(gz|xz|bz2))?", re.IGNORECASE | re.DOTALL)
-_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}  # by how such a file begins
+_FILE_NAME = re.compile(r".*\.(?P<kind>jsonl|json|csv|tsv|txt|parquet|parq|pq)(\.(gz|xz))?", re.IGNORECASE | re.DOTALL)
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # by how such a file begins
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, csv.Error)
 
 
@@ -64,7 +62,7 @@ def open_source(name: str | Path) -> Source:
         if file_name is None and (hub := _HUB_NAME.fullmatch(name)):
             return _data_set(name, hub["name"], hub["config"], hub["split"] or "train")
     kind = file_name["kind"].lower() if file_name else ""
-    return _parquet(name) if kind.startswith("p") else _text_file(name, kind)
+    return _parquet(name) if kind.startswith("p") and os.path.isfile(name) else _text_file(name, kind)
 
 
 def _several(pattern: str) -> Source:
@@ -89,26 +87,19 @@ def _text_file(name: str, kind: str) -> Source:
 def _text_rows(name: str, kind: str) -> Iterator[tuple[int, Any]]:
     """Each row with its line number, or its number in a JSON array. Lines of JSON are texts still, for a count that need not wait."""
     with _text(name) as file:
-        if kind in ("csv", "tsv"):
+        is_array = kind not in ("jsonl", "csv", "tsv") and file.read(4096).lstrip().startswith("[")
+        file.seek(0)
+        if is_array:
+            yield from enumerate(parse_json(file.read()), 1)
+        elif kind in ("csv", "tsv"):
             yield from _table(name, file, "," if kind == "csv" else "\t")
-            return
-        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        first = next(lines, None)
-        if first is None:
-            return
-        if kind == "jsonl" or not first[1].lstrip().startswith("["):
-            yield from chain([first], lines)
-            return
-        try:
-            array = parse_json(first[1] + file.read())
-        except ValueError as error:
-            raise Pard2Error(f"{name} {error}") from None
-        yield from enumerate(array, 1)
+        else:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
 def _table(name: str, file: TextIO, separator: str) -> Iterator[tuple[int, Any]]:
     """Rows of a table whose first line names the columns; an empty cell is None."""
-    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long conversation
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long conversation
     reader = csv.reader(file, delimiter=separator, strict=True)
     columns = next(reader, [])
     number = reader.line_num + 1
@@ -121,10 +112,20 @@ def _table(name: str, file: TextIO, separator: str) -> Iterator[tuple[int, Any]]
 
 
 @contextmanager
+def _told(cannot: str, more: str = "", errors: Any = _UNREADABLE) -> Iterator[None]:
+    """Tell what goes wrong in one line, `cannot: .. more`, as a `Pard2Error`."""
+    try:
+        yield
+    except errors as error:
+        why = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or first_line(error)
+        raise Pard2Error(f"{cannot}: {why}{more}") from None
+
+
+@contextmanager
 def _text(name: str) -> Iterator[TextIO]:
     """The text of a file or pipe, without its byte order mark. Raises `Pard2Error` for what is none, be it found while it is read."""
     path = "/dev/stdin" if name == "-" else name
-    try:
+    with _told(f"cannot read {name}"):
         found = os.stat(path)
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):  # a terminal or a device might never end
             raise OSError(0, "it is neither a file nor a pipe")
@@ -134,9 +135,6 @@ def _text(name: str) -> Iterator[TextIO]:
             unpack = next((unpack for mark, unpack in _COMPRESSED.items() if start.startswith(mark)), None)
             with io.TextIOWrapper(unpack(file) if unpack else file, encoding="utf-8-sig", newline="") as text:
                 yield text
-    except _UNREADABLE as error:
-        why = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or first_line(error)
-        raise Pard2Error(f"cannot read {name}: {why}") from None
 
 
 @cache
@@ -151,28 +149,15 @@ def _parquet(name: str) -> Source:
         import pyarrow.parquet
     except ImportError:
         raise Pard2Error(f"{name}: reading Parquet needs pyarrow; pip install 'pard2[train]'") from None
-    unreadable = (OSError, ValueError, OverflowError, pyarrow.ArrowException)
-
-    def opened() -> Any:
-        if os.path.exists(name) and not os.path.isfile(name):
-            raise Pard2Error(f"cannot read {name}: it is not a regular file, which Parquet needs")
-        try:
-            return pyarrow.parquet.ParquetFile(name)
-        except unreadable as error:
-            raise Pard2Error(f"cannot read {name}: {getattr(error, 'strerror', None) or first_line(error)}") from None
+    told = partial(_told, f"cannot read {name}", errors=(*_UNREADABLE, OverflowError, pyarrow.ArrowException))
 
     def rows() -> Iterator[tuple[str, Any]]:
-        number = 0
-        with opened() as file:
-            try:
-                for batch in file.iter_batches(batch_size=1024):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield f"{name}:{number}", _without_nulls(row)
-            except unreadable as error:
-                raise Pard2Error(f"cannot read {name} after row {number}: {first_line(error)}") from None
+        with told(), pyarrow.parquet.ParquetFile(name) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
+            for number, row in enumerate(chain.from_iterable(batches), 1):
+                yield f"{name}:{number}", _without_nulls(row)
 
-    with opened() as file:
+    with told(), pyarrow.parquet.ParquetFile(name) as file:
         return Source(name, file.metadata.num_rows, Path(name), rows)
 
 
@@ -182,18 +167,14 @@ def _data_set(shown: str, name: str, config: str | None, split: str) -> Source:
         import datasets
     except ImportError:
         raise Pard2Error(f"{shown}: reading a data set needs the package datasets (pip install 'pard2[train]'){missing}") from None
-    try:
+    # The hub, the network and every file format fail in their own ways.
+    with _told(f"cannot load data set {shown!r}", missing, Exception):
         data = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the hub, the network and every file format fail in their own ways
-        raise Pard2Error(f"cannot load data set {shown!r}: {first_line(error)}{missing}") from None
 
     def rows() -> Iterator[tuple[str, Any]]:
-        number = 0
-        try:
+        with _told(f"cannot read data set {shown!r}", errors=Exception):
             for number, row in enumerate(data, 1):
                 yield f"{shown}:{number}", _without_nulls(row)
-        except Exception as error:
-            raise Pard2Error(f"cannot read data set {shown!r} after row {number}: {first_line(error)}") from None
 
     return Source(shown, len(data), None, rows)
 
