@@ -1,4 +1,4 @@
-"""Text from outside, read so that whatever is wrong with it becomes one line."""
+"""Text from outside, read so that whatever is wrong with it becomes one line, and shown on one line."""
 
 import json
 import re
@@ -8,6 +8,12 @@ from typing import Any
 from pard2.errors import Pard2Error
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what a terminal obeys, ends a line at, or cannot write
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text from outside on one line that a terminal shows and does not obey: control characters as `\\x1b`, but for those of `keep`."""
+    return _NOT_SHOWN.sub(lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text)
 
 
 def check_text(text: str) -> None:

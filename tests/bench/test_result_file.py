@@ -84,3 +84,46 @@ def test_place_that_cannot_be_written_is_found_after_the_run(tmp_path):
 def test_file_of_a_script_is_no_json(tmp_path):
     write_result(tmp_path / "new" / "r.json", {"date": "d"}, [{"a": 1}, {"a": 2}], more=[], other=[1])
     assert json.loads((tmp_path / "new" / "r.json").read_text()) == {"meta": {"date": "d"}, "results": [{"a": 1}, {"a": 2}], "more": [], "other": [1]}
+
+
+DAMAGE = {
+    "a plan that is a number": lambda held: held.update(plan=5),
+    "a plan that is a list": lambda held: held.update(plan=[]),
+    "no plan at all": lambda held: held.update(plan={}),
+    "resumed 5": lambda held: held["meta"].update(resumed=5),
+    "resumed a text": lambda held: held["meta"].update(resumed="abc"),
+    "meta a list": lambda held: held.update(meta=[]),
+    "chunks 5": lambda held: held.update(chunks=5),
+    "a chunk twice": lambda held: held["chunks"].append(held["chunks"][0]),
+    "half a chunk": lambda held: held["chunks"].pop(),
+    "another configuration": lambda held: held["chunks"][0]["configuration"].update(method="vsd"),
+    "fewer answers": lambda held: held["chunks"][0].update(answers=[]),
+    "an unknown field": lambda held: held["chunks"][0].update(more=1),
+    "an unknown field of a chunk": lambda held: held["chunks"][0]["chunk"].update(more=1),
+    "no seconds": lambda held: held["chunks"][0].pop("seconds"),
+    "seconds that are no number": lambda held: held["chunks"][0].update(seconds=float("nan")),
+    "times that are infinite": lambda held: held["chunks"][0]["totals"].update(decode_seconds=float("inf")),
+    "tokens that are a text": lambda held: held["chunks"][0]["totals"].update(tokens="5"),
+    "tokens that are true": lambda held: held["chunks"][0]["totals"].update(tokens=True),
+    "an answer of three": lambda held: held["chunks"][0]["answers"][0].pop(),
+    "an answer whose equality is a number": lambda held: held["chunks"][0]["answers"][0].__setitem__(3, 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_file_is_believed(tmp_path, damage):
+    path = tmp_path / "r.json"
+    ResultFile(path, small_plan()).add(chunk_of(0))
+    held = json.loads(path.read_text())
+    DAMAGE[damage](held)
+    path.write_text(json.dumps(held))
+    with pytest.raises(Pard2Error, match="name another file") as caught:
+        ResultFile(path, small_plan())
+    assert "\n" not in str(caught.value)
+    assert ResultFile(path, small_plan(), replace=True).done == set()
+
+
+def test_deep_file_is_a_traceback(tmp_path):
+    (tmp_path / "r.json").write_text('{"meta":' * 100_000)
+    with pytest.raises(Pard2Error, match="no result of `pard2 bench`"):
+        ResultFile(tmp_path / "r.json", small_plan())

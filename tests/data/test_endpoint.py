@@ -304,7 +304,15 @@ def test_check_of_a_server_that_speaks_no_tls(server: FakeEndpoint) -> None:
         Endpoints([server.address.replace("http", "https")], "tiny", GREEDY).check()
 
 
-@pytest.mark.parametrize("address", ["host:8000/v1", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1/v1", "http://host/v1?x=1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("host:8000/v1", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1/v1", "http://host/v1?x=1"),
+        # What http.client or the name's encoding refuses, each with an error of its own, when the first request is made.
+        *("http://a b/", "http://host/v1 x", f"http://{'a' * 64}/v1", "http://..a/v1", "http://a..b/v1"),
+        *("http://a\nb/v1", "http://a\x1bb/v1", "http://host/é"),
+    ],
+)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(Pard2Error, match="is not an address such as http://host:8000/v1"):
         Endpoints([address], "tiny", GREEDY)

@@ -111,8 +111,17 @@ def test_a_missing_package_names_the_extra(parquet, monkeypatch, name):
 
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.chdir(parquet.parent)
-    with pytest.raises(Pard2Error, match="pip install 'pard2\\[train\\]'"):
+    with pytest.raises(Pard2Error, match="pip install 'pard2\\[train\\]'") as caught:
         open_source(name)
+    assert ("there is no local file of that name" in str(caught.value)) == (name == "org/name")
+
+
+def test_a_data_set_that_fails_on_the_way_is_one_line(hub, monkeypatch):
+    """Pictures whose decoder is not installed, say."""
+    source = open_source("org/name")
+    monkeypatch.setattr("pard2.data.sources._without_nulls", lambda row: 1 / 0)
+    with pytest.raises(Pard2Error, match="cannot read data set 'org/name': division by zero"):
+        list(source.rows())
 
 
 def test_importing_sources_does_not_import_their_readers():
@@ -130,7 +139,7 @@ def test_damaged_files_are_one_line(tmp_path, parquet):
         with pytest.raises(Pard2Error, match="cannot read .*rows.parquet"):
             read_records(parquet)
     (tmp_path / "deep.jsonl").write_text("[" * 200_000)
-    with pytest.raises(Pard2Error, match="deep.jsonl:1 is not JSON"):
+    with pytest.raises(Pard2Error, match="deep.jsonl:1 is nested too deeply"):
         read_records(tmp_path / "deep.jsonl")
 
 

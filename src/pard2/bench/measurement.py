@@ -1,16 +1,18 @@
 """What one configuration did with one chunk of prompts: counts and times, nothing derived."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from pydantic import ConfigDict, TypeAdapter
 
 from pard2.bench.plan import Chunk, Configuration
 from pard2.engine.request import Completion
 from pard2.engine.statistics import Totals
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Counts of one prompt. tokens: all new ones, that of the prompt's pass included. equal: to plain decoding's, token by token."""
 
     tokens: int
@@ -33,6 +35,7 @@ class Measurement:
     proposed_at: tuple[int, ...]
     accepted_at: tuple[int, ...]
     seconds: float
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # for its parts, too
 
     @classmethod
     def of(
@@ -56,17 +59,9 @@ class Measurement:
         return cls(configuration, chunk, totals, answers, proposed_at, accepted_at, seconds)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"answers": [astuple(answer) for answer in self.answers]}
+        return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Measurement":
-        """Reads `as_dict`. Raises `KeyError` or `TypeError` for anything else."""
-        return cls(
-            Configuration(**values["configuration"]),
-            Chunk(**values["chunk"]),
-            Totals(**values["totals"]),
-            tuple(Answer(*answer) for answer in values["answers"]),
-            tuple(values["proposed_at"]),
-            tuple(values["accepted_at"]),
-            values["seconds"],
-        )
+    def from_dict(cls, values: object) -> "Measurement":
+        """Reads `as_dict`. Raises `ValueError` for anything else: other fields, values of another type, times that are not finite."""
+        return TypeAdapter(cls).validate_json(json.dumps(values))  # strict, and yet a list is read as the tuple that it was

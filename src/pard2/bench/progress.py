@@ -11,6 +11,7 @@ from rich.text import Text
 from pard2.bench.plan import Chunk, Configuration
 from pard2.bench.report import Result
 from pard2.bench.table import results_table
+from pard2.reading import printable
 from pard2.units import duration
 
 
@@ -54,7 +55,7 @@ class LiveTable:
         self._refresh(f"{self._where}: {name}, temperature {configuration.temperature:g}")
 
     def _refresh(self, line: str) -> None:
-        text = Text(line, style="dim")
+        text = Text(printable(line), style="dim")
         self._live.update(Group(results_table(self._results), text) if self._results else text, refresh=True)
 
 

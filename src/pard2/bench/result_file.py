@@ -12,6 +12,7 @@ from pard2.bench.report import summarise
 from pard2.environment import meta
 from pard2.errors import Pard2Error
 from pard2.files import write_whole
+from pard2.reading import parse_json
 
 
 class ResultFile:
@@ -49,28 +50,37 @@ class ResultFile:
 
     def _read(self, path: Path, replace: bool) -> None:
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
+            if not path.is_file():  # a pipe would be waited for for ever
+                raise Pard2Error(f"--json: cannot read {path}: it is not a regular file")
+            held = parse_json(path.read_bytes())
             about, plan = held["meta"], held["plan"]
             measurements = [Measurement.from_dict(values) for values in held["chunks"]]
-            machine = {key: about[key] for key in ("versions", "hardware")}
+            machine, resumed = {key: about[key] for key in ("versions", "hardware")}, about.get("resumed", [])
+            if not isinstance(plan, dict) or not isinstance(resumed, list):
+                raise TypeError
         except OSError as error:
             raise Pard2Error(f"--json: cannot read {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise Pard2Error(f"--json: {path} exists and is no result of `pard2 bench`; name another file") from None
         if replace:
             return
-        changed = _first_difference(plan, self.plan.as_dict()) or _first_difference(machine, self._about)
+        ours = {key: self._about[key] for key in machine}
+        changed = _first_difference(plan, self.plan.as_dict()) or _first_difference(machine, ours)
         if changed is not None:
             raise Pard2Error(f"--json: {path} holds a run with another {changed}; name another file, or replace it with --force")
+        whole = {(chunk, one) for chunk in {each.chunk for each in measurements} for one in self.plan.at(chunk.batch_size)}
+        found = [(each.chunk, each.configuration) for each in measurements if len(each.answers) == each.chunk.count]
+        if len(found) != len(measurements) or len(found) != len(whole) or set(found) != whole:
+            raise Pard2Error(f"--json: {path} holds a chunk twice or in part; name another file, or replace it with --force")
         if measurements:
             again = {key: self._about[key] for key in ("argv", "commit", "date")}
-            self._about = about | {"resumed": [*about.get("resumed", []), again]}
+            self._about = about | {"resumed": [*resumed, again]}
             self.measurements = measurements
 
 
 def _first_difference(held: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
-    """The first key of `held` whose value is not ours. Through JSON, where a tuple is a list."""
-    return next((key for key, value in held.items() if json.loads(json.dumps(ours.get(key))) != value), None)
+    """The first key whose value is not ours. Through JSON, where a tuple is a list."""
+    return next((key for key in {**held, **ours} if json.loads(json.dumps(ours.get(key))) != held.get(key)), None)
 
 
 def write_result(path: Path, about: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from pard2.bench.report import Result
+from pard2.reading import printable
 
 _COLUMNS = ("suite", "method", "batch", "K", "temp.", "tokens/s", "speed-up (95 %)", "AL (95 %)", "draft + verify", "other", "same text")
 
@@ -15,7 +17,7 @@ def results_table(results: Sequence[Result]) -> Table:
     for r in results:
         draft, verify = (1000 * r[key] / max(1, r["cycles"]) for key in ("draft_seconds", "verify_seconds"))
         table.add_row(
-            *(str(r[key]) for key in ("suite", "method", "batch_size", "draft_tokens")),
+            *(escape(printable(str(r[key]))) for key in ("suite", "method", "batch_size", "draft_tokens")),
             f"{r['temperature']:g}",
             f"{r['tokens_per_second']:.1f}",
             _with_interval(r, "speedup", "x"),

@@ -102,8 +102,11 @@ def _answer(engine: "Engine", messages: "list[Message]", params: "SamplingParams
             for step in stream:
                 steps.append(step)
                 piece = coloured.add(step)
-                said += piece.plain
-                console.print(piece, end="")
+                said += step.text or ""
+                if console.is_terminal:
+                    console.print(piece, end="")
+                else:
+                    typer.echo(step.text, nl=False)
                 ended = step.finish_reason or ended
     except KeyboardInterrupt:
         pass  # what has been said stands

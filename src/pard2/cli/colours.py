@@ -4,6 +4,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.engine.statistics import Step
+from pard2.reading import printable
 
 DRAFTED = "green"
 
@@ -24,6 +25,6 @@ class ColouredText:
             # Decoded from the start each time: a character may spread over several tokens.
             whole = str(self._tokenizer.decode(self._token_ids, skip_special_tokens=True))
             if not whole.endswith("\ufffd"):
-                text.append(whole[len(self._shown) :], style=DRAFTED if index < step.accepted else "")
+                text.append(printable(whole[len(self._shown) :], keep="\n\t"), style=DRAFTED if index < step.accepted else "")
                 self._shown = whole
         return text

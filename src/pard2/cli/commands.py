@@ -42,9 +42,12 @@ def _told() -> Iterator[None]:
 
 
 class _Commands(TyperGroup):
-    def make_context(self, *arguments: Any, **more: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **more: Any) -> Any:
         with _told():  # which prints --help and --version
-            return super().make_context(*arguments, **more)
+            for word in args:
+                if word.encode(errors="replace").decode() != word:  # neither a tokenizer nor a file of answers takes it
+                    raise Pard2Error(f"the argument {word!r} is not UTF-8 text")
+            return super().make_context(info_name, args, parent, **more)
 
     def invoke(self, ctx: Any) -> Any:
         with _told():

@@ -8,23 +8,34 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+from pard2.reading import printable
+
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # else `f.jsonl:100: ..` shows a picture
+
+
+def answer_text(text: str) -> str:
+    """An answer for standard output: byte for byte, but on a terminal without control characters other than line feed and tab."""
+    return printable(text, keep="\n\t") if on_terminal() else text
+
+
+def on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def print_error(message: str) -> None:
     """One red line."""
-    console.print(f"[bold red]error:[/] [red]{escape(message)}[/]")
+    console.print(f"[bold red]error:[/] [red]{escape(printable(message))}[/]")
 
 
 def print_note(message: str) -> None:
     """A plan, or how a run ended."""
-    console.print(f"[dim]{escape(message)}[/]")
+    console.print(f"[dim]{escape(printable(message))}[/]")
 
 
 @contextmanager
 def working(message: str) -> Iterator[None]:
     """Say what is being waited for; a spinner on a terminal, nothing elsewhere."""
-    with console.status(escape(message)):
+    with console.status(escape(printable(message))):
         yield
 
 
@@ -37,7 +48,7 @@ def record_progress(description: str, total: int, done: int) -> Iterator[Callabl
     times = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
     began, tokens = time.perf_counter(), 0
     # Results that share the terminal must go through the bar's console; those that go to a file or a pipe must not.
-    with Progress(*columns, *times, console=console, redirect_stdout=sys.stdout.isatty()) as progress:
+    with Progress(*columns, *times, console=console, redirect_stdout=on_terminal()) as progress:
         task = progress.add_task(description, total=total, completed=done, rate="")
 
         def advance(records: int, new_tokens: int) -> None:

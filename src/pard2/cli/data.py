@@ -1,7 +1,6 @@
 """`pard2 data`: conversations that the target wrote or answered."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption, choose_draft
 from pard2.errors import Pard2Error
 from pard2.files import check_output
+from pard2.reading import parse_json
 
 if TYPE_CHECKING:
     from pard2.data.answers import Answer, Answerer, Replier
@@ -75,7 +75,7 @@ def regenerate(
     context: typer.Context,
     target: TargetOption,
     source: Annotated[
-        Path, typer.Option("-i", "--input", metavar="SOURCE", help="Prompts or conversations: a JSONL or Parquet file, or a data set.")
+        Path, typer.Option("-i", "--input", metavar="SOURCE", help="Prompts or conversations: a file of JSON, CSV or Parquet, or a data set.")
     ],
     output: OutputOption,
     draft: AnsweringDraftOption = None,
@@ -178,9 +178,9 @@ def _refuse_given(context: typer.Context, flags: dict[str, str], why: str) -> No
 
 def _json_object(flag: str, text: str | None) -> dict[str, Any] | None:
     try:
-        value = None if text is None else json.loads(text)
-    except json.JSONDecodeError:
-        value = text
+        value = None if text is None else parse_json(text)
+    except ValueError as error:
+        raise Pard2Error(f"{flag} {error}") from None
     if value is not None and not isinstance(value, dict):
         raise Pard2Error(f"""{flag} {text!r} is not a JSON object such as '{{"top_k": -1}}'""")
     return value

@@ -10,6 +10,7 @@ import typer
 from pard2.cli.console import print_note, working
 from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, parse_numbers
 from pard2.files import CHECKPOINT, new_directory
+from pard2.reading import printable
 
 if TYPE_CHECKING:
     from pard2.models.inspection import DraftReport
@@ -71,11 +72,11 @@ def info(
         typer.echo(json.dumps(dataclasses.asdict(report) | ({} if fits is None else {"fits": fits}), ensure_ascii=False))
         return
     for label, value in _lines(report):
-        typer.echo(f"{label:<16}{value}")
+        typer.echo(printable(f"{label:<16}{value}"))
     for method, answer in (fits or {}).items():
-        typer.echo(f"{'fits as':<16}{method}: {answer}")
+        typer.echo(printable(f"{'fits as':<16}{method}: {answer}"))
     for missing in report.lacks:
-        typer.echo(f"{'lacks':<16}{missing}")
+        typer.echo(printable(f"{'lacks':<16}{missing}"))
 
 
 def _lines(report: "DraftReport") -> list[tuple[str, str]]:

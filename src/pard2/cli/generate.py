@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pard2.cli.console import print_note, record_progress, working
+from pard2.cli.console import answer_text, on_terminal, print_note, record_progress, working
 from pard2.cli.options import (
     CacheTokensOption,
     DeviceOption,
@@ -129,7 +128,7 @@ def generate(
     if total > 1:
         _answer_all(engine, texts, params, raw, as_json)
     else:
-        _answer_one(engine, texts[0], params, raw, as_json, live=stream or (sys.stdout.isatty() and not as_json))
+        _answer_one(engine, texts[0], params, raw, as_json, live=stream or (on_terminal() and not as_json))
 
 
 def _prompts(texts: list[str], file: Path | None, raw: bool) -> "list[Prompt]":
@@ -154,7 +153,7 @@ def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw:
         while not request.done:
             engine.step()
             for step in request.take_steps():
-                typer.echo(step.text, nl=False)
+                typer.echo(answer_text(step.text), nl=False)
         typer.echo()
         (completion,) = request.completions()
     else:
@@ -163,9 +162,9 @@ def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw:
     if completion.error is not None:
         raise Pard2Error(completion.error)
     if as_json:
-        typer.echo(json.dumps(_as_json(completion), ensure_ascii=False))
+        typer.echo(answer_text(json.dumps(_as_json(completion), ensure_ascii=False)))
     elif not live:
-        typer.echo(completion.text)
+        typer.echo(answer_text(completion.text or ""))
     stats = completion.stats
     print_note(
         f"{completion.method}: {len(completion.token_ids)} tokens ({completion.finish_reason}) after a prompt of {completion.prompt_tokens}; "
@@ -184,9 +183,9 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
                 failures.append(f"prompt {place['prompt']}: {completion.error}")
             # Not typer.echo, which on a terminal writes past the bar's console and into the bar.
             if as_json:
-                print(json.dumps(place | _as_json(completion), ensure_ascii=False), flush=True)
+                print(answer_text(json.dumps(place | _as_json(completion), ensure_ascii=False)), flush=True)
             elif completion.error is None:
-                print(f"--- prompt {place['prompt']}, answer {completion.index} ---\n{completion.text}", flush=True)
+                print(f"--- prompt {place['prompt']}, answer {completion.index} ---\n{answer_text(completion.text or '')}", flush=True)
             tokens += len(completion.token_ids)
             advance(1, len(completion.token_ids))
     totals = engine.totals

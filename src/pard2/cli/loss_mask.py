@@ -6,6 +6,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.data.chat import Example
+from pard2.reading import printable
 
 
 def render(tokenizer: Tokenizer, example: Example, most: int, marked: bool) -> Text:
@@ -15,5 +16,6 @@ def render(tokenizer: Tokenizer, example: Example, most: int, marked: bool) -> T
     for predicted, stretch in groupby(pairs, key=lambda pair: pair[1]):
         # Decoded together: a character may be spread over several tokens.
         part = tokenizer.decode([token for token, _ in stretch], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        part = printable(part, keep="\n\t")
         text.append(f"⟦{part}⟧" if predicted and marked else part, style="green" if predicted else "dim")
     return text

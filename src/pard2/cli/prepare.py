@@ -14,6 +14,7 @@ from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import ForceOption, TargetOption
 from pard2.errors import Pard2Error
 from pard2.files import PREPARED, new_directory
+from pard2.reading import printable
 
 if TYPE_CHECKING:
     from pard2.data.chat import Example
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pard2.models.target import Target
 
 SourcesArgument = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help="JSONL or Parquet files, or data sets of the hub (org/name, org/name/config:split).")
+    list[str], typer.Argument(metavar="SOURCE...", help="Files of JSON, CSV or Parquet, or data sets of the hub (org/name, org/name/config:split).")
 ]
 
 
@@ -67,6 +68,7 @@ def preview(
     """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""
     with working("importing torch"):
         from rich.console import Console
+        from rich.text import Text
 
         from pard2.cli.loss_mask import render
         from pard2.data.examples import load_examples
@@ -74,7 +76,7 @@ def preview(
     model = _with_tokenizer(target)
     out = Console(highlight=False, soft_wrap=True)
     for example in _first_examples(sources, model, count):
-        out.rule(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")
+        out.rule(Text(printable(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")))
         out.print(render(model.tokenizer, example, max_length, marked=not out.is_terminal))
     with _tokenising() as progress:
         examples = load_examples(sources, model.tokenizer, model.eos_token_ids, sys.maxsize, progress=progress, vocab_size=model.vocab_size)

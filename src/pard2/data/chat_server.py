@@ -41,9 +41,11 @@ class ChatServer:
         try:
             parts = urlsplit(address)
             self._host, self._port = parts.hostname or "", parts.port
-        except ValueError:  # a port that is no number, or half of an IPv6 address
+            self._host.encode("idna"), parts.path.encode("ascii")
+        except ValueError:  # a port that is no number, half of an IPv6 address, a label of 0 or more than 63 characters
             parts, self._host = urlsplit(""), ""
-        if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment:
+        blank = " " in address or not address.isprintable()
+        if blank or parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment:
             raise Pard2Error(f"--endpoint {address!r} is not an address such as http://host:8000/v1")
         self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._path = parts.path.rstrip("/")

@@ -1,64 +1,87 @@
-"""Rows of the formats in use to one form of record: OpenAI `messages`, ShareGPT `conversations`, plain `text`.
+"""Rows of the formats in use to one form of record: OpenAI `messages`, ShareGPT `conversations`, a question with its answer, plain `text`.
 
 It does not know where a row comes from, nor what a chat template makes of it.
 """
 
-import json
 from typing import Any
 
+from pard2.data.sources import ROW_FORM
 from pard2.errors import Pard2Error
+from pard2.reading import parse_json
 
 # `id` and either `messages` or `text`; perhaps `tools` and `chat_template_kwargs`, which the chat template gets. Other keys are carried along.
 Record = dict[str, Any]
 # `role` and `content`, a text; None only where an assistant calls tools. Other keys (`tool_calls`, `name`, ...) are the chat template's.
 Message = dict[str, Any]
 
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-}
+# Characters of a conversation, about two million tokens: more than a model reads, and what is longer is tokenised for minutes to be told so.
+LONGEST = 2**23
+
+# In capitals, too. A template would take `Assistant` or `model` for somebody else, and its answers for context.
+_SPEAKERS = {"system": "system", "human": "user", "user": "user"}
+_SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", "ai"), "assistant")
+_SHAREGPT_ROLES = _SPEAKERS | {"function_call": "assistant"} | dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool")
+# Columns of a question, of what belongs to it, and of its answer.
+_PAIRS = (("instruction", "input", "output"), ("prompt", "", "completion"), ("question", "", "answer"))
+_UNREAD = ("chosen", "rejected", "history")  # left out, they would be missed
 
 
 def to_record(row: Any, where: str) -> Record:
-    """The row as a record; `where` (`file:line`) is what errors call it, and its id if it has none.
+    """The row as a record; `where` (`file:line`) is what errors call it, and its id if it has none. Where several columns would do,
+    `messages` wins, then `conversations`, a question with its answer, and `text`.
 
-    Raises `Pard2Error` for a row without one of the three columns, and for turns that are no text.
+    Raises `Pard2Error` for a row without any of them, for turns that are no text, and for more than `LONGEST` characters.
     """
     if not isinstance(row, dict):
-        raise Pard2Error(f"{where} has no `messages`: it is not an object")
+        raise Pard2Error(f"{where} has no `messages`: it is not an object such as {ROW_FORM}")
     record = dict(row)
-    # Without the folder, so that a run resumed from elsewhere knows its records again.
-    record["id"] = where.rpartition("/")[2] if row.get("id") is None else str(row["id"])
-    if row.get("messages") is not None:
-        turns = row["messages"]
-    elif row.get("conversations") is not None:
-        turns = record.pop("conversations")
-    elif isinstance(row.get("text"), str) and row["text"]:
+    if isinstance(row.get("id"), (dict, list)):
+        raise Pard2Error(f"{where}: `id` is neither a text nor a number")
+    # Without the folder, so that a run resumed from elsewhere knows its records again. A file's name need not be Unicode.
+    place = where.rpartition("/")[2].encode(errors="backslashreplace").decode()
+    record["id"] = place if row.get("id") is None else str(row["id"])
+    turns = _turns(record, where)
+    if turns is not None:
+        if not isinstance(turns, list) or not turns:
+            raise Pard2Error(f"{where} has no `messages`: a list of objects with `role` and `content` is needed")
+        record["messages"] = [_message(turn, f"{where}: message {number}") for number, turn in enumerate(turns, 1)]
+    characters = len(record["text"]) if turns is None else sum(len(message["content"] or "") for message in record["messages"])
+    if characters > LONGEST:
+        raise Pard2Error(f"{where} holds {characters:,} characters, more than {LONGEST:,}, which no model reads at once; cut it into several")
+    if turns is None:
         return record
-    else:
-        raise Pard2Error(f"{where} has no `messages`, `conversations` or `text`; it has {', '.join(map(str, row)) or 'nothing'}")
-    if not isinstance(turns, list) or not turns:
-        raise Pard2Error(f"{where} has no `messages`: a list of objects with `role` and `content` is needed")
-    record["messages"] = [_message(turn, f"{where}: message {number}") for number, turn in enumerate(turns, 1)]
     if isinstance(record.get("system"), str) and record["system"] and record["messages"][0]["role"] != "system":
         record["messages"].insert(0, {"role": "system", "content": record.pop("system")})  # a column of its own in some ShareGPT files
     for column, kind in (("tools", list), ("chat_template_kwargs", dict)):
         if record.get(column) is not None:
-            record[column] = _decoded(record[column])
+            record[column] = _decoded(record[column], where)
             if not isinstance(record[column], kind):
                 raise Pard2Error(f"{where}: `{column}` is not a JSON {'list' if kind is list else 'object'}")
     return record
+
+
+def _turns(record: Record, where: str) -> Any:
+    """What a column of the record holds as turns, which goes out of it; None for a plain text."""
+    for column in ("messages", "conversations"):
+        if record.get(column) is not None:
+            return _decoded(record.pop(column), where)
+    for question, more, answer in _PAIRS:
+        if record.get(question) and answer in record:
+            asked, added, answered = record.pop(question), record.pop(more, None), record.pop(answer)
+            if added:
+                asked = [{"type": "text", "text": asked}, {"type": "text", "text": "\n\n"}, {"type": "text", "text": added}]
+            return _said("user", asked) + (_said("assistant", answered) if answered else [])
+    unread = [column for column in _UNREAD if record.get(column)]
+    if unread or not isinstance(record.get("text"), str) or not record["text"]:
+        what = f"`{unread[0]}` is not read" if unread else f"it has {', '.join(str(key) for key in record if key != 'id') or 'nothing'}"
+        raise Pard2Error(f"{where} has no `messages`, `conversations` or `text`; {what}; a row looks like {ROW_FORM}")
+    return None
+
+
+def _said(role: str, said: Any) -> list[Any]:
+    """The turn of a question or an answer, which may be turns already."""
+    turns = isinstance(said, list) and said and isinstance(said[0], dict) and "role" in said[0]
+    return said if turns else [{"role": role, "content": said}]
 
 
 def template_arguments(record: Record) -> dict[str, Any]:
@@ -81,15 +104,19 @@ def _message(turn: Any, where: str) -> Message:
     if "from" in turn and "role" not in turn:
         return _sharegpt_message(turn, where)
     message = {key: value for key, value in turn.items() if value is not None or key == "content"}  # in columns, what is absent is null
-    if not isinstance(message.get("role"), str):
+    role = message.get("role")
+    if not isinstance(role, str):
         raise Pard2Error(f"{where} of `messages` has no `role`")
+    message["role"] = _SPEAKERS.get(role.lower(), role)
     content = message.get("content")
     if isinstance(content, list):
         content = _joined(content, where)
     calls = message.get("tool_calls")
     if calls:
+        if not isinstance(calls, list):
+            raise Pard2Error(f"{where} of `messages` has `tool_calls` that are no list")
         message["tool_calls"] = [_tool_call(call, where) for call in calls]
-    elif not isinstance(content, str):
+    if not isinstance(content, str) and (content is not None or not calls):
         raise Pard2Error(f"{where} of `messages` has no `content` text")
     return {**message, "content": content}
 
@@ -99,19 +126,20 @@ def _joined(parts: list[Any], where: str) -> str:
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise Pard2Error(f"{where} holds a part of type {kind!r}; only text can be learned")
+            raise Pard2Error(f"{where} holds a part of type {kind!r}; only text can be learned, as in {ROW_FORM}")
     return "".join(part["text"] for part in parts)
 
 
 def _sharegpt_message(turn: dict[str, Any], where: str) -> Message:
     role, value = turn["from"], turn.get("value")
+    role = role.lower() if isinstance(role, str) else None
     if role not in _SHAREGPT_ROLES:
-        raise Pard2Error(f"{where} is from {role!r}; known are {', '.join(_SHAREGPT_ROLES)}")
+        raise Pard2Error(f"{where} is from {turn['from']!r}; known are {', '.join(_SHAREGPT_ROLES)}")
     if not isinstance(value, str):
         raise Pard2Error(f"{where} has no `value` text")
     if role != "function_call":
         return {"role": _SHAREGPT_ROLES[role], "content": value}
-    calls = _decoded(value)
+    calls = _decoded(value, where)
     calls = calls if isinstance(calls, list) else [calls]
     return {"role": "assistant", "content": None, "tool_calls": [_tool_call(call, where) for call in calls]}
 
@@ -123,14 +151,14 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Pard2Error(f"{where} holds a tool call that is not an object with `name` and `arguments`")
-    return {**call, "function": {**function, "arguments": _decoded(function.get("arguments") or {})}}
+    return {**call, "function": {**function, "arguments": _decoded(function.get("arguments") or {}, where)}}
 
 
-def _decoded(value: Any) -> Any:
-    """What a JSON text says; any other value as it is."""
-    if not isinstance(value, str):
-        return value
+def _decoded(value: Any, where: str) -> Any:
+    """What a JSON text says; any other value as it is, a text that is no JSON, too."""
     try:
-        return json.loads(value)
-    except ValueError:
-        return value
+        return parse_json(value) if isinstance(value, str) else value
+    except ValueError as error:
+        if str(error).startswith("is not JSON"):
+            return value
+        raise Pard2Error(f"{where} {error}") from None

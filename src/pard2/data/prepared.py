@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import NonNegativeInt, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -17,6 +18,7 @@ from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.sources import Source
 from pard2.errors import Pard2Error, first_line
 from pard2.files import recover, whole_directory
+from pard2.reading import read_json
 
 FORMAT, FORMAT_VERSION = "pard2-tokens", 1
 MANIFEST = "manifest.json"
@@ -29,8 +31,8 @@ def is_prepared(name: str | Path) -> bool:
     """Whether this is a directory that `save_prepared` wrote."""
     recover(Path(name))
     try:
-        return json.loads((Path(name) / MANIFEST).read_bytes()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+        return read_json(Path(name) / MANIFEST).get("format") == FORMAT
+    except (Pard2Error, AttributeError):
         return False
 
 
@@ -68,17 +70,9 @@ def save_prepared(
             **_fingerprint(tokenizer, eos_token_ids),
             "max_length": max_length,
             "on_long": on_long,
-            "counts": {
-                "rows": sum(source.count for source in sources),
-                "examples": len(examples),
-                "tokens": len(examples.tokens),
-                "predicted_tokens": int(examples.predicted.sum()),
-                "longest": int(examples.lengths.max()),
-                "skipped": examples.skipped,
-                "cut": examples.cut,
-            },
+            "counts": {"rows": sum(source.count for source in sources), **_counts(examples)},
             "shards": shards,
-            "sources": [_described(source) for source in sources],
+            "sources": [_described(one) for source in sources for one in (source.parts or [source])],
             "versions": {package: version(package) for package in ("pard2", "transformers", "tokenizers")},
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -89,7 +83,7 @@ def load_prepared(directory: str | Path, tokenizer: Tokenizer, eos_token_ids: fr
     directory = Path(directory)
     damaged = Pard2Error(f"{directory} is incomplete or damaged; make it again with `pard2 data prepare`")
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
+        manifest = read_json(directory / MANIFEST)
         if manifest["format_version"] != FORMAT_VERSION:
             raise Pard2Error(f"{directory} was written by another version of pard2; make it again with `pard2 data prepare`")
         for key, value in _fingerprint(tokenizer, eos_token_ids).items():
@@ -98,22 +92,46 @@ def load_prepared(directory: str | Path, tokenizer: Tokenizer, eos_token_ids: fr
                 raise Pard2Error(
                     f"{directory} was prepared for {manifest['target']!r}, whose {what} is not the target's; make it again with `pard2 data prepare`"
                 )
-        counts = manifest["counts"]
+        counts = TypeAdapter(dict[str, NonNegativeInt]).validate_python(manifest["counts"], strict=True)
         if counts["longest"] > max_length:
             raise Pard2Error(
                 f"{directory} holds examples of up to {counts['longest']} tokens, more than data.max_length={max_length}; "
                 "raise that, or prepare it again with this --max-length"
             )
+        ids = TypeAdapter(list[str]).validate_python(read_json(directory / _ID_FILE), strict=True)
         shards = [load_file(directory / Path(name).name) for name in manifest["shards"]]
         tokens, predicted = (np.concatenate([shard[name] for shard in shards]) for name in ("tokens", "predicted"))
         lengths = np.concatenate([np.diff(shard["offsets"]) for shard in shards])
-        ids = json.loads((directory / _ID_FILE).read_bytes())
-        if not (len(tokens) == len(predicted) == lengths.sum() == counts["tokens"] and len(ids) == len(lengths) == counts["examples"]):
+        examples = Examples(tokens, predicted, np.concatenate([[0], lengths]).cumsum(), ids, counts["skipped"], counts["cut"])
+        if not _is_whole(examples, max(tokenizer.get_vocab().values())) or any(counts[name] != count for name, count in _counts(examples).items()):
             raise damaged
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         raise damaged from None
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Examples(tokens, predicted, offsets, ids, counts["skipped"], counts["cut"])
+    return examples
+
+
+def _counts(examples: Examples) -> dict[str, int]:
+    return {
+        "examples": len(examples),
+        "tokens": len(examples.tokens),
+        "predicted_tokens": int(examples.predicted.sum()),
+        "longest": int(examples.lengths.max()),
+        "skipped": examples.skipped,
+        "cut": examples.cut,
+    }
+
+
+def _is_whole(examples: Examples, last_token: int) -> bool:
+    """Whether the arrays are what they must be: ids of tokens up to `last_token`, and in each example, of its own name, something to predict."""
+    tokens, predicted, offsets, ids = examples.tokens, examples.predicted, examples.offsets, examples.ids
+    return bool(
+        (tokens.dtype, predicted.dtype, offsets.dtype) == (np.int32, np.bool_, np.int64)
+        and len(set(ids)) == len(ids) == len(offsets) - 1
+        and tokens.shape == predicted.shape == (offsets[-1],)
+        and examples.lengths.min() > 0
+        and 0 <= tokens.min() <= tokens.max() <= last_token
+        and np.logical_or.reduceat(predicted, offsets[:-1]).all()
+    )
 
 
 def _fingerprint(tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def check_same_run(writer: RecordWriter, model: str, settings: Settings) -> None
     """Raises `Pard2Error` if the output holds answers of another target, or made with other settings."""
     wanted = {"model": model} | settings
     for record in read_records(writer.path) if writer.done else []:
-        held = {"model": record.get("model")} | (record.get("settings") or {})
+        held = {"model": record.get("model")} | (made if isinstance(made := record.get("settings"), dict) else {})
         for name, flag in _FLAGS.items():
             if held.get(name) != wanted.get(name):
                 raise Pard2Error(

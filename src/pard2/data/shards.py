@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ def record_key(tokens: np.ndarray) -> bytes:
 
 
 class Shards:
-    """The shards of a directory, which need not exist yet. made_by: what all of them must say."""
+    """The shards of a directory, which need not exist yet. made_by: what all of them must say. widths: of `features`, and of `last_state`
+    where it is stored; dtype: of both."""
 
-    def __init__(self, directory: Path, made_by: str) -> None:
+    def __init__(self, directory: Path, made_by: str, widths: dict[str, int], dtype: torch.dtype) -> None:
         self.directory = directory
-        self._made_by = made_by
+        self._made_by, self._widths, self._dtype = made_by, widths, dtype
         self._index: dict[bytes, tuple[str, int, int]] = {}  # shard, first and one past the last row
         self._seen: set[str] = set()
         self._opened = lru_cache(_OPEN_SHARDS)(self._open)
@@ -71,13 +73,13 @@ class Shards:
             try:
                 file = self._opened(path.name)
                 made_by = (file.metadata() or {}).get("made_by")
-                offsets, keys = file.get_tensor("offsets").tolist(), file.get_tensor("keys").numpy()
-            except (OSError, SafetensorError):
+                records = self._records(file) if made_by == self._made_by else {}
+            except (OSError, SafetensorError, ValueError, TypeError, IndexError):
                 raise self._damaged(path.name) from None
             if made_by != self._made_by:
                 raise Pard2Error(f"features.cache {self.directory}: {path.name} was made by another target than the rest; name another directory")
-            for key, start, stop in zip(keys, offsets[:-1], offsets[1:], strict=True):
-                self._index.setdefault(key.tobytes(), (path.name, start, stop))
+            for key, (start, stop) in records.items():
+                self._index.setdefault(key, (path.name, start, stop))
             self._seen.add(path.name)
 
     def read(self, tokens: np.ndarray, record: str) -> StateRecord | None:
@@ -91,13 +93,17 @@ class Shards:
         shard, start, stop = self._index[key]
         try:
             file = self._opened(shard)
-            names = ["tokens", "features", *({"last_state"} & set(file.keys()))]
             # Copies, since the file is mapped: the disk is waited for here and not in the pass that uses them.
-            rows = {name: file.get_slice(name)[start:stop].clone() for name in names}
+            rows = {name: file.get_slice(name)[start:stop].clone() for name in ("tokens", *self._widths)}
         except (OSError, SafetensorError):
             raise self._damaged(shard) from None
         if not np.array_equal(rows["tokens"].numpy(), tokens):
             raise Pard2Error(f"features.cache {self.directory}: {shard} holds other tokens than record {record} has under its key; delete that file")
+        if not all(rows[name].isfinite().all() for name in self._widths):
+            raise Pard2Error(
+                f"features.cache {self.directory}: {shard} holds numbers of record {record} that are not finite; delete that file, "
+                "and choose another target.dtype if it comes again"
+            )
         return StateRecord(tokens, rows["features"], rows.get("last_state"))
 
     def write(self, records: Sequence[StateRecord]) -> None:
@@ -124,6 +130,18 @@ class Shards:
             beside.unlink(missing_ok=True)
         self._seen.add(name)
         self._index |= {record.key: (name, end - len(record.tokens), end) for record, end in zip(records, ends, strict=True)}
+
+    def _records(self, file: Any) -> dict[bytes, tuple[int, int]]:
+        """First and one past the last row of each record by its key. Raises `ValueError` for arrays of other types or shapes than those written."""
+        offsets, keys = file.get_tensor("offsets"), file.get_tensor("keys")
+        ends = offsets.tolist()
+        rows, pairs = ends[-1], list(pairwise(ends))
+        wanted = {"tokens": ([rows], torch.int32), **{name: ([rows, width], self._dtype) for name, width in self._widths.items()}}
+        found = {name: (file.get_slice(name).get_shape(), file.get_slice(name)[:0].dtype) for name in wanted}
+        rising = offsets.dtype == torch.int64 and ends[0] == 0 and all(start < stop for start, stop in pairs)
+        if not rising or found != wanted or (keys.dtype, keys.shape) != (torch.uint8, (len(pairs), _KEY_BYTES)):
+            raise ValueError
+        return dict(zip((key.tobytes() for key in keys.numpy()), pairs, strict=True))
 
     def _open(self, shard: str) -> Any:
         return safe_open(self.directory / shard, framework="pt")

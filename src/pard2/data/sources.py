@@ -1,65 +1,146 @@
-"""Where rows come from: a JSONL file, a Parquet file, or a data set of the hub. It does not know what a row means."""
+"""Where rows come from: files of JSON, CSV or Parquet, compressed or not, pipes, or a data set of the hub. It does not know what a row means."""
 
-import json
+import csv
+import glob
+import gzip
+import io
+import lzma
+import os
 import re
+import stat
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pard2.errors import Pard2Error, first_line
+from pard2.reading import parse_json
+
+ROW_FORM = '{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]} or {"text": "Once upon a time"}'
 
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
-_FILE_NAME = re.compile(r".*\.(jsonl|json|parquet)", re.IGNORECASE)
+_FILE_NAME = re.compile(r".*\.(?P<kind>jsonl|json|csv|tsv|txt|parquet|parq|pq)(\.(gz|xz))?", re.IGNORECASE | re.DOTALL)
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # by how such a file begins
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, csv.Error)
 
 
 @dataclass(frozen=True)
 class Source:
-    """name: as the user said it. count: rows. file: the file that holds them, None for a data set.
+    """name: as the user said it. count: rows. file: the file that holds them, None for a data set, a pipe, and for several files.
 
-    `rows()` starts anew at each call and yields every row with its place, `file:line` or `name:row`.
+    `rows()` starts anew at each call and yields every row with its place, `file:line` or `name:row`. parts: the sources that a pattern
+    such as `data/*.jsonl` found.
     """
 
     name: str
     count: int
     file: Path | None
     rows: Callable[[], Iterator[tuple[str, Any]]]
+    parts: tuple["Source", ...] = ()
 
 
 def open_source(name: str | Path) -> Source:
-    """A file or directory of that name if there is one, else the hub's data set `org/name[/config][:split]`, split `train` by default.
+    """A file or directory of that name if there is one, the files that a pattern finds, `-` for standard input, else the hub's data set
+    `org/name[/config][:split]`, split `train` by default.
 
-    A directory is read as a data set is. Raises `Pard2Error`, as `rows()` does later, for what cannot be read.
+    A directory is read as a data set is; a pipe is read once and kept. Raises `Pard2Error`, as `rows()` does later, for what cannot be read.
     """
     name = str(name)
-    path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):
         return _data_set(name, name, None, "train")
-    if not path.exists() and not _FILE_NAME.fullmatch(name):
+    file_name = _FILE_NAME.fullmatch(name)
+    if name != "-" and not os.path.exists(name):
+        if any(sign in name for sign in "*?["):
+            return _several(name)
         folder, _, split = name.rpartition(":")
-        if folder and Path(folder).is_dir():
+        if folder and os.path.isdir(folder):
             return _data_set(name, folder, None, split)
-        if hub := _HUB_NAME.fullmatch(name):
+        if file_name is None and (hub := _HUB_NAME.fullmatch(name)):
             return _data_set(name, hub["name"], hub["config"], hub["split"] or "train")
-    return _parquet(name) if path.suffix.lower() == ".parquet" else _json_lines(name)
+    kind = file_name["kind"].lower() if file_name else ""
+    return _parquet(name) if kind.startswith("p") and os.path.isfile(name) else _text_file(name, kind)
 
 
-def _json_lines(name: str) -> Source:
-    def lines() -> Iterator[tuple[int, str]]:
-        try:
-            with open(name, encoding="utf-8") as file:
-                yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise Pard2Error(f"cannot read {name}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+def _several(pattern: str) -> Source:
+    parts = tuple(open_source(name) for name in sorted(glob.glob(pattern, recursive=True)))
+    if not parts:
+        raise Pard2Error(f"cannot read {pattern}: no file has a name of that pattern")
+    return Source(pattern, sum(part.count for part in parts), None, lambda: chain.from_iterable(part.rows() for part in parts), parts)
 
+
+def _text_file(name: str, kind: str) -> Source:
     def rows() -> Iterator[tuple[str, Any]]:
-        for number, line in lines():
+        for number, row in _text_rows(name, kind):
             try:
-                yield f"{name}:{number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise Pard2Error(f"{name}:{number} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+                yield f"{name}:{number}", parse_json(row) if isinstance(row, str) else row
+            except ValueError as error:
+                wanted = f"; a row is one line such as {ROW_FORM}" if str(error).startswith("is not JSON") else ""
+                raise Pard2Error(f"{name}:{number} {error}{wanted}") from None
 
-    return Source(name, sum(1 for _ in lines()), Path(name), rows)
+    return Source(name, sum(1 for _ in _text_rows(name, kind)), Path(name) if os.path.isfile(name) else None, rows)
+
+
+def _text_rows(name: str, kind: str) -> Iterator[tuple[int, Any]]:
+    """Each row with its line number, or its number in a JSON array. Lines of JSON are texts still, for a count that need not wait."""
+    with _text(name) as file:
+        is_array = kind not in ("jsonl", "csv", "tsv") and file.read(4096).lstrip().startswith("[")
+        file.seek(0)
+        if is_array:
+            yield from enumerate(parse_json(file.read()), 1)
+        elif kind in ("csv", "tsv"):
+            yield from _table(name, file, "," if kind == "csv" else "\t")
+        else:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _table(name: str, file: TextIO, separator: str) -> Iterator[tuple[int, Any]]:
+    """Rows of a table whose first line names the columns; an empty cell is None."""
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long conversation
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    columns = next(reader, [])
+    number = reader.line_num + 1
+    for cells in reader:
+        if cells:
+            if len(cells) != len(columns):
+                raise Pard2Error(f"{name}:{number} has {len(cells)} cells, and its first line names {len(columns)} columns")
+            yield number, {column: cell or None for column, cell in zip(columns, cells, strict=True)}
+        number = reader.line_num + 1
+
+
+@contextmanager
+def _told(cannot: str, more: str = "", errors: Any = _UNREADABLE) -> Iterator[None]:
+    """Tell what goes wrong in one line, `cannot: .. more`, as a `Pard2Error`."""
+    try:
+        yield
+    except errors as error:
+        why = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or first_line(error)
+        raise Pard2Error(f"{cannot}: {why}{more}") from None
+
+
+@contextmanager
+def _text(name: str) -> Iterator[TextIO]:
+    """The text of a file or pipe, without its byte order mark. Raises `Pard2Error` for what is none, be it found while it is read."""
+    path = "/dev/stdin" if name == "-" else name
+    with _told(f"cannot read {name}"):
+        found = os.stat(path)
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):  # a terminal or a device might never end
+            raise OSError(0, "it is neither a file nor a pipe")
+        with open(path, "rb") if stat.S_ISREG(found.st_mode) else io.BytesIO(_piped(path, found.st_ino)) as file:
+            start = file.read(8)
+            file.seek(0)
+            unpack = next((unpack for mark, unpack in _COMPRESSED.items() if start.startswith(mark)), None)
+            with io.TextIOWrapper(unpack(file) if unpack else file, encoding="utf-8-sig", newline="") as text:
+                yield text
+
+
+@cache
+def _piped(path: str, inode: int) -> bytes:
+    """All that a pipe says, which it says but once, while rows are counted before they are read."""
+    return Path(path).read_bytes()
 
 
 def _parquet(name: str) -> Source:
@@ -68,42 +149,32 @@ def _parquet(name: str) -> Source:
         import pyarrow.parquet
     except ImportError:
         raise Pard2Error(f"{name}: reading Parquet needs pyarrow; pip install 'pard2[train]'") from None
-
-    def opened() -> Any:
-        try:
-            return pyarrow.parquet.ParquetFile(name)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise Pard2Error(f"cannot read {name}: {getattr(error, 'strerror', None) or first_line(error)}") from None
+    told = partial(_told, f"cannot read {name}", errors=(*_UNREADABLE, OverflowError, pyarrow.ArrowException))
 
     def rows() -> Iterator[tuple[str, Any]]:
-        number = 0
-        with opened() as file:
-            try:
-                for batch in file.iter_batches(batch_size=1024):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield f"{name}:{number}", _without_nulls(row)
-            except (OSError, pyarrow.ArrowException) as error:
-                raise Pard2Error(f"cannot read {name} after row {number}: {first_line(error)}") from None
+        with told(), pyarrow.parquet.ParquetFile(name) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
+            for number, row in enumerate(chain.from_iterable(batches), 1):
+                yield f"{name}:{number}", _without_nulls(row)
 
-    with opened() as file:
+    with told(), pyarrow.parquet.ParquetFile(name) as file:
         return Source(name, file.metadata.num_rows, Path(name), rows)
 
 
 def _data_set(shown: str, name: str, config: str | None, split: str) -> Source:
+    missing = "" if os.path.isdir(name) else ", and there is no local file of that name"
     try:
         import datasets
     except ImportError:
-        raise Pard2Error(f"{shown}: reading a data set needs the package datasets; pip install 'pard2[train]'") from None
-    try:
+        raise Pard2Error(f"{shown}: reading a data set needs the package datasets (pip install 'pard2[train]'){missing}") from None
+    # The hub, the network and every file format fail in their own ways.
+    with _told(f"cannot load data set {shown!r}", missing, Exception):
         data = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the hub, the network and every file format fail in their own ways
-        missing = "" if Path(name).is_dir() else ", and there is no local file of that name"
-        raise Pard2Error(f"cannot load data set {shown!r}: {first_line(error)}{missing}") from None
 
     def rows() -> Iterator[tuple[str, Any]]:
-        for number, row in enumerate(data, 1):
-            yield f"{shown}:{number}", _without_nulls(row)
+        with _told(f"cannot read data set {shown!r}", errors=Exception):
+            for number, row in enumerate(data, 1):
+                yield f"{shown}:{number}", _without_nulls(row)
 
     return Source(shown, len(data), None, rows)
 

@@ -23,6 +23,7 @@ from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.shards import Shards, StateRecord, beside_path, record_key, remove_leftovers, unwritable
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
+from pard2.reading import read_json
 from pard2.units import size
 
 FORMAT, FORMAT_VERSION = "pard2-states", 1
@@ -64,10 +65,11 @@ class StateCache:
         self.directory, self.target = directory, target
         self._on_missing, self._keep = on_missing, keep
         self._identity = _identity(target)
-        self._shards = Shards(directory, hashlib.sha256(json.dumps(self._identity).encode()).hexdigest())
         self._pending: dict[bytes, StateRecord] = {}  # generated, on the CPU, not yet written
         self._pending_bytes, self._began = 0, 0.0
         self._place = _last_state_place(target, target.feature_layers)
+        widths = {"features": len(target.feature_layers) * target.hidden_size} | ({"last_state": target.hidden_size} if self._place is None else {})
+        self._shards = Shards(directory, hashlib.sha256(json.dumps(self._identity).encode()).hexdigest(), widths, target.model.dtype)
 
     def __enter__(self) -> "StateCache":
         return self
@@ -178,12 +180,12 @@ class StateCache:
         try:
             if not self.directory.exists() or not any(path for path in self.directory.iterdir() if not path.name.startswith(".")):
                 return
-            manifest = json.loads((self.directory / MANIFEST).read_bytes())
+            manifest = read_json(self.directory / MANIFEST)
             if manifest["format"] != FORMAT or manifest["format_version"] != FORMAT_VERSION:
                 raise ValueError
             made_by, name = manifest["identity"], manifest["target"]
             differing = [key for key, value in self._identity.items() if made_by[key] != value]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, Pard2Error, ValueError, KeyError, TypeError):
             raise Pard2Error(f"features.cache {self.directory} is no cache of this version of pard2; name an empty directory") from None
         if differing:
             what = {

@@ -20,6 +20,7 @@ from pard2.engine.capacity import free_bytes
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.loading import parse_device, parse_dtype
 from pard2.models.target import Target
+from pard2.reading import printable
 from pard2.train import muon
 from pard2.train.estimates import Memory, RowSize, Shape, count, row_flops, step_memory
 from pard2.train.optimizer import muon_matrices
@@ -266,9 +267,9 @@ def render(plan: Plan) -> RenderableType:
         )
     table = Table.grid(padding=(0, 2))
     for name, line in lines.items():
-        table.add_row(f"[bold]{name}[/]", escape(line))
+        table.add_row(f"[bold]{name}[/]", escape(printable(line)))
     for line in plan.missing:
-        table.add_row("[bold yellow]missing[/]", escape(line))
+        table.add_row("[bold yellow]missing[/]", escape(printable(line)))
     for problem in problems(plan):
         table.add_row("[bold yellow]warning[/]", escape(problem))
     return table
