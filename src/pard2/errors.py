@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception and the one warning that a user is meant to read."""
 
 
 class Pard2Error(Exception):
@@ -6,6 +6,10 @@ class Pard2Error(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class Pard2Warning(UserWarning):
+    """What goes on, but perhaps not as it was meant. The command line prints it as a note; Python's `warnings` decide elsewhere."""
 
 
 def first_line(error: BaseException) -> str:

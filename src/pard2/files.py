@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pard2.errors import Pard2Error
+from safetensors import SafetensorError
+
+from pard2.errors import Pard2Error, first_line
 
 
 @contextmanager
@@ -29,10 +31,17 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         yield beside
         beside.chmod(0o755)
         _exchange(path, beside)
-    except OSError as error:
-        raise Pard2Error(f"cannot write {path}: {error.strerror or error}; what it held before is kept") from None
+    except Exception as error:
+        if not is_unwritable(error):
+            raise
+        raise Pard2Error(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}; what it held before is kept") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def is_unwritable(error: Exception) -> bool:
+    """Whether a file could not be written, by what Python, safetensors, torch or a tokenizer (which raises no more than an `Exception`) says then."""
+    return isinstance(error, OSError) or type(error) in (SafetensorError, RuntimeError, Exception)
 
 
 def recover(path: Path) -> None:

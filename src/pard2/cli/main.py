@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `pard2 --help` does not wa
 """
 
 import os
+import warnings
 from typing import Any
 
 import typer
@@ -11,8 +12,8 @@ from typer.core import TyperGroup
 
 from pard2 import __version__
 from pard2.cli import bench, chat, data, demo, draft, generate, train, verify
-from pard2.cli.console import print_error
-from pard2.errors import Pard2Error
+from pard2.cli.console import print_error, print_note
+from pard2.errors import Pard2Error, Pard2Warning
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -64,6 +65,10 @@ def _options(version: bool = typer.Option(False, "--version", callback=_print_ve
 def main(argv: list[str] | None = None) -> None:
     """Run a command line, by default the process's own, and exit with its code."""
     _quiet_libraries()
+    # Our own warnings are notes of a line, told once among the processes of a run.
+    warnings.simplefilter("always" if os.environ.get("RANK", "0") == "0" else "ignore", Pard2Warning)
+    usual = warnings.showwarning
+    warnings.showwarning = lambda told, kind, *place: print_note(f"note: {told}") if kind is Pard2Warning else usual(told, kind, *place)
     try:
         app(args=argv, prog_name="pard2")
     except KeyboardInterrupt:  # before the command began
