@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pard2.errors import Pard2Error
+from pard2.errors import Pard2Error, Pard2Warning
 
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from pard2.engine.sampling import SamplingParams
     from pard2.engine.statistics import Stats, Step, TokenLogprob, Totals
 
-__all__ = ["Completion", "Engine", "Pard2Error", "Request", "SamplingParams", "Stats", "Step", "TokenLogprob", "Totals", "__version__"]
+__all__ = [
+    "Completion", "Engine", "Pard2Error", "Pard2Warning", "Request", "SamplingParams", "Stats", "Step", "TokenLogprob", "Totals", "__version__",
+]  # fmt: skip
 
 __version__ = "0.1.0"
 

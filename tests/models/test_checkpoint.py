@@ -449,7 +449,10 @@ _ZEROS = torch.zeros(32, 64)
 @pytest.mark.parametrize(
     "content",
     [[torch.zeros(2)], {"target_proj.weight": 3}, torch.zeros(2)]
-    + [{"target_proj.weight": odd} for odd in (_ZEROS.to_sparse(), _ZEROS.to("meta"), _ZEROS.bool(), _ZEROS.cfloat())],
+    + [
+        {"target_proj.weight": odd}
+        for odd in (_ZEROS.to_sparse(), _ZEROS.to("meta"), _ZEROS.bool(), _ZEROS.cfloat(), torch.nested.nested_tensor([_ZEROS, _ZEROS]))
+    ],
 )
 def test_a_projection_file_that_is_no_dictionary_of_tensors(target, directory, content):
     torch.save(content, directory / "warp_model.bin")

@@ -108,7 +108,8 @@ _CONFIGS: dict[str, object] = {
     "a number": 5, "null": None, "a list": [], "nothing": {}, "nested": "[" * 100_000, "text": "{a}", "digits": '{"a": ' + "1" * 5000 + "}",
     "hidden_size": "x", "hidden_size ": 10**9, "hidden_size  ": -3, "hidden_size   ": 0, "vocab_size": 10**12, "num_hidden_layers": 10**9,
     "num_hidden_layers ": 0, "num_attention_heads": 0, "num_attention_heads ": -4, "num_key_value_heads": 0, "num_key_value_heads ": 10**12,
-    "intermediate_size": 10**18,"intermediate_size ": -1, "head_dim": 0, "layer_types": 5, "text_config": 5, "pad_token_id": 10**9,
+    "intermediate_size": 10**18,"intermediate_size ": -1, "head_dim": 0, "layer_types": 5, "text_config": 5, "text_config ": {},
+    "sliding_window": "x", "sliding_window ": 2**70, "pad_token_id": 10**9,
     "hidden_act": "no", "rope_parameters": 5,
     "rms_norm_eps": "x", "max_position_embeddings": "x", "model_type": [], "model_type ": "gpt2", "quantization_config": 5,
 }  # fmt: skip
@@ -119,7 +120,7 @@ def test_any_damage_to_a_config_is_one_line(directory, case):
     """With weights and, as a dry run reads it, without; where a field can be read, before anything of its size is built."""
     file, value, field = directory / "config.json", _CONFIGS[case], case.strip()
     whole = json.loads(file.read_text())
-    if field in whole or field in ("head_dim", "layer_types", "text_config", "quantization_config"):
+    if field in whole or field in ("head_dim", "layer_types", "text_config", "quantization_config", "sliding_window"):
         value = whole | {field: value}
     file.write_text(value if isinstance(value, str) else json.dumps(value))
     refused(directory)
@@ -190,7 +191,10 @@ def test_a_damaged_generation_config_is_one_line(directory, content):
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
-@pytest.mark.parametrize("content", ["[]", "5", "null", "{", "x", "[" * 100_000, '{"chat_template": 5}', '{"model": 5}', '{"added_tokens": [5]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "5", "null", "{", "x", "[" * 100_000, '{"chat_template": 5}', '{"model_max_length": "x"}', '{"model": 5}', '{"added_tokens": [5]}'],
+)
 def test_any_damage_to_a_tokenizer_is_one_line_or_none(directory, file, content):
     byte_tokenizer().save_pretrained(directory)
     (directory / file).write_text(content)

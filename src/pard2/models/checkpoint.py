@@ -249,10 +249,11 @@ def read_projection_file(directory: Path, name: str, required: bool) -> dict[str
     return {}
 
 
-def _lies_in_memory(tensor: object) -> bool:
-    """Whether it is a whole tensor of numbers or token ids; a pickle may also hold sparse ones, and some without values."""
+def _lies_in_memory(tensor: Any) -> bool:
+    """Whether it is a whole tensor of numbers or token ids; a pickle may also hold sparse and nested ones, and some without values."""
     kinds = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64)
-    return isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.dtype in kinds
+    whole = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
+    return whole and tensor.dtype in kinds
 
 
 def _load_without_vocabulary(directory: Path, name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -65,7 +65,8 @@ def inspect_draft(directory: Path) -> DraftReport:
     is_pard2 = keys.get("spd_type") == "pard2" or bool(keys.get("pard2"))
     with reading(name):
         stored = open_weights(directory)
-    wanted = wanted_weights(empty_model(config, name), spec is not None and spec.shared_vocabulary)
+    empty = empty_model(config, name)
+    wanted = wanted_weights(empty, spec is not None and spec.shared_vocabulary)
     wrong = [key for key, tensor in wanted.items() if key not in stored or stored[key].shape != tensor.shape]
     lacks = [f"{len(wrong)} of {len(wanted)} weights, or has them in another shape, first {wrong[0]}: {_REDOWNLOAD}"] if wrong else []
     tokenizer = load_tokenizer(name)
@@ -101,7 +102,7 @@ def inspect_draft(directory: Path) -> DraftReport:
     weight = projection.get("target_proj.weight")
     return DraftReport(
         name=name,
-        architecture=(config.architectures or [type(config).__name__])[0],
+        architecture=type(empty).__name__,
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,

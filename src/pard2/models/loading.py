@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _GENERATION = "generation_config.json"
 # Beyond these a config is damaged, and what it describes would take hours to build even without weights.
-_MOST = {"num_hidden_layers": 2**12, "hidden_size": 2**24, "num_attention_heads": 2**24, "vocab_size": 2**30}
+_MOST = {"num_hidden_layers": 2**12, "hidden_size": 2**24, "num_attention_heads": 2**24, "vocab_size": 2**30, "sliding_window": 2**40}
 
 
 def parse_dtype(name: str | torch.dtype | None) -> torch.dtype:
@@ -80,10 +80,12 @@ def load_config(name: str) -> PreTrainedConfig:
     with reading(name):
         _check_objects(path, "config.json")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        said = config.to_dict() | config.get_text_config().to_dict()
+        _ = config.to_dict(), config.get_text_config().to_dict()  # what raises, raises here
         for field, most in _MOST.items():
-            if isinstance(said.get(field), int) and not 1 <= said[field] <= most:
-                raise ValueError(f"config.json says {field} = {said[field]}")
+            value = getattr(config.get_text_config(), field, None)
+            # A window is looked at in architectures, too, that do not know it and so have not checked it.
+            if (type(value) is int and not 1 <= value <= most) or (field == "sliding_window" and type(value) not in (int, type(None))):
+                raise ValueError(f"config.json says {field} = {value!r}")
         return config
 
 
@@ -149,8 +151,8 @@ def load_tokenizer(name: str) -> Tokenizer | None:
     with reading(name):
         _check_objects(path, "tokenizer_config.json", "special_tokens_map.json")
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        if not isinstance(tokenizer.chat_template, str | dict | None):
-            raise ValueError(f"its chat template is no text but {tokenizer.chat_template!r}")
+        if not isinstance(tokenizer.chat_template, str | dict | None) or not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError("its tokenizer's chat_template is no text, or its model_max_length no number")
         return tokenizer
 
 
