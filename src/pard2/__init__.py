@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from pard2.errors import Pard2Error
+from pard2.errors import Pard2Error, Pard2Warning
 
 TYPE_CHECKING = False  # as `typing` has it, which takes longer to import than Ctrl-C may wait for
 if TYPE_CHECKING:
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from pard2.engine.sampling import SamplingParams
     from pard2.engine.statistics import Stats, Step, TokenLogprob, Totals
 
-__all__ = ["Completion", "Engine", "Pard2Error", "Request", "SamplingParams", "Stats", "Step", "TokenLogprob", "Totals", "__version__"]
+__all__ = [
+    "Completion", "Engine", "Pard2Error", "Pard2Warning", "Request", "SamplingParams", "Stats", "Step", "TokenLogprob", "Totals", "__version__",
+]  # fmt: skip
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception and the one warning that a user is meant to read."""
 
 BAD_INPUT = 2  # exit code of the command line
 
@@ -8,6 +8,10 @@ class Pard2Error(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class Pard2Warning(UserWarning):
+    """What goes on, but perhaps not as it was meant. The command line prints it as a note; Python's `warnings` decide elsewhere."""
 
 
 def first_line(error: BaseException) -> str:

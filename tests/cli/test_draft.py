@@ -1,11 +1,13 @@
 """`draft init` and `draft info`: what a checkpoint is, fits and lacks."""
 
+import io
 import json
 import shutil
 
 import huggingface_hub.constants
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from chat_tokenizer import MASK_ID, VOCABULARY
@@ -170,3 +172,63 @@ def test_info_says_what_other_engines_cannot_read(init, pard2, copy, tmp_path):
     assert "normalised features: no other engine can read it" in pard2("draft", "info", copy).out
     change_config(copy, pard2_normalise_features=False)
     assert "no other engine" not in pard2("draft", "info", copy).out
+
+
+@pytest.fixture
+def tuned_directory(target_directory, tmp_path):
+    """The target after a little more training: the same shape, other hidden states."""
+    shutil.copytree(target_directory, tmp_path / "tuned")
+    tensors = load_file(tmp_path / "tuned" / "model.safetensors")
+    save_file({key: tensor * 1.05 for key, tensor in tensors.items()}, tmp_path / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "tuned"
+
+
+@pytest.mark.parametrize("command", ["generate", "verify", "bench", "chat", "info", "train"])
+def test_a_draft_of_another_target_is_noted_in_one_line(pard2, target_directory, tuned_directory, draft_directory, tmp_path, monkeypatch, command):
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "tides"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "1", "messages": turns}) + "\n")
+    run = {"draft": {"path": str(draft_directory)}, "data": {"train": [str(tmp_path / "data.jsonl")]}, "objective": {"draft_tokens": 6}}
+    pair = lambda target: ("-t", target, "-d", draft_directory, "--device", "cpu")  # noqa: E731
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+    def arguments(target):
+        if command == "train":
+            run["target"], run["loop"] = {"name": str(target)}, {"output": str(tmp_path / f"run-{target.name}"), "steps": 1, "device": "cpu"}
+            (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+            return "train", tmp_path / "run.yaml"
+        options = {
+            "generate": ("-p", "hi", "--max-new-tokens", 2),
+            "verify": ("--max-new-tokens", 2, "--samples", 0),
+            "bench": ("-s", tmp_path / "data.jsonl", "--max-new-tokens", 2, "-m", "ar,pard2-td"),
+            "chat": (),
+        }
+        return ("draft", "info", draft_directory, "-t", target) if command == "info" else (command, *pair(target), *options[command])
+
+    def told(target):
+        result = pard2(*arguments(target))
+        assert result.code in (0, 1), result
+        return [line for line in result.err.splitlines() if "was made for another target" in line]
+
+    (line,) = told(tuned_directory)
+    assert line.startswith("note: the draft ") and "('target', whose weights are not those of 'tuned')" in line
+    assert told(target_directory) == []
+    if command == "train":  # what was trained on belongs to the target that it was trained on with
+        assert info(pard2, tmp_path / "run-tuned" / "draft")["target"] == "tuned"
+
+
+@pytest.mark.parametrize("command", ["generate", "init", "info", "train", "dry run"])
+def test_a_quantisation_that_nobody_here_can_read_is_one_line(init, pard2, target_directory, draft_directory, tmp_path, command):
+    shutil.copytree(target_directory, tmp_path / "fp8")
+    change_config(tmp_path / "fp8", quantization_config={"quant_method": "modelopt"})
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "tides"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "1", "messages": turns}) + "\n")
+    run = {"draft": {"layers": 1}, "target": {"name": str(tmp_path / "fp8")}, "data": {"train": [str(tmp_path / "data.jsonl")]}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"loop": {"output": str(tmp_path / "run"), "steps": 1, "device": "cpu"}}))
+    arguments = {
+        "generate": ("generate", "-t", tmp_path / "fp8", "-p", "hi"),
+        "init": ("draft", "init", "-t", tmp_path / "fp8", "--layers", 1, "-o", tmp_path / "d"),
+        "info": ("draft", "info", draft_directory, "-t", tmp_path / "fp8"),
+        "train": ("train", tmp_path / "run.yaml"),
+        "dry run": ("train", tmp_path / "run.yaml", "--dry-run"),
+    }[command]
+    assert "is quantised (modelopt) and cannot be read: transformers does not know this method" in pard2(*arguments).error

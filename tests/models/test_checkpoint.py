@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.errors import Pard2Error
@@ -442,7 +443,17 @@ def test_any_damage_to_the_projection_file_is_one_line(target, directory):
     load(directory, target, False)  # target-independent mode needs no projection
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {"target_proj.weight": 3}, torch.zeros(2)])
+_ZEROS = torch.zeros(32, 64)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[torch.zeros(2)], {"target_proj.weight": 3}, torch.zeros(2)]
+    + [
+        {"target_proj.weight": odd}
+        for odd in (_ZEROS.to_sparse(), _ZEROS.to("meta"), _ZEROS.bool(), _ZEROS.cfloat(), torch.nested.nested_tensor([_ZEROS, _ZEROS]))
+    ],
+)
 def test_a_projection_file_that_is_no_dictionary_of_tensors(target, directory, content):
     torch.save(content, directory / "warp_model.bin")
     assert "DRAFT/warp_model.bin is not a dictionary of tensors" in refused(directory, target)
@@ -470,12 +481,39 @@ def test_a_corrupt_projection_in_safetensors(target, directory):
         ({"pard2_mask_feature": "yes"}, "config key `pard2_mask_feature` has the wrong type: 'yes'"),
         ({"pard2_draft_tokens": True}, "config key `pard2_draft_tokens` has the wrong type: True"),
         ({"pard2_draft_tokens": 0}, "config key `pard2_draft_tokens` must be at least 1, not 0"),
+        ({"pard2_draft_tokens": 10**9}, "config key `pard2_draft_tokens` must be at most 1024, not 1000000000"),
+        ({"pard2_draft_tokens": 2**70}, f"config key `pard2_draft_tokens` must be at most 1024, not {2**70}"),
+        ({"pard2_target_dim": -64}, "config key `pard2_target_dim` must be at least 1, not -64"),
+        ({"pard2_vocabulary_size": 0}, "config key `pard2_vocabulary_size` must be at least 1, not 0"),
+        ({"pard2_scale": 10**400}, f"config key `pard2_scale` must be at most {2**31}, not {10**400}"),
+        ({"pard2_scale": float("nan")}, "config key `pard2_scale` must be a finite number, not nan"),
+        ({"pard2_scale": float("-inf")}, "config key `pard2_scale` must be a finite number, not -inf"),
         ({"spd_type": "eagle"}, "spd_type 'eagle' is neither 'pard' nor 'pard2'"),
+        ({"spd_type": ["pard2"]}, "spd_type ['pard2'] is neither 'pard' nor 'pard2'"),
+        ({"spd_type": {"pard2": 1}}, "spd_type {'pard2': 1} is neither 'pard' nor 'pard2'"),
     ],
 )
 def test_a_key_of_the_wrong_type(target, directory, changes, said):
     edit_config(directory, **changes)
     assert refused(directory, target, None) == f"DRAFT: {said}"
+
+
+def test_a_shared_vocabulary_with_damaged_extras(target, tmp_path):
+    draft = cut_draft(target, [1], MASK, 4, (-1,), shared_vocabulary=True, vocabulary=torch.tensor([3, 40, 7]))
+    save_draft(draft, tmp_path / "draft", vocabulary=False)
+    whole = read_projection(tmp_path / "draft")
+    damages = {
+        "`pard2_mask_embedding` is [7], expected [32]": {"pard2_mask_embedding": torch.zeros(7)},
+        "no list of different tokens of 'tiny-llama'": {"pard2_vocabulary": torch.tensor([3, 61, 7])},
+        "no list of different tokens": {"pard2_vocabulary": torch.tensor([3, -1, 7])},
+        "is no list of different tokens": {"pard2_vocabulary": torch.tensor([3, 3, 7])},
+    }
+    for said, damage in damages.items():
+        torch.save(whole | damage, tmp_path / "draft" / "warp_model.bin")
+        assert said in refused(tmp_path / "draft", target)
+    tensors = load_file(tmp_path / "draft" / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, tmp_path / "draft" / "model.safetensors")
+    assert "model.norm.weight is stored in torch.int8" in refused(tmp_path / "draft", target)
 
 
 # --- whole or not at all --------------------------------------------------------------------------
@@ -492,6 +530,29 @@ def test_a_save_that_fails_leaves_the_old_directory(target, directory, monkeypat
         save_draft(tiny_draft(target, projection=9.0), directory)
     assert {file.name: file.read_bytes() for file in directory.iterdir()} == before
     assert [p.name for p in directory.parent.iterdir()] == [directory.name]
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ((checkpoint, "save_file"), SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
+        ((torch, "save"), RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore")),
+        ((PreTrainedTokenizerBase, "save_pretrained"), Exception("No space left on device (os error 28)")),
+        ((PreTrainedTokenizerBase, "save_pretrained"), OSError(28, "No space left on device")),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_the_old_directory(tmp_path, monkeypatch, place, error):
+    target, directory = chat_pair(tmp_path)
+    before = {file.name: file.read_bytes() for file in directory.iterdir()}
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(*place, fail)
+    draft = tiny_draft(target, mask_token=MASK_ID)
+    with pytest.raises(Pard2Error, match=r"^cannot write [^\n]*draft: [^\n]*; what it held before is kept$"):
+        save_draft(draft, directory)
+    assert {file.name: file.read_bytes() for file in directory.iterdir()} == before and [*tmp_path.iterdir()] == [directory]
 
 
 def test_a_save_replaces_the_whole_directory(target, directory):

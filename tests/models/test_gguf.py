@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from pard2.errors import Pard2Error
 from pard2.models import gguf
@@ -72,6 +73,20 @@ def test_a_conversion_that_fails_leaves_nothing(cache, file, monkeypatch):
 
     monkeypatch.setattr(gguf, "_convert", convert)
     with pytest.raises(KeyboardInterrupt):
+        gguf.dequantised(file)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("I/O error: No space left on device"), OSError(28, "No space left on device"), Exception("No space left")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(cache, file, monkeypatch, error):
+    def convert(_path: Path, directory: Path) -> None:
+        (directory / "half").write_text("")
+        raise error
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    with pytest.raises(Pard2Error, match="cannot write the model cache .*No space left.*; name another with PARD2_CACHE"):
         gguf.dequantised(file)
     assert list(cache.iterdir()) == []
 

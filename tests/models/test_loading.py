@@ -4,12 +4,16 @@ import json
 import os
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chat_tokenizer import byte_tokenizer
 from pard2.errors import Pard2Error
+from pard2.models import loading
 from pard2.models.loading import load_causal_lm, load_config, load_tokenizer, parse_device, parse_dtype
+from pard2.models.weightless import weightless_target
 from tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -98,6 +102,112 @@ def test_no_tokenizer_is_none_and_a_broken_one_is_an_error(directory):
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(Pard2Error, match="cannot load the model"):
         load_tokenizer(str(directory))
+
+
+_CONFIGS: dict[str, object] = {
+    "a number": 5, "null": None, "a list": [], "nothing": {}, "nested": "[" * 100_000, "text": "{a}", "digits": '{"a": ' + "1" * 5000 + "}",
+    "hidden_size": "x", "hidden_size ": 10**9, "hidden_size  ": -3, "hidden_size   ": 0, "vocab_size": 10**12, "num_hidden_layers": 10**9,
+    "num_hidden_layers ": 0, "num_attention_heads": 0, "num_attention_heads ": -4, "num_key_value_heads": 0, "num_key_value_heads ": 10**12,
+    "intermediate_size": 10**18,"intermediate_size ": -1, "head_dim": 0, "layer_types": 5, "text_config": 5, "text_config ": {},
+    "sliding_window": "x", "sliding_window ": 2**70, "pad_token_id": 10**9,
+    "hidden_act": "no", "rope_parameters": 5,
+    "rms_norm_eps": "x", "max_position_embeddings": "x", "model_type": [], "model_type ": "gpt2", "quantization_config": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _CONFIGS)
+def test_any_damage_to_a_config_is_one_line(directory, case):
+    """With weights and, as a dry run reads it, without; where a field can be read, before anything of its size is built."""
+    file, value, field = directory / "config.json", _CONFIGS[case], case.strip()
+    whole = json.loads(file.read_text())
+    if field in whole or field in ("head_dim", "layer_types", "text_config", "quantization_config", "sliding_window"):
+        value = whole | {field: value}
+    file.write_text(value if isinstance(value, str) else json.dumps(value))
+    refused(directory)
+    try:
+        weightless_target(str(directory))
+    except Pard2Error as error:
+        assert "\n" not in str(error)
+
+
+def test_a_config_without_its_weights_builds_nothing(directory, monkeypatch):
+    """`{"model_type": "llama"}` is a model of 7 billion weights."""
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)
+    assert "the weight file lacks model.layers.10.input_layernorm.weight" in refused(directory)
+
+
+_ELSEWHERE = ["m.bin", "m.pt", "../m.safetensors", "sub/m.safetensors", "/etc/passwd", 5, [], "none.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[], 5, {}, {"weight_map": 5}, {"weight_map": {}}, *({"metadata": {}, "weight_map": {"a": name}} for name in _ELSEWHERE)],
+)
+def test_an_index_names_safetensors_of_its_directory_and_nothing_else(directory, index):
+    """A pickle, or a file of somebody else's, must not be opened whatever an index says."""
+    tensors = load_file(directory / "model.safetensors")
+    for elsewhere in (directory.parent / "m.safetensors", directory / "sub" / "m.safetensors"):
+        elsewhere.parent.mkdir(exist_ok=True)
+        save_file(tensors, elsewhere, metadata={"format": "pt"})
+    for pickled in ("m.bin", "m.pt"):
+        torch.save(tensors, directory / pickled)
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refused(directory).startswith(f"cannot load the model {str(directory)!r}: ")
+
+
+def test_shards_are_loaded_by_their_index(directory):
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    places = {key: f"part-{number % 2}.safetensors" for number, key in enumerate(tensors)}
+    for part in set(places.values()):
+        save_file({key: tensors[key] for key in tensors if places[key] == part}, directory / part, metadata={"format": "pt"})
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    loaded = load_causal_lm(str(directory), torch.float32, CPU)
+    assert all(loaded.state_dict()[key].equal(tensor) for key, tensor in tensors.items())
+
+
+def test_a_model_of_the_hub_is_loaded_from_where_it_was_downloaded(tmp_path, monkeypatch):
+    hub = tmp_path / "models--someone--model"  # as a download leaves it
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs/main").write_text("0" * 40)
+    tiny_model(eos_token_id=7).save_pretrained(hub / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    loaded = load_causal_lm("someone/model", torch.float32, CPU)
+    assert loaded.lm_head.weight.equal(tiny_model().lm_head.weight) and loaded.generation_config.eos_token_id == 7
+
+
+@pytest.mark.parametrize(
+    "content", [[], 5, None, "x", {"eos_token_id": "x"}, {"eos_token_id": [1, "x"]}, {"eos_token_id": {}}, {"eos_token_id": True}]
+)
+def test_a_damaged_generation_config_is_one_line(directory, content):
+    """It names the tokens that end an answer; believed, a text runs on."""
+    (directory / "generation_config.json").write_text(content if content == "x" else json.dumps(content))
+    assert "generation_config.json" in refused(directory)
+    with pytest.raises(Pard2Error, match="generation_config.json"):
+        weightless_target(str(directory))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "5", "null", "{", "x", "[" * 100_000, '{"chat_template": 5}', '{"model_max_length": "x"}', '{"model": 5}', '{"added_tokens": [5]}'],
+)
+def test_any_damage_to_a_tokenizer_is_one_line_or_none(directory, file, content):
+    byte_tokenizer().save_pretrained(directory)
+    (directory / file).write_text(content)
+    try:
+        assert load_tokenizer(str(directory)).get_vocab()
+    except Pard2Error as error:
+        assert str(error).startswith(f"cannot load the model {str(directory)!r}: ") and "\n" not in str(error)
+    else:
+        assert content.startswith("{") and file != "tokenizer.json"
+
+
+def test_a_name_that_is_too_long_for_a_file(tmp_path):
+    assert "no model" in refused(str(tmp_path / ("x" * 300)))
 
 
 def test_a_dtype_or_device_nobody_knows():

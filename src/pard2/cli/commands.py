@@ -5,6 +5,8 @@ Commands import what they need when they run, so that `pard2 --help` does not wa
 
 import contextlib
 import errno
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +16,8 @@ from typer.core import TyperGroup
 
 from pard2 import __version__
 from pard2.cli import bench, chat, data, demo, draft, generate, interrupts, train, verify
-from pard2.cli.console import print_error
-from pard2.errors import BAD_INPUT, Pard2Error, first_line
+from pard2.cli.console import print_error, print_note
+from pard2.errors import BAD_INPUT, Pard2Error, Pard2Warning, first_line
 
 
 @contextmanager
@@ -39,6 +41,13 @@ def _told() -> Iterator[None]:
     with contextlib.suppress(OSError):  # standard error may be full, too
         print_error(message)
     raise typer.Exit(code)
+
+
+def show_warnings() -> None:
+    """Our own warnings become notes of a line, told once among the processes of a run."""
+    warnings.simplefilter("always" if os.environ.get("RANK", "0") == "0" else "ignore", Pard2Warning)
+    usual = warnings.showwarning
+    warnings.showwarning = lambda told, kind, *place: print_note(f"note: {told}") if kind is Pard2Warning else usual(told, kind, *place)
 
 
 class _Commands(TyperGroup):

@@ -95,6 +95,8 @@ def _lines(report: "DraftReport") -> list[tuple[str, str]]:
         lines.append(("features", f"hidden states {report.target_layers}{width}"))
         projection = f"{report.projection}" if report.projection else "none"
         lines.append(("projection", f"{projection}, scale {report.scale}, {'with' if report.bias else 'no'} bias"))
+    if report.target is not None:
+        lines.append(("made for", report.target))
     if report.inexpressible:
         lines.append(("pard2 alone", f"{', '.join(report.inexpressible)}: no other engine can read it"))
     return lines

@@ -18,8 +18,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _open_streams()
         _quiet_libraries()
-        from pard2.cli.commands import app
+        from pard2.cli.commands import app, show_warnings
 
+        show_warnings()
         app(args=argv, prog_name="pard2")
     except SystemExit as ending:
         code = ending.code

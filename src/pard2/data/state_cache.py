@@ -22,6 +22,7 @@ from pard2.data.features import DocumentStates, online_states
 from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.shards import Shards, StateRecord, beside_path, record_key, remove_leftovers, unwritable
 from pard2.errors import Pard2Error
+from pard2.models.identity import weights_hash
 from pard2.models.target import Target
 from pard2.reading import read_json
 from pard2.units import size
@@ -30,9 +31,6 @@ FORMAT, FORMAT_VERSION = "pard2-states", 1
 MANIFEST = "manifest.json"
 _SHARD_BYTES = 2**28
 _SHARD_SECONDS = 60.0  # of gathering, which a kill may cost; a small target takes long to fill a shard
-_SAMPLES = 256  # values of each weight that tell one model from another
-# What a config says about where a model came from and how it is used, rather than what it computes.
-_NO_MATTER = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 class StateCache:
@@ -243,20 +241,8 @@ def _identity(target: Target) -> dict[str, Any]:
     tokenizer = target.tokenizer
     return {
         "dtype": str(target.model.dtype).removeprefix("torch."),  # before the weights, which it rounds
-        "weights": _weights_hash(target),
+        "weights": weights_hash(target.model),
         "layers": [layer % target.num_states - target.num_states for layer in target.feature_layers],
         "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer),
         "template": None if tokenizer is None else template_hash(tokenizer),
     }
-
-
-def _weights_hash(target: Target) -> str:
-    """Of the config, and of some values of every tensor: a fine-tuned model has the names and shapes of its origin."""
-    config = {key: value for key, value in target.config.to_diff_dict().items() if key not in _NO_MATTER}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(target.model.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        # Scattered: evenly spaced ones might all lie in one column.
-        places = torch.arange(min(_SAMPLES, tensor.numel()), device=tensor.device) * 2_654_435_761 % max(1, tensor.numel())
-        digest.update(tensor.reshape(-1)[places].float().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -24,9 +22,11 @@ from pard2.files import whole_directory
 from pard2.models.draft import DEFAULT_SCALE, Draft, DraftSpec, SharedEmbedding
 from pard2.models.embedded import embedded_draft
 from pard2.models.gguf import EMBEDDED_TARGET
-from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, resolve, unreadable
+from pard2.models.identity import NAME_KEY, SAMPLES_KEY, warn_of_another
+from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, model_directory, reading
 from pard2.models.packed import should_pack
 from pard2.models.target import Target
+from pard2.models.weight_files import WHOLE, check_weights
 
 PROJECTION_FILES = ("warp_model.bin", "warp_model.safetensors")
 MASK_EMBEDDING = "pard2_mask_embedding"
@@ -34,6 +34,7 @@ MASK_FEATURE = "pard2_mask_feature"
 VOCABULARY = "pard2_vocabulary"
 # Published runs trained 16 (PARD-2) and 8 (PARD) slots and did not write the number down.
 _PUBLISHED_DRAFT_TOKENS = {"pard2": 16, "pard": 8}
+_MOST_DRAFT_TOKENS = 1024
 _USE_TI = "use it target-independent (-m pard2-ti)"
 
 
@@ -46,7 +47,7 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
     if kind is None and "pard_token" not in config:
         return None
     kind = kind or "pard"
-    if kind not in _PUBLISHED_DRAFT_TOKENS:
+    if not isinstance(kind, str) or kind not in _PUBLISHED_DRAFT_TOKENS:
         raise Pard2Error(f"{name!r}: spd_type {kind!r} is neither 'pard' nor 'pard2'")
     mask = config.get("pard_token")
     if type(mask) is not int or not 0 <= mask < config.get("vocab_size", 0):
@@ -54,12 +55,10 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
     layers = config.get("pard2_target_layers")
     if layers is not None and not (isinstance(layers, list) and layers and all(type(i) is int for i in layers)):
         raise Pard2Error(f"{name!r}: `pard2_target_layers` must be a list of layer numbers, not {layers!r}")
-    draft_tokens = _first(config, name, int, "pard2_draft_tokens", default=_PUBLISHED_DRAFT_TOKENS[kind])
-    if draft_tokens < 1:
-        raise Pard2Error(f"{name!r}: config key `pard2_draft_tokens` must be at least 1, not {draft_tokens}")
+    made_for = {key: _first(config, name, str, key, default="") for key in (NAME_KEY, SAMPLES_KEY)}
     return DraftSpec(
         mask_token=mask,
-        draft_tokens=draft_tokens,
+        draft_tokens=_first(config, name, int, "pard2_draft_tokens", default=_PUBLISHED_DRAFT_TOKENS[kind]),
         target_layers=tuple(layers) if kind == "pard2" and layers else None,
         target_dim=_first(config, name, int, "pard2_target_dim", "pard_target_dim"),
         scale=_first(config, name, (int, float), "pard2_scale", "pard_scale", "feat_scale", default=DEFAULT_SCALE),
@@ -68,6 +67,7 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
         normalise_features=_first(config, name, bool, "pard2_normalise_features", default=False),
         mask_feature=_first(config, name, bool, "pard2_mask_feature", default=False),
         vocabulary_size=_first(config, name, int, "pard2_vocabulary_size"),
+        made_for=made_for if made_for[SAMPLES_KEY] else None,
     )
 
 
@@ -77,6 +77,10 @@ def _first(config: dict[str, Any], name: str, kind: type | tuple, *keys: str, de
             # JSON's true is no number, though Python's is.
             if not isinstance(config[key], kind) or (type(config[key]) is bool and kind is not bool):
                 raise Pard2Error(f"{name!r}: config key `{key}` has the wrong type: {config[key]!r}")
+            most = _MOST_DRAFT_TOKENS if key == "pard2_draft_tokens" else 2**31
+            if kind not in (bool, str) and not (1 if kind is int else -most) <= config[key] <= most:
+                bound = f"at most {most}" if config[key] > most else "at least 1" if kind is int else "a finite number"
+                raise Pard2Error(f"{name!r}: config key `{key}` must be {bound}, not {config[key]}")
             return config[key]
     return default
 
@@ -103,7 +107,7 @@ def spec_keys(spec: DraftSpec) -> dict[str, Any]:
     }
     if spec.vocabulary_size is not None:
         keys["pard2_vocabulary_size"] = spec.vocabulary_size
-    return keys | {key: True for key, on in options.items() if on}
+    return keys | (spec.made_for or {}) | {key: True for key, on in options.items() if on}
 
 
 def inexpressible(spec: DraftSpec) -> list[str]:
@@ -119,7 +123,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     target_dependent: True requires the projection; False leaves it aside; None loads it if the
     config names one. pack: as for `Target.from_pretrained`. Raises `Pard2Error` with what would work for: a
     missing or ill-shaped projection, missing `pard2_target_layers`, a vocabulary or tokenizer that is not the target's,
-    a corrupt file, a pickle that holds more than tensors.
+    a corrupt file, a pickle that holds more than tensors. Warns of a draft whose features are another target's.
     """
     if name == EMBEDDED_TARGET:
         name = embedded_draft()
@@ -148,10 +152,14 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     if spec is not None and spec.shared_vocabulary:
         if MASK_EMBEDDING not in extras:
             raise Pard2Error(f"{name!r} shares its target's vocabulary but lacks `{MASK_EMBEDDING}`; download it again")
+        if extras[MASK_EMBEDDING].shape != (hidden,):
+            raise Pard2Error(f"{name!r}: `{MASK_EMBEDDING}` is {list(extras[MASK_EMBEDDING].shape)}, expected {[hidden]}; download it again")
         if draft.hidden_size != target.hidden_size:
             raise Pard2Error(f"{name!r} shares the vocabulary of a target {draft.hidden_size} wide; {target.name!r} is {target.hidden_size}")
         tables = target.model.get_input_embeddings(), target.model.get_output_embeddings()
-        draft.share_vocabulary(*tables, extras[MASK_EMBEDDING].to(dtype), _vocabulary(spec, extras, name))
+        draft.share_vocabulary(*tables, extras[MASK_EMBEDDING].to(dtype), _vocabulary(spec, extras, target, name))
+    if wanted or (spec is not None and spec.shared_vocabulary):
+        warn_of_another(name, spec.made_for, target.identity)
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
     draft = draft.to(target.device).eval().requires_grad_(False)
     if pack and should_pack(target.device, dtype):
@@ -212,13 +220,15 @@ def _mask_feature(spec: DraftSpec, tensors: dict[str, Tensor], hidden: int, name
     return vector
 
 
-def _vocabulary(spec: DraftSpec, tensors: dict[str, Tensor], name: str) -> Tensor | None:
+def _vocabulary(spec: DraftSpec, tensors: dict[str, Tensor], target: Target, name: str) -> Tensor | None:
     token_ids = tensors.get(VOCABULARY)
     size = None if token_ids is None else len(token_ids)
     if size != spec.vocabulary_size:
         raise Pard2Error(
             f"{name!r}: config says pard2_vocabulary_size = {spec.vocabulary_size}, its `{VOCABULARY}` lists {size or 'no'} tokens; download it again"
         )
+    if token_ids is not None and (len(token_ids.unique()) != size or token_ids.min() < 0 or token_ids.max() >= target.vocab_size):
+        raise Pard2Error(f"{name!r}: its `{VOCABULARY}` is no list of different tokens of {target.name!r}; download it again")
     return token_ids
 
 
@@ -231,7 +241,7 @@ def read_projection_file(directory: Path, name: str, required: bool) -> dict[str
             tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # torch.load fails in as many ways as a file can be damaged
             raise Pard2Error(f"{file} is corrupt or holds more than tensors, so it was not loaded; download it again, or {_USE_TI}") from None
-        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        if not isinstance(tensors, dict) or not all(_lies_in_memory(tensor) for tensor in tensors.values()):
             raise Pard2Error(f"{file} is not a dictionary of tensors; download it again, or {_USE_TI}")
         return tensors
     if required:
@@ -239,19 +249,29 @@ def read_projection_file(directory: Path, name: str, required: bool) -> dict[str
     return {}
 
 
+def _lies_in_memory(tensor: Any) -> bool:
+    """Whether it is a whole tensor of numbers or token ids; a pickle may also hold sparse and nested ones, and some without values."""
+    kinds = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64)
+    whole = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
+    return whole and tensor.dtype in kinds
+
+
 def _load_without_vocabulary(directory: Path, name: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The LM of a shared-vocabulary draft, with one-row tables in place of embedding and head."""
     try:
-        tensors = load_file(directory / "model.safetensors")
-    except (OSError, SafetensorError):
+        tensors = load_file(directory / WHOLE)
+    except Exception:  # as many as a file can be damaged in
         raise Pard2Error(f"{name!r}: model.safetensors is missing or corrupt; download it again") from None
-    lm = without_vocabulary(config, dtype)
-    own = {key: tensor for key, tensor in lm.state_dict().items() if key not in _vocabulary_keys(lm)}
+    with reading(name), torch.device("meta"):
+        empty = without_vocabulary(config, dtype)
+    own = {key: tensor for key, tensor in empty.state_dict().items() if key not in _vocabulary_keys(empty)}
     for key, tensor in own.items():
         if key not in tensors:
             raise Pard2Error(f"{name!r}: model.safetensors lacks {key}; download it again")
         if tensors[key].shape != tensor.shape:
             raise Pard2Error(f"{name!r}: {key} is {list(tensors[key].shape)}, its config says {list(tensor.shape)}; download it again")
+    check_weights(name, own, tensors)
+    lm = without_vocabulary(config, dtype)
     lm.load_state_dict({key: tensors[key].to(dtype) for key in own}, strict=False)
     return lm
 
@@ -275,13 +295,7 @@ def checkpoint_directory(name: str) -> Path:
     """Where a draft named by directory, hub id or `smollm2` lies on this disk; downloaded first if need be. Raises `Pard2Error` if there is none."""
     if name == EMBEDDED_TARGET:
         return Path(embedded_draft())
-    path = resolve(name)
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.jinja"]))
-    except OSError as error:
-        raise unreadable(name, error) from None
+    return model_directory(name, "*.json", "*.safetensors", "*.bin", "*.jinja")
 
 
 def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = None, vocabulary: bool = True) -> None:

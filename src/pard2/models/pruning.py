@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import without_vocabulary
 from pard2.models.draft import DEFAULT_SCALE, DEFAULT_TARGET_LAYERS, Draft, DraftSpec, neutral_row
+from pard2.models.quantisation import check_quantisation
 from pard2.models.target import Target
 
 
@@ -70,6 +71,7 @@ def cut_draft(
     that such a draft shall propose. The other options: see `DraftSpec`. The target must not be packed. Raises `Pard2Error` for a layer or
     token that the target lacks.
     """
+    check_quantisation(target.model.config, target.name, plain=True)
     total = target.num_states - 1
     if not layers:
         raise Pard2Error("--layers names no layer")
@@ -142,7 +144,8 @@ def _new_spec(
         if not -target.num_states <= layer < target.num_states:
             raise Pard2Error(f"target layer {layer} is not a hidden state of {target.name!r}, which has {target.num_states}")
     width = target.hidden_size * len(wanted)
-    return DraftSpec(mask_token, draft_tokens, tuple(wanted), width, scale, False, shared_vocabulary, normalise_features, mask_feature)
+    options = (shared_vocabulary, normalise_features, mask_feature)
+    return DraftSpec(mask_token, draft_tokens, tuple(wanted), width, scale, False, *options, made_for=target.identity)
 
 
 def _new_draft(lm: PreTrainedModel, spec: DraftSpec, tokenizer: Tokenizer | None, name: str) -> Draft:

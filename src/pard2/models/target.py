@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
 from pard2.models.decoder import Decoder, DecoderOutput
+from pard2.models.identity import identity_keys
 from pard2.models.loading import load_causal_lm, load_tokenizer, parse_device, parse_dtype
 from pard2.models.packed import should_pack
 from pard2.models.ragged import RaggedBatch
@@ -47,6 +48,7 @@ class Target:
         self._states = StateRecorder(model)
         self._pack = pack
         if pack:
+            _ = self.identity  # of weights that can be read
             _ = self.decoder  # at once, before anybody reads weights
 
     @classmethod
@@ -72,6 +74,11 @@ class Target:
         self.decoder = graphed(self.decoder, self.name, self.device, most_sequences)
 
     # --- what it is -------------------------------------------------------------------------------
+
+    @cached_property
+    def identity(self) -> dict[str, str] | None:
+        """What tells this target from another one of its shape (`identity.identity_keys`); None without weights."""
+        return None if self.device.type == "meta" else identity_keys(self.name, self.model.named_parameters())
 
     @property
     def device(self) -> torch.device:

@@ -1,27 +1,24 @@
 """Models without their weights: enough to say what they are, what they cost, what ends answers and what fits."""
 
-import contextlib
-
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from pard2.models.checkpoint import check_vocabulary, read_spec, without_vocabulary
 from pard2.models.draft import Draft
 from pard2.models.embedded import embedded_draft
 from pard2.models.gguf import EMBEDDED_TARGET
-from pard2.models.loading import load_config, load_tokenizer, resolve
+from pard2.models.loading import empty_model, load_config, load_generation_config, load_tokenizer, reading
+from pard2.models.quantisation import check_quantisation
 from pard2.models.target import Target
 
 
 def weightless_target(name: str) -> Target:
     """The target's shapes on torch's `meta` device with its tokenizer; it cannot run. Raises as loading it would."""
     config = load_config(name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    with contextlib.suppress(OSError):  # a model saved without one keeps the default
-        # Chat models often name their end-of-turn tokens only here.
-        model.generation_config = GenerationConfig.from_pretrained(resolve(name))
+    check_quantisation(config, name)
+    model = empty_model(config, name)
+    model.generation_config = load_generation_config(name) or model.generation_config
     return Target(model, load_tokenizer(name), name)
 
 
@@ -38,7 +35,7 @@ def weightless_draft(name: str, target: Target) -> Draft:
     check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
     hidden = config.get_text_config().hidden_size
     projection = mask_feature = None
-    with torch.device("meta"):
+    with reading(name), torch.device("meta"):
         if spec is not None and spec.shared_vocabulary:
             lm = without_vocabulary(config, torch.float32)
         else:

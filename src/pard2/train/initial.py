@@ -1,5 +1,7 @@
 """What a run starts from: its draft, cut out of the target, made of a small LM, or an earlier one; and its examples."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from pard2.errors import Pard2Error
 from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
+from pard2.models.quantisation import check_quantisation
 from pard2.models.target import Target
 from pard2.models.weightless import weightless_draft, weightless_target
 
@@ -48,6 +51,7 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
     if wanted.path is not None:
         weightless = target.device.type == "meta"
         draft = weightless_draft(wanted.path, target) if weightless else load_draft(wanted.path, target, torch.float32, pack=False)
+        check_quantisation(draft.lm.config, draft.name, plain=True)
         if draft.spec is None:
             draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, **options)
         if draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
@@ -60,6 +64,7 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
         _check_same(config, draft)
         if draft.short_head is not None and wanted.vocabulary_size not in (None, draft.spec.vocabulary_size):
             draft.propose_from(answer_vocabulary(examples, wanted.vocabulary_size, target.vocab_size, draft.short_head.token_ids))
+        draft.spec = dataclasses.replace(draft.spec, made_for=target.identity)  # from now on it learns this target's features
         return draft.requires_grad_(True)
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
     vocabulary = None if wanted.vocabulary_size is None else answer_vocabulary(examples, wanted.vocabulary_size, target.vocab_size)

@@ -1,0 +1,71 @@
+"""Which model it is, told by some of its weights: a fine-tuned or rotated one has its origin's names and shapes."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pard2.errors import Pard2Warning
+
+NAME_KEY, SAMPLES_KEY = "pard2_target", "pard2_target_samples"
+_SAMPLES, _MOST_TENSORS = 256, 1024  # of a model: values, at least one of each tensor
+# What a config says about where a model came from and how it is used, rather than what it computes.
+_NO_MATTER = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """Of the config, and of some values of every tensor as they are: another precision gives another hash."""
+    config = {key: value for key, value in model.config.get_text_config().to_diff_dict().items() if key not in _NO_MATTER}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(_scattered(tensor, 256, first=0).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity_keys(name: str, weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """What the config of a draft says of the target that it is made for: its name, and values of its weights, bfloat16 in hexadecimal.
+
+    weights: the parameters by name, before they are packed; codes of quantised ones are left out. One model has the same values in whatever
+    dtype it is loaded, but for rounding.
+    """
+    tensors = [tensor for _, tensor in sorted(weights, key=lambda pair: pair[0]) if tensor.is_floating_point() and tensor.element_size() > 1]
+    tensors = tensors[:: 1 + len(tensors) // _MOST_TENSORS]
+    values = torch.cat([torch.empty(0), *(_scattered(tensor, max(1, _SAMPLES // len(tensors)), first=1).cpu() for tensor in tensors)])
+    # A directory may be moved, and nobody else has it.
+    return {
+        NAME_KEY: Path(name).resolve().name if Path(name).is_dir() else name,
+        SAMPLES_KEY: values.bfloat16().view(torch.int16).numpy().tobytes().hex(),
+    }
+
+
+def warn_of_another(draft: str, made_for: dict[str, str] | None, target: dict[str, str] | None) -> None:
+    """Warn (`Pard2Warning`) of a draft whose features come from another model than the one that it learned; it is lossless all the same."""
+    if made_for and target and not _same(made_for[SAMPLES_KEY], target[SAMPLES_KEY]):
+        warnings.warn(
+            f"the draft {draft!r} was made for another target ({made_for[NAME_KEY]!r}, whose weights are not those of {target[NAME_KEY]!r}): "
+            "less of what it proposes may be accepted; -m pard2-ti does without the target's features",
+            Pard2Warning,
+            stacklevel=3,
+        )
+
+
+def _same(ours: str, theirs: str) -> bool:
+    if ours == theirs or len(ours) != len(theirs):
+        return ours == theirs
+    with suppress(ValueError):  # a damaged one is another's
+        one, other = (torch.frombuffer(bytearray.fromhex(words), dtype=torch.bfloat16).float() for words in (ours, theirs))
+        return torch.allclose(one, other, rtol=0.01, atol=1e-6, equal_nan=True)
+    return False
+
+
+def _scattered(tensor: Tensor, count: int, first: int) -> Tensor:
+    """Up to `count` values of a tensor, in float32; evenly spaced ones might all lie in one column."""
+    places = torch.arange(first, first + min(count, tensor.numel()), device=tensor.device) * 2_654_435_761 % max(1, tensor.numel())
+    return tensor.detach().reshape(-1)[places].float()

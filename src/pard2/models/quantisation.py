@@ -1,0 +1,65 @@
+"""Quantised models: told from the config alone, and from what a loaded model left unread."""
+
+import copy
+import re
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
+
+from pard2.errors import Pard2Error, first_line
+
+# Scales of activations and caches, which plain weights do without, and buffers that older checkpoints kept.
+_UNNEEDED = re.compile(
+    r"(input|output|activation|act|[qkv]|kv|prob)_(scales?|zero_points?)$|rotary|inv_freq|position_ids$|(masked_bias|attn\.bias|attention\.bias)$"
+)
+_SCALES = re.compile(r"scales?(_\w+)?$|(^|[._])(qweight|q?zeros|zero_points?|g_idx|absmax|SCB|quant_\w+|weight_packed|weight_shape|codebooks?)")
+
+
+def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False) -> bool:
+    """Whether a model of this config is quantised once it is loaded; some methods become plain weights where a device cannot do otherwise.
+
+    plain: it is to be trained, or a draft to be cut out of it. Raises `Pard2Error` for a quantised one then; and for any method that transformers
+    does not know, whose scales it would leave unread, or cannot read here, for want of a package or a GPU.
+    """
+    asked = config.to_dict().get("quantization_config") or config.get_text_config().to_dict().get("quantization_config")
+    if asked is None:
+        return False
+    method = asked.get("quant_method") if isinstance(asked, dict) else asked
+    method = method[:] if isinstance(method, str) else method  # the text of an enum's member
+    try:
+        if not AutoHfQuantizer.supports_quant_method(asked):
+            raise ValueError("transformers does not know this method")
+        quantizer = AutoHfQuantizer.from_config(copy.deepcopy(asked), pre_quantized=True)
+        quantizer.validate_environment(device_map=None, weights_only=True)
+    except Exception as error:  # each method fails in its own way
+        raise Pard2Error(f"{name!r} is quantised ({method}) and cannot be read: {first_line(error)}; name the unquantised model") from None
+    quantised = not getattr(quantizer.quantization_config, "dequantize", False)
+    if quantised and plain:
+        raise Pard2Error(
+            f"{name!r} is quantised ({method}): no draft can be cut out of it, and it cannot be trained; make the draft out of the unquantised model "
+            "(`pard2 draft init`) and name it as draft.path"
+        )
+    return quantised
+
+
+def check_unread(name: str, model: PreTrainedModel, unread: Iterable[str]) -> None:
+    """Raises `Pard2Error` for stored weights that the model did not take and that mean another function: scales, and parts of its own layers.
+
+    What stands beside a model, as another head, a vision tower or layers behind its last, changes nothing of what it says.
+    """
+    modules = dict(model.named_modules())
+    for key in sorted(unread):
+        if _UNNEEDED.search(key):
+            continue
+        if _SCALES.search(key):
+            raise Pard2Error(f"{name!r}: {key} belongs to quantised weights, and its config.json names no method; name the unquantised model")
+        for place in (key, f"{model.base_model_prefix}.{key}"):
+            while place not in modules:
+                place = place.rpartition(".")[0]  # in the end that of the model itself
+            if modules[place] not in (model, model.base_model) and not isinstance(modules[place], nn.ModuleList):
+                raise Pard2Error(
+                    f"{name!r}: its weight file holds {key}, which no {type(model).__name__} of its config has, so it would say something else; "
+                    "correct config.json, or download it again"
+                )
