@@ -10,7 +10,7 @@ from pard2.data import prepared
 @pytest.fixture
 def answers(tmp_path):
     path = tmp_path / "answers.jsonl"
-    rows = [{"id": f"p{n}", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x" * n}]} for n in range(5)]
+    rows = [{"id": f"p{n}", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x" * n or "y"}]} for n in range(5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -27,7 +27,7 @@ def test_it_says_its_plan_and_what_became_of_it(run, tmp_path, answers, pard2, t
     assert "5 examples of" in result.err and "0 skipped, 0 cut" in result.err
     assert json.loads((tmp_path / "made" / "manifest.json").read_text())["counts"]["examples"] == 5
     preview = pard2("data", "preview", tmp_path / "made", "-t", target_directory, "-n", 1)
-    assert preview.code == 0 and "⟦<|end|>⟧" in preview.out and "p1" not in preview.out
+    assert preview.code == 0 and "⟦y<|end|>⟧" in preview.out and "p1" not in preview.out
 
 
 def test_long_ones(run, tmp_path):

@@ -23,7 +23,7 @@ def record(name, answer="yes"):
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "f.jsonl"
-    path.write_text("".join(json.dumps(record(f"r{n}", "é" * n)) + "\n" for n in range(9)))
+    path.write_text("".join(json.dumps(record(f"r{n}", "é" * (n + 1))) + "\n" for n in range(9)))
     return str(path)
 
 

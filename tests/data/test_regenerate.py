@@ -4,6 +4,7 @@ import filecmp
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,7 @@ def test_decoding_that_fails_on_one_record_does_not_stop_the_others(tmp_path, ta
         ("tiny-llama", answer_settings(5, 0.0, 0.9, 3), "with --temperature 0.7, and this is --temperature 0.0"),
         ("tiny-llama", answer_settings(5, 0.7, 1.0, 3), "with --top-p 0.9, and this is --top-p 1.0"),
         ("tiny-llama", answer_settings(5, 0.7, 0.9, 4), "with --seed 3, and this is --seed 4"),
+        ("tiny-llama", answer_settings(5, 0.7, 0.9, 3, None, {"x": 1}), 'with no --template-arg, and this is --template-arg {"x": 1}'),
     ],
 )
 def test_a_file_is_not_resumed_with_another_target_or_other_settings(tmp_path, target, model, settings, message):
@@ -183,6 +185,28 @@ def test_a_file_is_not_resumed_with_another_target_or_other_settings(tmp_path, t
         check_same_run(writer, target.name, begun)
         with pytest.raises(Pard2Error, match=message):
             check_same_run(writer, model, settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": [{"role": "user", "content": "another"}]},
+        {"messages": [{"role": "system", "content": "x"}, *SEVEN[0]["messages"]]},
+        {"tools": [{"name": "look"}]},
+        {"chat_template_kwargs": {"thinking": True}},
+    ],
+)
+def test_a_file_is_not_resumed_with_edited_prompts_under_old_ids(tmp_path, target, change):
+    """It kept the old answers, and asked the rest of the new file."""
+    settings = answer_settings(5, 0.0, 1.0, 0)
+    old = {"answer": "kept", "made": date(2026, 1, 2)}  # other columns may change, and need not be JSON's
+    with RecordWriter(tmp_path / "out") as writer:
+        regenerate(target, [SEVEN[0] | old], writer)
+        check_same_run(writer, target.name, settings, [SEVEN[0] | {"answer": "new"}, *SEVEN[1:]])
+        asked = SEVEN[0]["messages"]
+        check_same_run(writer, target.name, settings, [{**SEVEN[0], "messages": [*asked, {"role": "assistant", "content": "an old answer"}]}])
+        with pytest.raises(Pard2Error, match="answers another prompt under the id 'p0' than -i holds now"):
+            check_same_run(writer, target.name, settings, [*SEVEN[1:], SEVEN[0] | change])
 
 
 def test_settings_that_greedy_answers_ignore_may_change(tmp_path, target):

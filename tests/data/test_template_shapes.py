@@ -5,9 +5,9 @@ The templates are our own and imitate what distinguishes each family: what is tr
 
 import pytest
 
-from chat_tokenizer import byte_tokenizer
+from chat_tokenizer import CHATML, byte_tokenizer
 from pard2.data.chat import prompt_ids, tokenize_record
-from pard2.data.conversations import template_arguments
+from pard2.data.conversations import template_arguments, to_record
 from pard2.errors import Pard2Error
 
 # Headers with two newlines, trimmed texts, nothing behind the end of a turn, tools first, calls as JSON.
@@ -45,9 +45,35 @@ GEMMA = (
     "<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
 )
+# The prompt does not open the thought, and history drops it: what was thought is never shown.
+R1 = (
+    "<|start|>{% for m in messages %}{% if m.role == 'user' %}[User]{{ m.content }}{% else %}"
+    "[Assistant]{{ m.content.split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}[Assistant]{% endif %}"
+)
+# The prompt opens it.
+R1_DISTILL = R1.replace("%}[Assistant]{%", "%}[Assistant]<think>\n{%")
+QWQ = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content.split('</think>')[-1].lstrip('\n') }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n<think>\n{% endif %}"
+)
+# As Qwen3, but the prompt opens the thought.
+QWEN3_THINKING = QWEN3.replace(
+    "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}", "assistant\n<think>\n"
+)
+# The prompt opens the thought, or closes one that was none.
+V31 = R1.replace("%}[Assistant]{%", "%}[Assistant]{{ '<think>' if thinking else '</think>' }}{%").replace(
+    "[Assistant]{{ m", "[Assistant]</think>{{ m"
+)
 
 PLAIN = ["hi", "hello", "and?", "no\nand no", "so", "yes"]
 THOUGHTS = ["hi", "<think>\nA greeting.\n</think>\n\nhello", "and?", "<think>\nHm.\n</think>\n\nno"]
+
+
+WHOLE, OWN = "<think>\nI think so.\n</think>\n\nhello", "I think so.\n</think>\n\nhello"
+FIELD = {"content": "hello", "reasoning_content": "I think so."}
+CALL = {"content": "", "tool_calls": [{"type": "function", "function": {"name": "clock", "arguments": {"zone": 'é"u'}}}]}
+NOT_WHERE = "answer 1 where decoding begins it, after"
+NO_THOUGHTS = "record r1: the chat template does not show the thoughts of answer 1"
 
 
 def turns(texts):
@@ -110,6 +136,83 @@ def test_qwen3_without_thinking_has_the_empty_thought_in_its_prompt():
 def test_a_thought_cut_by_its_limit_is_learned_as_it_was_said():
     """The template closes such a thought, which the target never did."""
     assert learned(QWEN3, turns(["hi", "<think>\nA greet"]), finish_reason="length") == ["<think>\nA greet"]
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "expected"),
+    [
+        (R1, {"content": WHOLE}, WHOLE),
+        (R1, {"content": f" {WHOLE}\n"}, f" {WHOLE}"),
+        (R1, FIELD, WHOLE),
+        (R1, {"content": "hello"}, "hello"),
+        (R1_DISTILL, {"content": OWN}, OWN),
+        (R1_DISTILL, {"content": WHOLE}, OWN),
+        (R1_DISTILL, FIELD, OWN),
+        (R1_DISTILL, {"content": "hello", "reasoning": " I think so.\n"}, OWN),
+        (QWQ, {"content": OWN}, OWN),
+        (QWQ, {"content": WHOLE}, OWN),
+        (QWQ, {"content": "hello", "thinking": "I think so."}, OWN),
+        (QWEN3, {"content": OWN}, WHOLE),
+        (QWEN3, FIELD, WHOLE),
+        (QWEN3, {"content": "<think>I think so.</think>hello"}, WHOLE),
+        (QWEN3_THINKING, {"content": OWN}, OWN),
+        (QWEN3_THINKING, {"content": WHOLE}, OWN),
+        (QWEN3_THINKING, FIELD, OWN),
+        (CHATML, {"content": WHOLE}, WHOLE),
+        (CHATML, {"content": "hello", "reasoning_content": "", "thinking": None}, "hello"),
+    ],
+)
+def test_thoughts_are_learned_as_the_target_says_them(template, answer, expected):
+    """Learned from what the template shows of them later, they were lost, or the answer was refused."""
+    assert learned(template, [*turns(["hi"]), {"role": "assistant", **answer}]) == [f"{expected}<|end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "message"),
+    [
+        (R1_DISTILL, {"content": "hello"}, NOT_WHERE),
+        (QWQ, {"content": "hello"}, NOT_WHERE),
+        (V31, {"content": WHOLE}, NO_THOUGHTS),
+        (CHATML, FIELD, NO_THOUGHTS),
+        (CHATML, {"content": "hello", "reasoning": "I think so."}, NO_THOUGHTS),
+        (CHATML, {"content": "hello", "thinking": "I think so."}, NO_THOUGHTS),
+        (LLAMA3.replace("m.content | trim", "m.content | truncate(3)"), {"content": "hello there"}, "does not show the text of answer 1"),
+        (CHATML, CALL, "does not show the tool calls of answer 1"),
+        (CHATML, CALL | {"content": None}, "does not show the tool calls of answer 1"),
+        (LLAMA3.replace(".function | tojson", ".function.name"), CALL, "does not show the tool calls of answer 1"),
+        (CHATML, {"content": ""}, "no token to predict: answer 1 is empty"),
+        (CHATML, {"content": " \n"}, "no token to predict: answer 1 is empty"),
+        (CHATML, {"content": "", "reasoning_content": " "}, "no token to predict: answer 1 is empty"),
+    ],
+)
+def test_an_answer_that_is_not_shown_whole_is_not_learned(template, answer, message):
+    """A draft would learn to leave out what its target says, or to end at once."""
+    with pytest.raises(Pard2Error, match=message):
+        learned(template, [*turns(["hi"]), {"role": "assistant", **answer}])
+
+
+def test_thoughts_behind_a_prompt_that_opens_them_on_demand():
+    messages = [*turns(["hi"]), {"role": "assistant", "content": OWN}]
+    assert learned(V31, messages, chat_template_kwargs={"thinking": True}) == [f"{OWN}<|end|>"]
+    assert learned(V31, turns(["hi", "hello"])) == ["hello<|end|>"]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss_mask": 0}, {"loss_mask": False}])
+def test_an_answer_that_says_so_is_context_only(mark):
+    messages = turns(PLAIN)
+    messages[1] |= mark
+    messages[3] |= {name: 1 for name in mark}
+    tokenizer = byte_tokenizer(CHATML)
+    record = to_record({"messages": messages}, "f:1")
+    shared = to_record({"conversations": [{"from": m.pop("role"), "value": m.pop("content"), **m} for m in map(dict, messages)]}, "f:1")
+    (made,) = tokenize_record(tokenizer, record, frozenset({tokenizer.eos_token_id}))
+    assert tokenize_record(tokenizer, shared, frozenset({tokenizer.eos_token_id})) == [made]
+    assert tokenizer.decode([t for t, p in zip(made.token_ids, made.predicted, strict=True) if p]) == "no\nand no<|end|>yes<|end|>"
+    assert "hello" in tokenizer.decode(made.token_ids)
+    with pytest.raises(Pard2Error, match="record r1: no token to predict: its answers are context only"):
+        learned(CHATML, [messages[0], messages[1]])
+    with pytest.raises(Pard2Error, match=r"record r1: answer 1: `weight` is \[1, 0\]; known are 1 or true"):
+        learned(CHATML, [messages[0], messages[1] | {"weight": [1, 0]}])
 
 
 def test_calls_of_tools_are_answers_and_their_results_are_not():

@@ -1,4 +1,4 @@
-"""Prompts in their three forms, and those that are none."""
+"""Prompts in their forms, and those that are none."""
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -54,6 +54,19 @@ def test_empty_prompt(target, prompt):
 def test_ids_outside_the_vocabulary(target, wrong):
     with pytest.raises(Pard2Error, match=f"token id {wrong}.*0 to 60"):
         encode_prompt(target, [1, wrong])
+
+
+def test_a_dict_says_what_the_template_gets_beside_the_messages(target):
+    target.tokenizer.chat_template += "{% if quiet %} red{% endif %}{% if tools %} {{ tools[0].name }}{% endif %}"
+    messages = [{"role": "user", "content": "what"}]
+    plain = encode_prompt(target, messages)
+    assert encode_prompt(target, {"messages": messages, "id": "x"}) == plain
+    assert encode_prompt(target, {"messages": messages, "chat_template_kwargs": {"quiet": True}, "tools": [{"name": "blue"}]}) == [*plain, 7, 8]
+    (made,) = Engine(target).generate([{"messages": messages, "chat_template_kwargs": {"quiet": True}}], SamplingParams(1))
+    assert made.prompt_tokens == len(plain) + 1
+    for wrong in ({}, {"id": "x"}, {"messages": []}, {"messages": "what"}):
+        with pytest.raises(Pard2Error, match="prompt"):
+            encode_prompt(target, wrong)
 
 
 def test_text_without_a_tokenizer_and_chat_without_a_template(target):

@@ -83,7 +83,7 @@ class Plan:
         """Plain values, by which the same plan is known again."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {
-            "suites": [{"name": suite.name, "prompts": len(suite.prompts), "digest": suite.digest} for suite in self.suites],
+            "suites": [suite.as_dict() for suite in self.suites],
             "configurations": [dataclasses.asdict(configuration) for configuration in self.configurations],
         }
 

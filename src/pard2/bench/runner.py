@@ -12,7 +12,7 @@ from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.engine.capacity import free_bytes, position_bytes
 from pard2.engine.engine import Engine
-from pard2.engine.prompts import encode_prompt
+from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -105,9 +105,9 @@ def run(runner: Runner, file: ResultFile, console: Console) -> None:
             file.add(measurements)
 
 
-def _encode(target: Target, record_id: str, messages: list[dict[str, str]]) -> list[int]:
+def _encode(target: Target, record_id: str, prompt: Prompt) -> list[int]:
     try:
-        return encode_prompt(target, messages)
+        return encode_prompt(target, prompt)
     except Pard2Error as error:
         raise Pard2Error(f"-s: record {record_id}: {error}") from None
 

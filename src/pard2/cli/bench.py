@@ -18,6 +18,7 @@ from pard2.cli.options import (
     choose_draft,
     parse_draft_tokens,
 )
+from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.errors import Pard2Error
 from pard2.files import new_file
 
@@ -53,12 +54,14 @@ def bench(
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    template_arg: TemplateArgOption = None,
     json_file: JsonFileOption = None,
     force: ForceOption = False,
 ) -> None:
     """Decode the same prompts by several methods in turn, and say how much faster each is than plain decoding."""
     sizes = _parse_list("--batch-size", batch_sizes, int)
     ks = [parse_draft_tokens(part) for part in draft_tokens.split(",")]
+    arguments = parse_template_args(template_arg)
     heats = _parse_list("--temperature", temperatures, float)
     with working("importing torch"):
         from rich.console import Console
@@ -86,12 +89,13 @@ def bench(
         raise Pard2Error(f"--batch-size {min(sizes)}: at least 1 is needed")
     if json_file is not None:
         context.with_resource(new_file(json_file, (*paths, target, found)))
-    read = read_suites(paths, prompts)
+    read = read_suites(paths, prompts, arguments)
     with working(f"loading {target}"):
         loaded = Target.from_pretrained(target, dtype, device)
         draft_loaded = None
         if found is not None and names != ["ar"]:
             draft_loaded = load_draft(found, loaded, parse_dtype(dtype), None if names is None else "pard2-td" in names)
+    check_template_args(loaded, draft_loaded, arguments, [prompt for suite in read for prompt in suite.prompts])
     plan = Plan(
         target,
         draft or (found and EMBEDDED),  # by its name: where it lies on this machine matters to nobody

@@ -18,6 +18,8 @@ from pard2.cli.options import (
     choose_draft,
     parse_draft_tokens,
 )
+from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
+from pard2.data.arguments import to_prompt
 from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from pard2.data.records import Message
     from pard2.engine.engine import Engine
+    from pard2.engine.prompts import Prompt
     from pard2.engine.sampling import SamplingParams
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
@@ -39,6 +42,7 @@ def chat(
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy; higher is more varied.")] = 0.0,
     top_p: TopPOption = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
+    template_arg: TemplateArgOption = None,
     draft_tokens: DraftTokensOption = "auto",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -48,6 +52,7 @@ def chat(
 
     params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     asked = parse_draft_tokens(draft_tokens)
+    arguments = parse_template_args(template_arg)
     with working(f"loading {target}"):
         from rich.console import Console
 
@@ -56,6 +61,7 @@ def chat(
         engine = Engine.from_pretrained(target, choose_draft(target, draft, method), method, dtype, device, asked, max_batch=1)
     if engine.target.tokenizer is None or engine.target.tokenizer.chat_template is None:
         raise Pard2Error(f"{target!r} has no chat template; continue a text with `pard2 generate --raw`")
+    check_template_args(engine.target, engine.draft, arguments, [{"chat_template_kwargs": arguments}])
     print_note(f"{target}, {engine.method}; {_HELP}")
     opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     console = Console(highlight=False, soft_wrap=True)
@@ -70,7 +76,7 @@ def chat(
             print_note(_HELP)
         elif said:
             try:
-                answer = _answer(engine, [*messages, {"role": "user", "content": said}], params, console)
+                answer = _answer(engine, to_prompt({"messages": [*messages, {"role": "user", "content": said}]}, arguments), params, console)
             except Pard2Error as error:  # too long a conversation, say: the next one may fit
                 print_error(f"{error}; /reset forgets the conversation")
                 continue
@@ -90,7 +96,7 @@ def _listen() -> str | None:
         return None
 
 
-def _answer(engine: "Engine", messages: "list[Message]", params: "SamplingParams", console: "Console") -> str:
+def _answer(engine: "Engine", prompt: "Prompt", params: "SamplingParams", console: "Console") -> str:
     """Stream an answer, and return what of it has been said: Ctrl-C ends it early."""
     from pard2.cli.colours import ColouredText
     from pard2.engine.statistics import Stats
@@ -98,7 +104,7 @@ def _answer(engine: "Engine", messages: "list[Message]", params: "SamplingParams
     coloured, steps, said, ended = ColouredText(engine.target.tokenizer), [], "", "stopped"
     try:
         # Closed on Ctrl-C, which cancels the rest.
-        with closing(engine.stream(messages, params)) as stream:
+        with closing(engine.stream(prompt, params)) as stream:
             for step in stream:
                 steps.append(step)
                 piece = coloured.add(step)

@@ -12,6 +12,7 @@ import typer
 from pard2.cli import cache, prepare
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import BatchSizeOption, DeviceOption, DtypeOption, ForceOption, SeedOption, TargetOption, TopPOption, choose_draft
+from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.errors import Pard2Error
 from pard2.files import check_output
 from pard2.reading import parse_json
@@ -45,6 +46,7 @@ def synthesize(
     top_p: TopPOption = 0.95,
     batch_size: BatchSizeOption = 32,
     seed: SeedOption = 0,
+    template_arg: TemplateArgOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     force: ForceOption = False,
@@ -52,6 +54,7 @@ def synthesize(
     """Let a chat model write the user's part itself: prompts out of nothing."""
     if temperature <= 0:
         raise Pard2Error("--temperature must be above 0 to synthesize: greedy text would be the same prompt each time")
+    arguments = parse_template_args(template_arg)
     with working("importing torch"):
         from pard2.data.synthesize import synthesize as run
         from pard2.engine.engine import Engine
@@ -66,7 +69,8 @@ def synthesize(
         with working(f"loading {target}"):
             engine = Engine.from_pretrained(target, dtype=dtype, device=device, max_batch=batch_size)
         with record_progress("prompts", count, done) as advance:
-            run(engine.target, count, writer, _answerer(engine, params), batch_size=batch_size, seed=seed, progress=advance)
+            answer = _answerer(engine, params)
+            run(engine.target, count, writer, answer, batch_size=batch_size, seed=seed, arguments=arguments, progress=advance)
     print_note(f"{output}: {count:,} prompts; next: pard2 data regenerate -t {target} -i {output} -o answers.jsonl")
 
 
@@ -84,6 +88,7 @@ def regenerate(
     top_p: TopPOption = 1.0,
     batch_size: BatchSizeOption = 32,
     seed: SeedOption = 0,
+    template_arg: TemplateArgOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     force: ForceOption = False,
@@ -108,6 +113,7 @@ def regenerate(
     if not timeout <= 86_400:  # nan, too
         raise Pard2Error(f"--timeout {timeout:g}: at most 86400 (a day)")
     _refuse_given(context, _HERE_ALONE if endpoint else _ENDPOINT_ALONE, "does not go with --endpoint" if endpoint else "needs --endpoint")
+    from pard2.data.arguments import with_arguments
     from pard2.data.records import read_records
     from pard2.data.regenerate import answer_settings, check_same_run, failures_path, list_failures
     from pard2.data.regenerate import regenerate as run
@@ -116,15 +122,17 @@ def regenerate(
     for path in (output, failures_path(output)):
         check_output(path, (source, target, draft))
     params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    settings = answer_settings(max_new_tokens, temperature, top_p, seed, _json_object("--extra-body", extra_body))
-    records = read_records(source)
+    arguments = parse_template_args(template_arg)
+    settings = answer_settings(max_new_tokens, temperature, top_p, seed, _json_object("--extra-body", extra_body), arguments)
+    records = [with_arguments(record, arguments) for record in read_records(source)]
     ids = {record["id"] for record in records}
     with _resumable(output, force, lambda record_id: record_id in ids, f"records that are not in {source}") as writer:
-        check_same_run(writer, target, settings)
+        check_same_run(writer, target, settings, records)
         done = len(writer.done)
+        most = (len(records) - done) * max_new_tokens
         print_note(
             f"{len(records) - done:,} prompts to answer with up to {max_new_tokens} tokens each in {output}, {done:,} already there; "
-            f"at most {(len(records) - done) * max_new_tokens:,} new tokens, about {(len(records) - done) * max_new_tokens * 5 / 1e6:,.1f} MB"
+            f"at most {most:,} new tokens, about {most * (5 if endpoint else 12) / 1e6:,.1f} MB"
         )
         if done == len(records):
             list_failures(output, [])
@@ -144,6 +152,7 @@ def regenerate(
 
                 proposer = None if draft is None else choose_draft(target, draft, None)
                 engine = Engine.from_pretrained(target, proposer, dtype=dtype, device=device, max_batch=batch_size)
+            check_template_args(engine.target, engine.draft, arguments, records)
             room = min(engine.target.context_length, engine.cache_tokens)
             replier = local_replier(engine.target, _answerer(engine, params), settings, room)
         with record_progress("prompts", len(records), done) as advance:

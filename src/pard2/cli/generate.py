@@ -24,6 +24,7 @@ from pard2.cli.options import (
     parse_logit_bias,
     read_prompts,
 )
+from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 
@@ -43,6 +44,7 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option("-p", "--prompt", help="What to say to the model; may be given several times.")] = None,
     prompts: PromptsOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    template_arg: TemplateArgOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")] = 128,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text; may be given several times.")
@@ -103,7 +105,8 @@ def generate(
         ignore_eos=ignore_eos,
         logprobs=logprobs,
     )
-    texts = _prompts(prompt or [], prompts, raw)
+    arguments = parse_template_args(template_arg)
+    texts = _prompts(prompt or [], prompts, raw, arguments)
     total = len(texts) * n
     if stream and (as_json or total > 1):
         raise Pard2Error("--stream shows the text of one answer as it is made; leave it away with --json, with several prompts, and with --n")
@@ -125,25 +128,26 @@ def generate(
             draft_sampling=draft_sampling,  # type: ignore[arg-type]  # the engine checks the words
             verification=verification,  # type: ignore[arg-type]
         )
+    check_template_args(engine.target, engine.draft, arguments, [] if raw else texts)
     if total > 1:
         _answer_all(engine, texts, params, raw, as_json)
     else:
         _answer_one(engine, texts[0], params, raw, as_json, live=stream or (on_terminal() and not as_json))
 
 
-def _prompts(texts: list[str], file: Path | None, raw: bool) -> "list[Prompt]":
+def _prompts(texts: list[str], file: Path | None, raw: bool, arguments: dict[str, Any]) -> "list[Prompt]":
     """The prompts of the command line. Raises `Pard2Error` for none, for an empty one, and for two sources of them."""
     if file is None:
         if not texts:
             raise Pard2Error("there is no prompt; say something with -p, or name a file with --prompts")
         if not all(text.strip() for text in texts):
             raise Pard2Error("the prompt is empty; say something with -p")
-        return list(texts)
+        return apply_template_args(texts, arguments, raw)
     if texts:
         raise Pard2Error("-p and --prompts are both given; put all prompts into the file, or leave one of them away")
     if raw:
         raise Pard2Error("--raw continues a text given with -p; the conversations of --prompts need the chat template")
-    return list(read_prompts(file))
+    return [*read_prompts(file, arguments)]
 
 
 def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw: bool, as_json: bool, live: bool) -> None:

@@ -1,11 +1,12 @@
 """Options that several commands share, and how the words given for them are read."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pard2.data.records import Message, read_records, up_to_user
+from pard2.data.arguments import to_prompt
+from pard2.data.records import Message, Record, read_records, up_to_user
 from pard2.errors import Pard2Error
 
 EMBEDDED = "smollm2"
@@ -93,10 +94,10 @@ def parse_logit_bias(words: list[str]) -> dict[int, float]:
     return biases
 
 
-def read_prompts(file: Path) -> list[list[Message]]:
+def read_prompts(file: Path, arguments: dict[str, Any]) -> list[list[Message] | Record]:
     """The conversations of a JSONL file, each up to its last user turn. Raises `Pard2Error` for one in which no user speaks."""
     records = read_records(file)
     for record in records:
         if not up_to_user(record):
             raise Pard2Error(f"--prompts {file}: record {record['id']} has no user message")
-    return [up_to_user(record) for record in records]
+    return [to_prompt(record, arguments) for record in records]

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.options import ForceOption, TargetOption
+from pard2.cli.template_args import TemplateArgOption, parse_template_args
 from pard2.errors import Pard2Error
 from pard2.files import PREPARED, new_directory
 from pard2.reading import printable
@@ -34,6 +35,7 @@ def prepare(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory for data.train of a run.")],
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens of a conversation.")] = 512,
     on_long: Annotated[str, typer.Option("--on-long", metavar="raise|cut|skip", help="What becomes of a longer one.")] = "raise",
+    template_arg: TemplateArgOption = None,
     force: ForceOption = False,
 ) -> None:
     """Tokenise conversations once, for many runs: tokens, loss mask, and a manifest of what made them."""
@@ -42,7 +44,7 @@ def prepare(
         from pard2.data.prepared import BYTES_PER_TOKEN, is_prepared, save_prepared
         from pard2.data.sources import open_source
 
-    choice = _parse_on_long(on_long)
+    choice, arguments = _parse_on_long(on_long), parse_template_args(template_arg)
     for name in sources:
         if is_prepared(name):
             raise Pard2Error(f"{name} is prepared already; name it in data.train")
@@ -53,8 +55,10 @@ def prepare(
     rows = sum(source.count for source in opened)
     print_note(f"{rows:,} conversations to tokenise for {target}; up to about {rows * max_length * BYTES_PER_TOKEN / 1e6:,.1f} MB in {output}")
     with _tokenising() as progress:
-        examples = load_examples(sources, model.tokenizer, model.eos_token_ids, max_length, choice, progress, vocab_size=model.vocab_size)
-    save_prepared(output, examples, opened, model.tokenizer, model.eos_token_ids, target, max_length, choice)
+        examples = load_examples(
+            sources, model.tokenizer, model.eos_token_ids, max_length, choice, progress, vocab_size=model.vocab_size, arguments=arguments
+        )
+    save_prepared(output, examples, opened, model.tokenizer, model.eos_token_ids, target, max_length, choice, arguments)
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
     print_note(f"{output}: {_counts(examples)}, {examples.skipped:,} skipped, {examples.cut:,} cut; {size:,.1f} MB; next: data.train=[{output}]")
 
@@ -63,6 +67,7 @@ def preview(
     sources: SourcesArgument,
     target: TargetOption,
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=10**9, help="Conversations to show.")] = 3,
+    template_arg: TemplateArgOption = None,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens of a conversation; what is longer is shown up to there.")] = 512,
 ) -> None:
     """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""
@@ -71,15 +76,20 @@ def preview(
         from rich.text import Text
 
         from pard2.cli.loss_mask import render
+        from pard2.data.arguments import check_arguments
         from pard2.data.examples import load_examples
 
+    arguments = parse_template_args(template_arg) or None
     model = _with_tokenizer(target)
+    check_arguments(model.tokenizer, arguments)
     out = Console(highlight=False, soft_wrap=True)
-    for example in _first_examples(sources, model, count):
+    for example in _first_examples(sources, model, count, arguments):
         out.rule(Text(printable(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")))
         out.print(render(model.tokenizer, example, max_length, marked=not out.is_terminal))
     with _tokenising() as progress:
-        examples = load_examples(sources, model.tokenizer, model.eos_token_ids, sys.maxsize, progress=progress, vocab_size=model.vocab_size)
+        examples = load_examples(
+            sources, model.tokenizer, model.eos_token_ids, sys.maxsize, progress=progress, vocab_size=model.vocab_size, arguments=arguments
+        )
     long = int((examples.lengths > max_length).sum())
     out.rule()
     out.print(f"{_counts(examples)}; the longest has {examples.lengths.max():,}; {long:,} are longer than --max-length {max_length:,}")
@@ -103,12 +113,14 @@ def _with_tokenizer(name: str) -> "Target":
     return model
 
 
-def _first_examples(sources: list[str], model: "Target", count: int) -> Iterator["Example"]:
+def _first_examples(sources: list[str], model: "Target", count: int, arguments: dict[str, Any] | None) -> Iterator["Example"]:
     """All examples of the first `count` conversations; of prepared data, its first `count` examples."""
-    from pard2.data.chat import tokenize_record
+    from pard2.data.arguments import with_arguments
+    from pard2.data.chat import tokenize_records
     from pard2.data.conversations import to_record
     from pard2.data.prepared import is_prepared, load_prepared
     from pard2.data.sources import open_source
+    from pard2.data.tally import Tally
 
     for name in sources:
         if is_prepared(name):
@@ -117,7 +129,8 @@ def _first_examples(sources: list[str], model: "Target", count: int) -> Iterator
             count -= len(shown)
         else:
             for where, row in islice(open_source(name).rows(), count):
-                yield from tokenize_record(model.tokenizer, to_record(row, where), model.eos_token_ids)
+                record = with_arguments(to_record(row, where), arguments)
+                yield from tokenize_records(model.tokenizer, [record], model.eos_token_ids, Tally())[0]
                 count -= 1
 
 
@@ -139,5 +152,7 @@ def _tokenising() -> Iterator["Progress"]:
 
 
 def _counts(examples: "Examples") -> str:
+    from pard2.data.tally import told
+
     tokens, predicted = len(examples.tokens), int(examples.predicted.sum())
-    return f"{len(examples):,} examples of {tokens:,} tokens, {predicted / tokens:.1%} of them predicted"
+    return f"{len(examples):,} examples of {tokens:,} tokens, {predicted / tokens:.1%} of them predicted{told(examples.notes)}"

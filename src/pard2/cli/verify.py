@@ -21,6 +21,7 @@ from pard2.cli.options import (
     parse_draft_tokens,
     read_prompts,
 )
+from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
 from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
@@ -68,11 +69,13 @@ def verify(
     verification: VerificationOption = "token",
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the drawn completions.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Take the built-in prompts without the chat template.")] = False,
+    template_arg: TemplateArgOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hold decoding, greedy and sampled, against the target itself; exit code 1 if it says anything else, 3 if too little was proposed to tell."""
     asked: DraftTokens = "full" if draft_tokens == "full" else parse_draft_tokens(draft_tokens)
+    arguments = parse_template_args(template_arg)
     with working("importing torch"):
         from pard2.engine.audit import NEAR_TIE, audit, demands_equality
         from pard2.engine.engine import Engine
@@ -84,7 +87,7 @@ def verify(
         raise Pard2Error(f"--samples {samples} are too few to tell anything; give at least {FEWEST_SAMPLES}, or 0 for no test of sampling")
     if samples and SamplingParams(temperature=temperature).greedy:
         raise Pard2Error("--temperature 0 is greedy, which is tested anyway; give a higher one, or --samples 0 for no test of sampling")
-    texts: list[Prompt] = [*PROMPTS] if prompts is None else [*read_prompts(prompts)]
+    texts: list[Prompt] = apply_template_args(PROMPTS, arguments, raw) if prompts is None else [*read_prompts(prompts, arguments)]
     with working(f"loading {target}"):
         engine = Engine.from_pretrained(
             target,
@@ -97,6 +100,7 @@ def verify(
             draft_sampling=draft_sampling,  # type: ignore[arg-type]  # the engine checks the words
             verification=verification,  # type: ignore[arg-type]
         )
+    check_template_args(engine.target, engine.draft, arguments, [] if raw else texts)
     encoded = [encode_prompt(engine.target, text, raw) for text in texts]
     exact = demands_equality(engine.target)
     tolerance = NEAR_TIE if near_tie is None else near_tie

@@ -4,9 +4,9 @@ It does not know what decodes, nor how: temperature, length limit and the draft 
 """
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 from pard2.data.records import Record
 
@@ -41,13 +41,14 @@ class Reply:
     """What one conversation brought, whoever answered it.
 
     text: without special tokens; None where there is none, with the reason under `error`. finish_reason: as of an `Answer`.
-    tokens: the answer's length, 0 where nobody says it.
+    tokens: the answer's length, 0 where nobody says it. kept: what the record shall hold of it beside (`pard2.data.emitted`).
     """
 
     text: str | None
     finish_reason: str
     tokens: int = 0
     error: str | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 # From conversations, each to be answered from its last message on, to all of them with their replies, each as soon as it

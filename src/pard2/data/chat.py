@@ -1,17 +1,24 @@
 """Conversations to tokens: the chat template, and which tokens the draft is trained to predict.
 
 No generation markers are needed in the template: an answer is the difference of two renderings, that of the conversation up to the
-answer and that of the answer with it. A prompt is tokenised as decoding tokenises it, and its answer follows it token by token.
+answer and that of the answer with it. A prompt is tokenised as decoding tokenises it, and its answer follows it token by token; where the
+target's own tokens are known, these do.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from pard2.data.conversations import Message, Record, template_arguments
+from pard2.data.arguments import template_source, unread_arguments
+from pard2.data.conversations import EMITTED_IDS, Message, Record, template_arguments
+from pard2.data.emitted import emitted_ids
+from pard2.data.shown import CLOSE, is_context, is_empty, spoken, unshown
+from pard2.data.tally import Tally
 from pard2.errors import Pard2Error, first_line
+
+_MARKER = "\u2402MARK\u2403"  # a text that nobody writes
 
 
 @dataclass(frozen=True)
@@ -55,21 +62,25 @@ def _render(tokenizer: Tokenizer, messages: list[Message], arguments: dict[str, 
         raise Pard2Error(f"the chat template failed: {first_line(error)}") from None
 
 
-def user_turn_text(tokenizer: Tokenizer) -> str:
+def user_turn_text(tokenizer: Tokenizer, arguments: dict[str, Any] | None = None) -> str:
     """The template's text up to where a user starts to speak, from which a chat model writes the user's part itself."""
-    marker = "\u2402MARK\u2403"
-    rendered = _render(tokenizer, [{"role": "user", "content": marker}], {}, add_generation_prompt=False)
-    if marker not in rendered:
+    rendered = _render(tokenizer, [{"role": "user", "content": _MARKER}], arguments or {}, add_generation_prompt=False)
+    if _MARKER not in rendered:
         raise Pard2Error("the chat template does not show the user's text; synthesize needs a chat model")
-    return rendered.split(marker)[0]
+    return rendered.split(_MARKER)[0]
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """An assistant's turn: the text that decoding starts from, and the text with the answer behind it."""
+    """An assistant's turn: its number in the record, the text that decoding starts from, and the text with the answer behind it.
 
+    emitted: what the target answered, token by token, where that is known; then `answered` is the prompt alone.
+    """
+
+    number: int
     prompt: str
     answered: str
+    emitted: list[int] = field(default_factory=list)
 
     @property
     def answer(self) -> str:
@@ -81,21 +92,26 @@ def tokenize_record(tokenizer: Tokenizer, record: Record, eos_token_ids: frozens
     return tokenize_records(tokenizer, [record], eos_token_ids)[0]
 
 
-def tokenize_records(tokenizer: Tokenizer, records: list[Record], eos_token_ids: frozenset[int]) -> list[list[Example]]:
+def tokenize_records(tokenizer: Tokenizer, records: list[Record], eos_token_ids: frozenset[int], tally: Tally | None = None) -> list[list[Example]]:
     """Tokens and loss mask of each record, whatever their length. Many at once are tokenised twice as fast as one by one.
 
     Every assistant turn is predicted, from its first token to its end-of-turn token; what the template writes after that token is context
-    only. An answer that was cut by its length limit (`finish_reason: length`) has no end-of-turn token to learn.
+    only. An answer that was cut by its length limit (`finish_reason: length`) has no end-of-turn token to learn. Where a record keeps the
+    tokens that the target answered with (`pard2.data.emitted`), those are learned, as far as tokenizer and template are the same.
 
     A conversation is one example, in which every answer stands behind exactly the tokens that decoding would have read before it. Where
     that cannot be, because the template shows earlier turns otherwise than the last one (thoughts left out, say) or tokens reach over a
     turn's border, each of its assistant turns is an example, `id#1`, `id#2`, ... In a plain `text`, all tokens but the first are predicted.
 
-    Raises `Pard2Error`, naming the record, if the template fails or an answer has no token to predict.
+    An answer that is empty, or of which the template does not show everything (thoughts, tool calls), is left out and counted by `tally`.
+
+    Raises `Pard2Error`, naming the record, if the template fails, an answer has no token to predict, or, without a tally, would be left out.
     """
-    turns = [None if "messages" not in record else _turns(tokenizer, record) for record in records]
-    texts = sorted({text for some in turns if some for text in _texts(some)})
-    known = dict(zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [], strict=True))
+    tally = tally or Tally(strict=True)
+    known: dict[str, list[int]] = {}
+    turns = [None if "messages" not in record else _turns(tokenizer, record, tally, known) for record in records]
+    texts = sorted({text for some in turns if some for text in _texts(some)} - known.keys())
+    known |= zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [], strict=True)
 
     def ids_of(text: str) -> list[int]:
         return known[text] if text in known else encode(tokenizer, text)
@@ -105,6 +121,8 @@ def tokenize_records(tokenizer: Tokenizer, records: list[Record], eos_token_ids:
     for record, some in zip(records, turns, strict=True):
         if some is None:
             made.append([_plain_text(tokenizer, record)])
+        elif not some:
+            made.append([])
         else:
             whole = _together(record["id"], some, ids_of, eos_token_ids, [e for e in ends if e])
             made.append([whole] if whole else _apart(record["id"], some, ids_of, eos_token_ids))
@@ -129,23 +147,67 @@ def _plain_text(tokenizer: Tokenizer, record: Record) -> Example:
     return Example(record["id"], token_ids, [False] + [True] * (len(token_ids) - 1))
 
 
-def _turns(tokenizer: Tokenizer, record: Record) -> list[_Turn]:
-    messages, arguments = record["messages"], template_arguments(record)
-    turns = []
-    try:
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant" or index == 0:  # a greeting answers nothing: decoding never begins there
-                continue
+def _turns(tokenizer: Tokenizer, record: Record, tally: Tally, known: dict[str, list[int]]) -> list[_Turn]:
+    """The turns that are learned; all others are left out, and counted. known: gets the ids of a prompt that had to be tokenised."""
+    messages, arguments, name = record["messages"], template_arguments(record), f"record {record['id']}"
+    # A greeting answers nothing: decoding never begins there.
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index]
+    if not answers:
+        raise Pard2Error(f"{name}: no token to predict: no assistant message answers another")
+    tally.used(record.get("chat_template_kwargs") or {})
+    if unread_arguments(tokenizer, record):
+        tally.counts["conversations with `chat_template_kwargs` or `tools` that the chat template does not read"] += 1
+    turns: list[_Turn] = []
+    left_out = 0
+    for number, index in enumerate(answers, 1):
+        if is_context(messages[index], f"{name}: answer {number}"):
+            tally.counts["answers that are context only, as they say"] += 1
+            continue
+        try:
             prompt = _render(tokenizer, messages[:index], arguments, add_generation_prompt=True)
-            cut = record.get("finish_reason") == "length" and index == len(messages) - 1
-            # The template would end an answer that did not end.
-            answered = prompt + (message["content"] or "") if cut else _render(tokenizer, messages[: index + 1], arguments, False)
-            turns.append(_Turn(prompt, answered))
-    except Pard2Error as error:
-        raise Pard2Error(f"record {record['id']}: {error}") from None
-    if not turns:
-        raise Pard2Error(f"record {record['id']}: no token to predict: no assistant message answers another")
+            if index == len(messages) - 1 and EMITTED_IDS in record:
+                known[prompt] = encode(tokenizer, prompt)
+                if emitted := emitted_ids(tokenizer, known[prompt], record):
+                    turns.append(_Turn(number, prompt, prompt, emitted))
+                    continue
+                tally.counts["answers learned from their text, as their token ids are of another tokenizer, template or text"] += 1
+            turn = _text_turn(tokenizer, record, number, index, prompt)
+        except Pard2Error as error:
+            raise Pard2Error(f"{name}: {error}") from None
+        if isinstance(turn, _Turn):
+            turns.append(turn)
+        else:
+            tally.leave_out(turn[0], f"{name}: {turn[1]}")
+            left_out += 1
+    if not turns and tally.strict:
+        raise Pard2Error(f"{name}: no token to predict: its answers are context only, as they say")
+    tally.lost += bool(left_out and not turns)
     return turns
+
+
+def _text_turn(tokenizer: Tokenizer, record: Record, number: int, index: int, prompt: str) -> _Turn | tuple[str, str]:
+    """An answer by its text, or what kind of answer is left out, and why."""
+    messages, arguments = record["messages"], template_arguments(record)
+    message = messages[index]
+    if is_empty(message):
+        return "empty", f"no token to predict: answer {number} is empty"
+    if record.get("finish_reason") == "length" and index == len(messages) - 1:
+        return _Turn(number, prompt, prompt + (message["content"] or ""))  # the template would end an answer that did not end
+    answered = _render(tokenizer, messages[: index + 1], arguments, add_generation_prompt=False)
+    follows = answered.startswith(prompt)
+    missing = unshown(message, prompt, answered[len(prompt) :]) if follows and answered != prompt else None
+    if follows and missing is None:
+        return _Turn(number, prompt, answered)
+    # A thinking model's template leaves thoughts out of what it shows, or has them begun by the prompt; the target says them all the same.
+    said = spoken(message, prompt)
+    if said is not None and CLOSE in prompt + template_source(tokenizer):
+        ending = _render(tokenizer, [*messages[:index], {"role": "assistant", "content": _MARKER}], arguments, False).rpartition(_MARKER)
+        if ending[1]:
+            return _Turn(number, prompt, prompt + said + ending[2])
+    if missing is not None:
+        return f"{missing} not shown", f"the chat template does not show the {missing} of answer {number}"
+    where = f"where decoding begins it, after {prompt[-20:]!r}, so it cannot be told apart; does the record want `chat_template_kwargs`?"
+    return "not shown where decoding begins them", f"the chat template does not show answer {number} {where}"
 
 
 def _together(
@@ -154,9 +216,9 @@ def _together(
     """The conversation as one example; None if decoding would have read something else before any of its answers."""
     if not _one_text(turns):
         return None
-    token_ids = ids_of(turns[-1].answered)
+    token_ids = ids_of(turns[-1].answered) + turns[-1].emitted
     predicted = [False] * len(token_ids)
-    for number, turn in enumerate(turns, 1):
+    for turn in turns:
         prompt = ids_of(turn.prompt)
         if token_ids[: len(prompt)] != prompt:
             return None
@@ -168,27 +230,22 @@ def _together(
             stop = len(answered)
         _predict(predicted, token_ids, len(prompt), stop, eos_token_ids)
         if len(prompt) == stop:
-            raise _nothing_to_predict(record_id, number)
+            raise _nothing_to_predict(record_id, turn.number)
     return Example(record_id, token_ids, predicted)
 
 
 def _apart(record_id: str, turns: list[_Turn], ids_of: Callable[[str], list[int]], eos_token_ids: frozenset[int]) -> list[Example]:
     """Each assistant turn as an example of its own, exactly as decoding sees it."""
     examples = []
-    for number, turn in enumerate(turns, 1):
-        if not turn.answered.startswith(turn.prompt):
-            raise Pard2Error(
-                f"record {record_id}: the chat template does not show answer {number} where decoding begins it, after "
-                f"{turn.prompt[-20:]!r}, so it cannot be told apart; does the record want `chat_template_kwargs`?"
-            )
-        prompt, token_ids = ids_of(turn.prompt), ids_of(turn.answered)
+    for turn in turns:
+        prompt, token_ids = ids_of(turn.prompt), ids_of(turn.answered) + turn.emitted
         if token_ids[: len(prompt)] != prompt:  # a token reaches over the border, which decoding cannot undo
             token_ids = prompt + ids_of(turn.answer)
         if len(prompt) == len(token_ids):
-            raise _nothing_to_predict(record_id, number)
+            raise _nothing_to_predict(record_id, turn.number)
         predicted = [False] * len(token_ids)
         _predict(predicted, token_ids, len(prompt), len(token_ids), eos_token_ids)
-        examples.append(Example(record_id if len(turns) == 1 else f"{record_id}#{number}", token_ids, predicted))
+        examples.append(Example(record_id if len(turns) == 1 else f"{record_id}#{turn.number}", token_ids, predicted))
     return examples
 
 

@@ -14,6 +14,11 @@ Record = dict[str, Any]
 # `role` and `content`, a text; None only where an assistant calls tools. Other keys (`tool_calls`, `name`, ...) are the chat template's.
 Message = dict[str, Any]
 
+# Beside the last message of an answered record: see `pard2.data.emitted`.
+EMITTED_IDS, EMITTED_HASH = "completion_token_ids", "completion_hash"
+# Of an assistant's message; 0 or false makes it context only.
+LEARNED_MARKS = ("weight", "train", "loss_mask")
+
 # Characters of a conversation, about two million tokens: more than a model reads, and what is longer is tokenised for minutes to be told so.
 LONGEST = 2**23
 
@@ -137,11 +142,12 @@ def _sharegpt_message(turn: dict[str, Any], where: str) -> Message:
         raise Pard2Error(f"{where} is from {turn['from']!r}; known are {', '.join(_SHAREGPT_ROLES)}")
     if not isinstance(value, str):
         raise Pard2Error(f"{where} has no `value` text")
+    marks = {mark: turn[mark] for mark in LEARNED_MARKS if mark in turn}
     if role != "function_call":
-        return {"role": _SHAREGPT_ROLES[role], "content": value}
+        return {"role": _SHAREGPT_ROLES[role], "content": value} | marks
     calls = _decoded(value, where)
     calls = calls if isinstance(calls, list) else [calls]
-    return {"role": "assistant", "content": None, "tool_calls": [_tool_call(call, where) for call in calls]}
+    return {"role": "assistant", "content": None, "tool_calls": [_tool_call(call, where) for call in calls]} | marks
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:

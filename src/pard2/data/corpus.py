@@ -1,12 +1,13 @@
 """Many examples in flat arrays: a list of Python integers takes ten times the memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, field
+from typing import Any, overload
 
 import numpy as np
 
 from pard2.data.chat import Example
+from pard2.data.tally import Tally
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +15,8 @@ class Examples(Sequence[Example]):
     """n examples of N tokens together.
 
     tokens: [N] int32. predicted: [N] bool. offsets: [n + 1] int64; example i is offsets[i] up to offsets[i + 1]. ids: n, all different.
-    skipped, cut: how many more examples were too long and left out, and how many of these lost their end.
+    skipped, cut: how many more examples were too long and left out, and how many of these lost their end. notes, arguments: `counts` and
+    `arguments` of a `Tally`.
     """
 
     tokens: np.ndarray
@@ -23,6 +25,8 @@ class Examples(Sequence[Example]):
     ids: list[str]
     skipped: int = 0
     cut: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    arguments: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,10 +49,11 @@ class Examples(Sequence[Example]):
 
 
 class ExamplesBuilder:
-    """Collects examples, one by one or many at a time. skipped, cut: as in `Examples`, for who fills it to count."""
+    """Collects examples, one by one or many at a time. skipped, cut: as in `Examples`, for who fills it to count, as with `tally`."""
 
     def __init__(self) -> None:
         self.skipped = self.cut = 0
+        self.tally = Tally()
         self.num_tokens = 0
         self._tokens: list[np.ndarray] = []
         self._predicted: list[np.ndarray] = []
@@ -68,13 +73,15 @@ class ExamplesBuilder:
         self._append(examples.tokens, examples.predicted, examples.lengths)
         self.skipped += examples.skipped
         self.cut += examples.cut
+        self.tally.add(examples.notes, examples.arguments)
         for name in examples.ids:
             self._name(name, source)
 
     def build(self) -> Examples:
         """Raises `ValueError` if nothing was added."""
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))]).astype(np.int64)
-        return Examples(np.concatenate(self._tokens), np.concatenate(self._predicted), offsets, list(self._ids), self.skipped, self.cut)
+        counts = self.skipped, self.cut, dict(self.tally.counts), self.tally.arguments
+        return Examples(np.concatenate(self._tokens), np.concatenate(self._predicted), offsets, list(self._ids), *counts)
 
     def _append(self, tokens: np.ndarray, predicted: np.ndarray, lengths: np.ndarray) -> None:
         self._tokens.append(tokens)

@@ -1,17 +1,19 @@
 """From the sources that a run names to its examples: read, tokenised, and no longer than the run allows."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from pard2.data.arguments import check_arguments, with_arguments
 from pard2.data.chat import Example, check_ids, tokenize_records
 from pard2.data.conversations import to_record
 from pard2.data.corpus import Examples, ExamplesBuilder
 from pard2.data.prepared import is_prepared, load_prepared
 from pard2.data.sources import Source, open_source
+from pard2.data.tally import told
 from pard2.errors import Pard2Error
 
 _BATCH = 256  # rows tokenised at once
@@ -30,16 +32,20 @@ def load_examples(
     on_long: OnLong = "raise",
     progress: Progress = lambda done, total, tokens: None,
     vocab_size: int | None = None,
+    arguments: dict[str, Any] | None = None,
 ) -> Examples:
     """All examples of these sources, in order: files, data sets (`open_source`), and directories that `pard2 data prepare` wrote.
 
     on_long: what becomes of an example of more than `max_length` tokens. With `cut`, one without an answer up to there is skipped.
     vocab_size: of the target, which must know every token; None does not ask.
+    arguments: what the chat template gets where a record does not say otherwise; None for nothing, and for whatever was prepared.
 
-    Raises `Pard2Error` naming the record that cannot be learned, for a source without records, and if no example is left.
+    Raises `Pard2Error` naming the record that cannot be learned, for a source without records or with more that are left out than learned, and
+    if no example is left.
     """
+    check_arguments(tokenizer, arguments)
     builder = ExamplesBuilder()
-    opened = [load_prepared(name, tokenizer, eos_token_ids, max_length) if is_prepared(name) else open_source(name) for name in sources]
+    opened = [load_prepared(name, tokenizer, eos_token_ids, max_length, arguments) if is_prepared(name) else open_source(name) for name in sources]
     total = sum(len(one) if isinstance(one, Examples) else one.count for one in opened)
     done = 0
     for name, source in zip(sources, opened, strict=True):
@@ -49,10 +55,18 @@ def load_examples(
             progress(done, total, builder.num_tokens)
             continue
         for batch in _batches(source):
-            for example in _examples(source, batch, tokenizer, eos_token_ids):
+            records = [with_arguments(to_record(row, where), arguments) for where, row in batch]
+            try:
+                tokenized = tokenize_records(tokenizer, records, eos_token_ids, builder.tally)
+            except Pard2Error as error:
+                raise Pard2Error(f"{source.name}: {error}") from None
+            for example in chain.from_iterable(tokenized):
                 _add(builder, example, source, max_length, on_long)
             done += len(batch)
             progress(done, total, builder.num_tokens)
+        builder.tally.check(source.name, source.count)
+    if not len(builder) and not builder.skipped:
+        raise Pard2Error(f"no answer is left to learn{told(builder.tally.counts)}")
     if not len(builder):
         raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within data.max_length={max_length} (--max-length) tokens")
     examples = builder.build()
@@ -68,15 +82,6 @@ def _batches(source: Source) -> Iterator[list[tuple[str, Any]]]:
     rows = source.rows()
     while batch := list(islice(rows, _BATCH)):
         yield batch
-
-
-def _examples(source: Source, rows: list[tuple[str, Any]], tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> Iterator[Example]:
-    records = [to_record(row, where) for where, row in rows]
-    try:
-        for examples in tokenize_records(tokenizer, records, eos_token_ids):
-            yield from examples
-    except Pard2Error as error:
-        raise Pard2Error(f"{source.name}: {error}") from None
 
 
 def _add(builder: ExamplesBuilder, example: Example, source: Source, max_length: int, on_long: OnLong) -> None:

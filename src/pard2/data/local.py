@@ -6,6 +6,7 @@ from typing import Any
 from pard2.data.answers import Answerer, Replier, Reply, seed_of
 from pard2.data.chat import check_ids, prompt_ids
 from pard2.data.conversations import Record, template_arguments
+from pard2.data.emitted import emitted_fields
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 
@@ -40,7 +41,8 @@ def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], ro
                 answerable.append(record)
         # Greedy answers draw nothing, whatever the seed.
         seeds = [seed_of(settings.get("seed", 0), record["id"]) for record in answerable]
-        for record, made in zip(answerable, answer(prompts, seeds), strict=True):
-            yield record, Reply(made.text, made.finish_reason, len(made.token_ids), made.error)
+        for record, prompt, made in zip(answerable, prompts, answer(prompts, seeds), strict=True):
+            kept = emitted_fields(tokenizer, prompt, made.text, made.token_ids)
+            yield record, Reply(made.text, made.finish_reason, len(made.token_ids), made.error, kept)
 
     return reply

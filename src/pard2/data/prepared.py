@@ -45,8 +45,12 @@ def save_prepared(
     target: str,
     max_length: int,
     on_long: str,
+    arguments: dict[str, Any] | None = None,
 ) -> None:
-    """Write the examples of `sources`; the directory appears whole, replacing an older one. Raises `Pard2Error` if it cannot be written."""
+    """Write the examples of `sources`; the directory appears whole, replacing an older one. Raises `Pard2Error` if it cannot be written.
+
+    arguments: what the chat template got.
+    """
     with whole_directory(directory) as beside:
         shards: list[str] = []
         for first, last in _shards(examples.offsets):
@@ -70,6 +74,9 @@ def save_prepared(
             **_fingerprint(tokenizer, eos_token_ids),
             "max_length": max_length,
             "on_long": on_long,
+            "chat_template_kwargs": arguments or {},
+            "arguments": examples.arguments,
+            "notes": examples.notes,
             "counts": {"rows": sum(source.count for source in sources), **_counts(examples)},
             "shards": shards,
             "sources": [_described(one) for source in sources for one in (source.parts or [source])],
@@ -78,8 +85,11 @@ def save_prepared(
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def load_prepared(directory: str | Path, tokenizer: Tokenizer, eos_token_ids: frozenset[int], max_length: int) -> Examples:
-    """What `save_prepared` wrote. Raises `Pard2Error` if it was made for another tokenizer or template, holds longer examples, or is damaged."""
+def load_prepared(
+    directory: str | Path, tokenizer: Tokenizer, eos_token_ids: frozenset[int], max_length: int, arguments: dict[str, Any] | None = None
+) -> Examples:
+    """What `save_prepared` wrote. Raises `Pard2Error` if it was made for another tokenizer or template, or with other arguments of the template
+    (None for any), holds longer examples, or is damaged."""
     directory = Path(directory)
     damaged = Pard2Error(f"{directory} is incomplete or damaged; make it again with `pard2 data prepare`")
     try:
@@ -92,6 +102,12 @@ def load_prepared(directory: str | Path, tokenizer: Tokenizer, eos_token_ids: fr
                 raise Pard2Error(
                     f"{directory} was prepared for {manifest['target']!r}, whose {what} is not the target's; make it again with `pard2 data prepare`"
                 )
+        held = manifest.get("chat_template_kwargs", {})
+        if arguments is not None and held != arguments:
+            raise Pard2Error(
+                f"{directory} was prepared with --template-arg {json.dumps(held)}, and data.chat_template_kwargs is {json.dumps(arguments)}; "
+                "give the same, or prepare it again"
+            )
         counts = TypeAdapter(dict[str, NonNegativeInt]).validate_python(manifest["counts"], strict=True)
         if counts["longest"] > max_length:
             raise Pard2Error(
@@ -102,7 +118,9 @@ def load_prepared(directory: str | Path, tokenizer: Tokenizer, eos_token_ids: fr
         shards = [load_file(directory / Path(name).name) for name in manifest["shards"]]
         tokens, predicted = (np.concatenate([shard[name] for shard in shards]) for name in ("tokens", "predicted"))
         lengths = np.concatenate([np.diff(shard["offsets"]) for shard in shards])
-        examples = Examples(tokens, predicted, np.concatenate([[0], lengths]).cumsum(), ids, counts["skipped"], counts["cut"])
+        notes = TypeAdapter(dict[str, NonNegativeInt]).validate_python(manifest.get("notes", {}), strict=True)
+        given = TypeAdapter(list[dict[str, Any]] | None).validate_python(manifest.get("arguments"), strict=True)
+        examples = Examples(tokens, predicted, np.concatenate([[0], lengths]).cumsum(), ids, counts["skipped"], counts["cut"], notes, given)
         if not _is_whole(examples, max(tokenizer.get_vocab().values())) or any(counts[name] != count for name, count in _counts(examples).items()):
             raise damaged
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pard2.data.answers import Replier, Reply
+from pard2.data.conversations import EMITTED_HASH, EMITTED_IDS, template_arguments, to_record
 from pard2.data.records import Record, RecordWriter, read_records, up_to_user
 from pard2.errors import Pard2Error
 from pard2.files import write_whole, writing
@@ -22,23 +23,34 @@ _FLAGS = {
     "top_p": "--top-p",
     "seed": "--seed",
     "extra_body": "--extra-body",
+    "template_arguments": "--template-arg",
 }
 
 
-def answer_settings(max_new_tokens: int, temperature: float, top_p: float, seed: int, extra_body: dict[str, Any] | None = None) -> Settings:
+def answer_settings(
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    extra_body: dict[str, Any] | None = None,
+    template_arguments: dict[str, Any] | None = None,
+) -> Settings:
     """What answers depend on beside their target, as each record holds it; top_p and seed only where they matter.
 
-    extra_body: what an endpoint is asked beside that; part of the settings because it may change any answer.
+    extra_body: what an endpoint is asked beside that; part of the settings because it may change any answer, as
+    template_arguments may, which the chat template gets where a record has none of its own.
     """
     settings: Settings = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if temperature > 0:
         settings |= {"top_p": top_p, "seed": seed}
-    return settings | {"extra_body": extra_body} if extra_body else settings
+    more = {"extra_body": extra_body, "template_arguments": template_arguments}
+    return settings | {name: value for name, value in more.items() if value}
 
 
-def check_same_run(writer: RecordWriter, model: str, settings: Settings) -> None:
-    """Raises `Pard2Error` if the output holds answers of another target, or made with other settings."""
+def check_same_run(writer: RecordWriter, model: str, settings: Settings, records: Sequence[Record] = ()) -> None:
+    """Raises `Pard2Error` if the output holds answers of another target, made with other settings, or to something else than `records` ask."""
     wanted = {"model": model} | settings
+    asked = {record["id"]: record for record in records}
     for record in read_records(writer.path) if writer.done else []:
         held = {"model": record.get("model")} | (made if isinstance(made := record.get("settings"), dict) else {})
         for name, flag in _FLAGS.items():
@@ -47,6 +59,17 @@ def check_same_run(writer: RecordWriter, model: str, settings: Settings) -> None
                     f"{writer.path} holds answers made with {_shown(flag, held.get(name))}, and this is {_shown(flag, wanted.get(name))}; "
                     f"give the same {flag}, name another file with -o, or give --force to replace it"
                 )
+        if record["id"] in asked and _asked(record) != _asked(asked[record["id"]]):
+            raise Pard2Error(
+                f"{writer.path} answers another prompt under the id {record['id']!r} than -i holds now (its messages, tools or "
+                "chat_template_kwargs differ); name another file with -o, or give --force to replace it"
+            )
+
+
+def _asked(record: Record) -> list[Any]:
+    """What a record asks, as it is once it has been written and read."""
+    again = to_record(json.loads(json.dumps(record, default=str)), "")
+    return [up_to_user(again), template_arguments(again)]
 
 
 def _shown(flag: str, value: Any) -> str:
@@ -112,9 +135,10 @@ def _failure(record: Record, error: str) -> Failure:
 
 def _answered(record: Record, made: Reply, model: str, settings: Settings) -> Record:
     return {
-        **record,
+        **{key: value for key, value in record.items() if key not in (EMITTED_IDS, EMITTED_HASH)},  # of an answer that was here before
         "messages": [*record["messages"], {"role": "assistant", "content": made.text}],
         "finish_reason": made.finish_reason,
         "model": model,
         "settings": settings,
+        **made.kept,
     }

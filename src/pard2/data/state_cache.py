@@ -102,6 +102,7 @@ class StateCache:
         for index in sorted(set(range(len(examples))) - set(lacking)):
             builder.add(examples[index], source="")  # ids are different already
         builder.skipped, builder.cut = examples.skipped, examples.cut
+        builder.tally.add(examples.notes, examples.arguments)
         return builder.build()
 
     def read(self, examples: Sequence[Example]) -> list[DocumentStates | None]:

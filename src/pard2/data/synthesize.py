@@ -5,8 +5,10 @@ writes a question, and ends the turn by itself.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from pard2.data.answers import Answerer, seed_of
+from pard2.data.arguments import check_arguments
 from pard2.data.chat import encode, user_turn_text
 from pard2.data.records import RecordWriter, read_records
 from pard2.errors import Pard2Error
@@ -24,17 +26,19 @@ def synthesize(
     *,
     batch_size: int = 32,
     seed: int = 0,
+    arguments: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda records, tokens: None,
 ) -> None:
     """Write prompts until the output holds `count`, each different, each ended by the model itself.
 
     Texts that `answer` cut at its length limit, or shorter than `MIN_WORDS` words, are thrown away. It must sample: greedy text would be the
-    same each time. batch_size: texts to ask for at once, at least. `progress(records, tokens)` is called after each text. Raises `Pard2Error`
-    if `MOST_BARREN` texts in a row bring nothing new, or decoding fails.
+    same each time. batch_size: texts to ask for at once, at least. arguments: of the chat template. `progress(records, tokens)` is called
+    after each text. Raises `Pard2Error` if `MOST_BARREN` texts in a row bring nothing new, or decoding fails.
     """
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer, which synthesizing needs")
-    opening = encode(target.tokenizer, user_turn_text(target.tokenizer))
+    check_arguments(target.tokenizer, arguments)
+    opening = encode(target.tokenizer, user_turn_text(target.tokenizer, arguments))
     seen = {_key(text) for text in _texts(writer)}
     barren = 0
     while (missing := count - len(writer.done)) > 0:

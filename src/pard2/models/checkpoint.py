@@ -68,6 +68,7 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
         mask_feature=_first(config, name, bool, "pard2_mask_feature", default=False),
         vocabulary_size=_first(config, name, int, "pard2_vocabulary_size"),
         made_for=made_for if made_for[SAMPLES_KEY] else None,
+        template_arguments=_first(config, name, list, "pard2_chat_template_kwargs"),
     )
 
 
@@ -107,6 +108,8 @@ def spec_keys(spec: DraftSpec) -> dict[str, Any]:
     }
     if spec.vocabulary_size is not None:
         keys["pard2_vocabulary_size"] = spec.vocabulary_size
+    if spec.template_arguments is not None:
+        keys["pard2_chat_template_kwargs"] = spec.template_arguments
     return keys | (spec.made_for or {}) | {key: True for key, on in options.items() if on}
 
 

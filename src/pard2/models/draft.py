@@ -6,7 +6,7 @@ It knows what a row of input is (METHOD: section 2) and nothing about decoding o
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class DraftSpec:
     mask_feature: masks get one learned vector where others get their anchor's projected feature.
     vocabulary_size: D, how many tokens of its target's vocabulary the draft can propose; None for all.
     made_for: the target that its features come from (`identity.identity_keys`); None where nobody wrote it down.
+    template_arguments: the different `chat_template_kwargs` of its training data; None where nobody wrote them down.
     """
 
     mask_token: int
@@ -51,6 +52,7 @@ class DraftSpec:
     mask_feature: bool = False
     vocabulary_size: int | None = None
     made_for: dict[str, str] | None = field(default=None, compare=False)
+    template_arguments: list[dict[str, Any]] | None = None
 
 
 class Projection(Protocol):

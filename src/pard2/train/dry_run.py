@@ -24,5 +24,6 @@ def dry_run(config: TrainConfig) -> Plan:
     if held_out is not None and config.data.expected_tokens is not None and (why := absent(held_out)):
         missing.append(f"data.evaluation: {why}")
     elif held_out is not None and target.tokenizer is not None:
-        held_out_prompts(target, read_records(held_out)[: config.loop.evaluation_prompts])
+        records = read_records(held_out)[: config.loop.evaluation_prompts]
+        held_out_prompts(target, records, config.data.chat_template_kwargs, examples)
     return dataclasses.replace(make_plan(config, target, draft, examples, measure=True), missing=tuple(missing))

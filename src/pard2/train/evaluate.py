@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pard2.data.arguments import with_arguments
 from pard2.data.chat import prompt_ids
 from pard2.data.conversations import Record, template_arguments, up_to_user
+from pard2.data.corpus import Examples
 from pard2.engine.engine import Engine
 from pard2.engine.prompts import encode_prompt
 from pard2.engine.request import Completion
@@ -22,10 +24,17 @@ _WARM_UP_TOKENS = 8
 Prompts = Sequence[list[int]]
 
 
-def held_out_prompts(target: Target, records: Sequence[Record]) -> list[list[int]]:
-    """Token ids of each record's messages up to its last user turn. Raises `Pard2Error`, naming a record that is no prompt of this target."""
-    prompts = []
-    for record in records:
+def held_out_prompts(
+    target: Target, records: Sequence[Record], arguments: dict[str, Any] | None = None, examples: Examples | None = None
+) -> list[list[int]]:
+    """Token ids of each record's messages up to its last user turn. Raises `Pard2Error`, naming a record that is no prompt of this target.
+
+    arguments: `data.chat_template_kwargs` of the run. examples: of the run, whose notes get those prompts that differ from all of them in this.
+    """
+    prompts, others = [], 0
+    for record in (with_arguments(record, arguments) for record in records):
+        if examples is not None and examples.arguments is not None:
+            others += (record.get("chat_template_kwargs") or {}) not in examples.arguments
         messages = up_to_user(record)
         if not messages:
             raise Pard2Error(f"data.evaluation: record {record['id']!r} has no user message")
@@ -33,6 +42,8 @@ def held_out_prompts(target: Target, records: Sequence[Record]) -> list[list[int
             prompts.append(encode_prompt(target, prompt_ids(target.tokenizer, messages, template_arguments(record))))
         except Pard2Error as error:
             raise Pard2Error(f"data.evaluation: record {record['id']!r}: {error}") from None
+    if others:
+        examples.notes["evaluation prompts with `chat_template_kwargs` that no training conversation has"] = others
     return prompts
 
 

@@ -32,7 +32,10 @@ def weightless_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target
 def run_examples(config: TrainConfig, target: Target) -> Examples:
     """The run's conversations in the target's tokens. Raises as `load_examples` does."""
     data = config.data
-    return load_examples(data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long, vocab_size=target.vocab_size)
+    arguments = data.chat_template_kwargs or {}
+    return load_examples(
+        data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long, vocab_size=target.vocab_size, arguments=arguments
+    )
 
 
 def initial_draft(config: TrainConfig, target: Target, examples: Examples | None = None) -> Draft:

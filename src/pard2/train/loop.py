@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,10 @@ class _Run:
         examples = run_examples(config, self.target)
         self.held_out: list[list[int]] = []
         if config.data.evaluation is not None and processes.is_main:
-            self.held_out = held_out_prompts(self.target, read_records(config.data.evaluation)[: config.loop.evaluation_prompts])
+            records = read_records(config.data.evaluation)[: config.loop.evaluation_prompts]
+            self.held_out = held_out_prompts(self.target, records, config.data.chat_template_kwargs, examples)
         self.draft = initial_draft(config, self.target, examples)
+        self.draft.spec = replace(self.draft.spec, template_arguments=examples.arguments)
         attention = attention_kind(config.loop.attention, processes.device)
         check_compatibility(self.target, self.draft, examples, attention)
         self.target.capture(self.draft.spec.target_layers)

@@ -16,6 +16,7 @@ from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
 from pard2.data.packing import pack
 from pard2.data.state_cache import cache_bytes
+from pard2.data.tally import told
 from pard2.engine.capacity import free_bytes
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.loading import parse_device, parse_dtype
@@ -44,7 +45,7 @@ class Parameters:
 class Data:
     """conversations, tokens, predicted: of all examples. skipped, cut: for their length. not_cached: left out, since the cache lacks them.
 
-    slots: of a row of up to row_length tokens, on average.
+    slots: of a row of up to row_length tokens, on average. notes: of `Examples`.
     """
 
     conversations: int
@@ -56,6 +57,7 @@ class Data:
     rows: int
     row_length: int
     slots: float
+    notes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
         tuple(spec.target_layers),
         str(device),
         numbers,
-        Data(len(examples), tokens, predicted, examples.skipped, examples.cut, not_cached, rows, row_length, usual.slots),
+        Data(len(examples), tokens, predicted, examples.skipped, examples.cut, not_cached, rows, row_length, usual.slots, examples.notes),
         steps,
         loop.rows_per_step,
         steps * loop.rows_per_step / rows,
@@ -249,7 +251,7 @@ def render(plan: Plan) -> RenderableType:
         "draft": f"{plan.draft}: {plan.layers} layers, K = {plan.draft_tokens}, mask token {plan.mask_token}, features {list(plan.target_layers)}",
         "parameters": f"{amount(numbers.trained)} trained, {amount(numbers.projection)} of them in the projection; frozen: "
         f"{amount(numbers.frozen)} of the draft, {amount(numbers.target)} of the target {plan.target}",
-        "data": f"{data.conversations:,} conversations, {data.tokens:,} tokens, {data.predicted:,} of them to predict{lost}",
+        "data": f"{data.conversations:,} conversations, {data.tokens:,} tokens, {data.predicted:,} of them to predict{lost}{told(data.notes)}",
         "run": f"{plan.steps:,} steps of {plan.rows_per_step} rows, {plan.epochs:.1f} epochs; {data.rows:,} rows of up to {data.row_length:,} "
         f"tokens, about {data.slots:,.0f} slots each",
         "memory": f"about {size(memory.total)} on {plan.device}, {size(plan.memory_free)} free: target {size(memory.target_weights)}, draft "

@@ -1,0 +1,72 @@
+"""What a chat template gets beside the messages, and whether it reads it at all: one that it does not read changes nothing, silently."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pard2.data.conversations import Message, Record, template_arguments, up_to_user
+from pard2.errors import Pard2Error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Arguments = dict[str, Any]
+
+_GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+# A tag of transformers' own, which Jinja does not know.
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+
+
+def with_arguments(record: Record, arguments: Arguments | None) -> Record:
+    """The record with these `chat_template_kwargs` in addition to its own, which win."""
+    return record | {"chat_template_kwargs": arguments | (record.get("chat_template_kwargs") or {})} if arguments else record
+
+
+def to_prompt(record: Record, arguments: Arguments | None = None) -> list[Message] | Record:
+    """What is left to answer of a record, and, if there is any, what the chat template gets beside it."""
+    asked = with_arguments(record, arguments)
+    more = {key: asked[key] for key in ("tools", "chat_template_kwargs") if asked.get(key)}
+    return {"messages": up_to_user(record), **more} if more else up_to_user(record)
+
+
+def distinct_arguments(prompts: Iterable[Any]) -> list[Arguments]:
+    """The different `chat_template_kwargs` of records, or of prompts in any form."""
+    found = [prompt.get("chat_template_kwargs") or {} if isinstance(prompt, dict) else {} for prompt in prompts]
+    return list({json.dumps(one, sort_keys=True, default=str): one for one in found}.values())
+
+
+def unread_arguments(tokenizer: "Tokenizer", record: Record) -> list[str]:
+    """Names of what the record gives to a chat template that does not read it."""
+    given = template_arguments(record)
+    return sorted(given.keys() - _read(template_source(tokenizer))) if given else []
+
+
+def check_arguments(tokenizer: "Tokenizer", arguments: Arguments | None) -> None:
+    """Raises `Pard2Error` for one that the chat template does not read, or that is not for a user to give."""
+    read = _read(template_source(tokenizer))
+    for name in arguments or ():
+        if name not in read or name in _GIVEN - {"documents"}:
+            free = sorted(one for one in read - _GIVEN if not one.endswith("_token"))
+            near = ", ".join(difflib.get_close_matches(name, free, n=3))
+            what = f"did you mean {near}?" if near else f"it reads {', '.join(free) or 'none'}"
+            raise Pard2Error(f"--template-arg {name} (data.chat_template_kwargs): the chat template reads no such argument; {what}")
+
+
+def template_source(tokenizer: "Tokenizer") -> str:
+    """The chat template as its author wrote it; of several, one after the other."""
+    template = tokenizer.chat_template or ""
+    return "".join(template.values()) if isinstance(template, dict) else template
+
+
+@lru_cache(maxsize=16)
+def _read(source: str) -> frozenset[str]:
+    """Names that a template reads and does not set itself."""
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))))
+    except TemplateSyntaxError:  # rendering will say so
+        return frozenset()
