@@ -110,7 +110,7 @@ class _Run:
         # A sharded draft is neither saved nor decoded with; this copy is filled with its weights for that.
         self.shell = copy.deepcopy(self.draft).cpu() if config.loop.sharding == "fsdp" and processes.is_main else None
         precision = torch.bfloat16 if config.loop.precision == "bfloat16" else torch.float32
-        module = RowLoss(self.draft, config.objective, attention, precision)
+        module = RowLoss(self.draft, config.objective, attention, precision, self.teacher.size)
         self.wrapped = processes.wrap(module, self.draft.lm.get_submodule(self.draft.blocks_name))
         trainable = {name: parameter for name, parameter in self.draft.named_parameters() if parameter.requires_grad}
         self.optimizer = Optimizer(trainable, config.optimizer, self.draft.tables)
