@@ -13,7 +13,7 @@ def dry_run(config: TrainConfig) -> Plan:
     Raises `Pard2Error` for what the run itself would refuse, as far as can be told without weights.
     """
     target, draft = weightless_pair(config)
-    examples = run_examples(config, target)
+    examples = run_examples(config, target, draft)
     if config.data.evaluation is not None:
         held_out_prompts(target, read_records(config.data.evaluation)[: config.loop.evaluation_prompts])
     return make_plan(config, target, draft, examples, measure=True)

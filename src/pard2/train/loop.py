@@ -33,7 +33,7 @@ from pard2.train.allocator import keep_freed_memory
 from pard2.train.attention import attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import evaluate, held_out_prompts
-from pard2.train.initial import initial_draft, run_examples
+from pard2.train.initial import initial_draft, run_examples, weightless_pair
 from pard2.train.metrics import MetricsLog
 from pard2.train.optimizer import Optimizer, WeightAverage, learning_rate
 from pard2.train.plan import make_plan, render
@@ -76,6 +76,9 @@ class _Run:
     def __init__(self, config: TrainConfig, processes: Processes, console: Console) -> None:
         self.config, self.processes, self.console = config, processes, console
         self.output = Path(config.loop.output)
+        with processes.main_first():
+            pair = weightless_pair(config)
+        examples = run_examples(config, *pair)
         torch.manual_seed(config.loop.seed)
         with processes.main_first():
             self.target = Target.from_pretrained(config.target.name, config.target.dtype, processes.device, pack=False)
@@ -83,9 +86,6 @@ class _Run:
         processes.agree(
             0 if state is None else state.step, f"not every process sees the checkpoints in {self.output}; put loop.output on a disk that all share"
         )
-        if self.target.tokenizer is None:
-            raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
-        examples = run_examples(config, self.target)
         self.held_out: list[list[int]] = []
         if config.data.evaluation is not None and processes.is_main:
             self.held_out = held_out_prompts(self.target, read_records(config.data.evaluation)[: config.loop.evaluation_prompts])
