@@ -54,6 +54,7 @@ _EXTRAS: dict[str, dict[str, Any]] = {
     "minimax_m2": _EXPERTS | {"num_local_experts": 4, "sliding_window": 8},
     "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "diffllama": {},
+    "stablelm": {},
     "doge": {},
     "bert": {"is_decoder": False},
     "bloom": {},

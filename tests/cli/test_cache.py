@@ -130,7 +130,7 @@ def test_conversations_longer_than_the_target_reads(pard2, run, tmp_path):
     data = run.with_suffix(".jsonl")
     messages = [{"role": "user", "content": "long"}, {"role": "assistant", "content": "x" * 400}]
     data.write_text(json.dumps({"id": "long", "messages": messages}) + "\n")
-    assert "reads 160; set data.max_length=160 or lower" in pard2("data", "cache", run, "data.max_length=1000").error
+    assert "the models read 160; set data.max_length=160 or lower" in pard2("data", "cache", run, "data.max_length=1000").error
 
 
 def test_a_cache_of_another_run_is_refused(pard2, run, tmp_path):

@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_mean(make_config, quiet):
     target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
     draft = initial_draft(config, target).train()
     target.capture(draft.spec.target_layers)
-    examples = run_examples(config, target)
+    examples = run_examples(config, target, draft)
     row = Rows(examples, examples.lengths, 160, config.objective, config.loop.seed).row(0)
     packed = joined(online_states(target, row.examples))
     out = row_loss(draft, target, Prepared(row, packed, trained_slots(row, packed, Teacher.of(target, draft), config.objective)), config.objective)

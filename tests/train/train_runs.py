@@ -58,9 +58,9 @@ def prepare(target: Target | None, examples: list[Example], objective: Objective
 
 
 def row_loss(draft: Draft, target: Target, prepared: Prepared, objective: ObjectiveConfig, attention: AttentionKind = "blocks") -> LossOutput:
-    head = Teacher.of(target, draft).head
-    module = RowLoss(draft, objective, attention, torch.float32)
-    return module(prepared.row, prepared.states.features, prepared.slots, prepared.states.last_state, head, True)
+    teacher = Teacher.of(target, draft)
+    module = RowLoss(draft, objective, attention, torch.float32, teacher.size)
+    return module(prepared.row, prepared.states.features, prepared.slots, prepared.states.last_state, teacher.head, True)
 
 
 def newest(output: str) -> Path:

@@ -32,11 +32,7 @@ def cache(
         name = run.target.name
         weightless, draft = weightless_pair(run)
         layers = draft.spec.target_layers
-        examples = run_examples(run, weightless)
-        longest, context = int(examples.lengths.argmax()), weightless.context_length
-        if examples.lengths[longest] > context:
-            record = f"record {examples.ids[longest]} has {examples.lengths[longest]} tokens"
-            raise Pard2Error(f"{record}, {name!r} reads {context}; set data.max_length={context} or lower")
+        examples = run_examples(run, weightless, draft)
     with working(f"loading {name}"):
         target = Target.from_pretrained(name, run.target.dtype, run.loop.device, pack=False)
         target.capture(layers)

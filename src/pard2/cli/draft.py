@@ -40,14 +40,24 @@ def init(
     features = None if target_layers is None else tuple(parse_numbers("--target-layers", target_layers))
     context.with_resource(new_directory(output, force, CHECKPOINT, (target,)))
     with working("importing torch"):
+        import torch
+
         from pard2.models.checkpoint import save_draft
         from pard2.models.pruning import cut_draft, even_layers, unused_token
+        from pard2.models.support import check_decodable
         from pard2.models.target import Target
+        from pard2.models.weightless import weightless_target
+        from pard2.train.compatibility import check_kinds
 
+        shapes = weightless_target(target)
+        check_decodable(shapes.model, target)
+        chosen = numbers if "," in layers else even_layers(numbers[0], shapes.num_states - 1)
+        mask = unused_token(shapes) if mask_token is None else mask_token
+        with torch.device("meta"):
+            draft = cut_draft(shapes, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
+        check_kinds(shapes, draft, "dense")
     with working(f"loading {target}"):
         loaded = Target.from_pretrained(target, dtype="float32", device=device, pack=False)
-    chosen = numbers if "," in layers else even_layers(numbers[0], loaded.num_states - 1)
-    mask = unused_token(loaded) if mask_token is None else mask_token
     draft = cut_draft(loaded, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
     with working(f"writing {output}"):
         save_draft(draft, output, vocabulary=not share_vocabulary)

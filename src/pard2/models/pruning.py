@@ -1,6 +1,5 @@
 """Where a draft comes from: a small LM of the target's family, or, for targets that have none, the target's own layers."""
 
-import copy
 import dataclasses
 
 import torch
@@ -11,8 +10,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from pard2.errors import Pard2Error
 from pard2.models.checkpoint import without_vocabulary
 from pard2.models.draft import DEFAULT_SCALE, DEFAULT_TARGET_LAYERS, Draft, DraftSpec, neutral_row
+from pard2.models.layer_config import config_of_layers
 from pard2.models.quantisation import check_quantisation
+from pard2.models.states import decoder_blocks
 from pard2.models.target import Target
+
+_COMPARED = 8  # tokens that a cut and its target are run over
+_TOLERANCE = 1e-3  # of the largest logit; both run the same code
 
 
 def even_layers(count: int, total: int) -> list[int]:
@@ -69,7 +73,8 @@ def cut_draft(
     A zero projection makes the untrained draft the same in both modes. shared_vocabulary: keep
     using the target's embedding and head, with a row of its own for the mask token, in place of copies; vocabulary: [D] the only tokens
     that such a draft shall propose. The other options: see `DraftSpec`. The target must not be packed. Raises `Pard2Error` for a layer or
-    token that the target lacks.
+    token that the target lacks, and where the draft would not compute what those layers compute in the target. On torch's `meta` device, which
+    computes nothing, their form and settings alone are compared.
     """
     check_quantisation(target.model.config, target.name, plain=True)
     total = target.num_states - 1
@@ -88,22 +93,22 @@ def cut_draft(
     if vocabulary is not None:
         spec = dataclasses.replace(spec, vocabulary_size=len(vocabulary))
 
-    config = copy.deepcopy(target.model.config)
-    text = config.get_text_config()
-    text.num_hidden_layers = len(layers)
-    if getattr(text, "layer_types", None) is not None:  # Gemma, Qwen: one attention kind for each layer
-        text.layer_types = [text.layer_types[layer] for layer in layers]
+    config = config_of_layers(target.model.config, layers, target.name)
     if shared_vocabulary:
         lm = without_vocabulary(config, target.model.dtype)
     else:
         lm = AutoModelForCausalLM.from_config(config, dtype=target.model.dtype)
+    _check_layers(target, lm, layers)
     _copy_layers(target, lm, layers, shared_vocabulary)
     draft = _new_draft(lm, spec, target.tokenizer, f"{target.name}[{','.join(map(str, layers))}]")
     if shared_vocabulary:
         draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), token_ids=vocabulary)
     else:
         _give_neutral_row(draft)
-    return draft.to(target.device)
+    draft = draft.to(target.device)
+    if target.device.type != "meta":
+        _check_logits(target, draft, layers)
+    return draft
 
 
 def as_parallel_draft(
@@ -160,6 +165,56 @@ def _new_draft(lm: PreTrainedModel, spec: DraftSpec, tokenizer: Tokenizer | None
 def _give_neutral_row(draft: Draft) -> None:
     table = draft.lm.get_input_embeddings().weight
     table[draft.spec.mask_token] = neutral_row(table)
+
+
+def _check_layers(target: Target, lm: PreTrainedModel, layers: list[int]) -> None:
+    """Raises `Pard2Error` unless each layer of `lm` has the weights and settings of its own in the target, its number excepted."""
+    theirs, ours = (model.get_submodule(decoder_blocks(model)[0]) for model in (target.model, lm))
+    for new, old in enumerate(layers):
+        wanted, made = _traits(theirs[old]), _traits(ours[new])
+        for trait in sorted(wanted.keys() | made.keys()):
+            there, here = wanted.get(trait), made.get(trait)
+            if there != here and (there, here) != (old, new):
+                raise Pard2Error(
+                    f"layer {old} of {target.name!r} ({lm.config.model_type}) cannot be cut out: its {trait} would change from {there} to {here}; "
+                    "name other layers"
+                )
+
+
+def _traits(block: nn.Module) -> dict[str, object]:
+    """Shapes of a layer's tensors, and what its modules keep of their config, by name."""
+    traits: dict[str, object] = {key: tuple(tensor.shape) for key, tensor in block.state_dict().items()}
+    for name, module in block.named_modules():
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str)) and not key.startswith("_")}
+        traits |= {f"{name}.{key}".lstrip("."): value for key, value in plain.items() if key != "training"}
+    return traits
+
+
+@torch.no_grad()
+def _check_logits(target: Target, draft: Draft, layers: list[int]) -> None:
+    """Raises `Pard2Error` unless the draft says what the target says when its other layers hand on what they get.
+
+    It is left in evaluation mode.
+    """
+
+    def hand_on(_block: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+        state = args[0] if args else kwargs["hidden_states"]
+        return (state, *output[1:]) if isinstance(output, tuple) else state
+
+    tokens = [token for token in range(min(_COMPARED, target.vocab_size, target.context_length)) if token != draft.spec.mask_token]
+    ids = torch.tensor([tokens], device=target.device)
+    blocks = enumerate(target.model.get_submodule(target.blocks_name))
+    hooks = [block.register_forward_hook(hand_on, with_kwargs=True) for number, block in blocks if number not in layers]
+    try:
+        said = target.forward(ids).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    columns = torch.arange(target.vocab_size, device=target.device) if draft.short_head is None else draft.short_head.token_ids
+    columns = columns[columns != draft.spec.mask_token]  # whose row is the draft's own, perhaps in its head, too
+    ours, theirs = draft.eval()(ids, None)[..., columns], said[..., columns]
+    if not ours.isclose(theirs, rtol=0, atol=_TOLERANCE * float(theirs.abs().max()), equal_nan=True).all():
+        raise Pard2Error(f"{draft.name}: a draft of these layers says something else than they say in the target; name other layers, or a draft.path")
 
 
 def _copy_layers(target: Target, lm: nn.Module, layers: list[int], shared_vocabulary: bool) -> None:

@@ -16,6 +16,7 @@ from pard2.models.packed import pack_linears
 from pard2.models.ragged import RaggedBatch, Segment
 from pard2.models.states import StateRecorder
 from pard2.models.transformers_decoder import TransformersDecoder
+from pard2.models.twin import twin
 from pard2.models.windows import attention_windows
 
 
@@ -69,6 +70,14 @@ def check_supported(model: PreTrainedModel, name: str) -> None:
         raise Pard2Error(f"{name!r} ({kind}) computes its attention in its own way, which cannot be batched; this architecture is not supported")
     if "dynamic" in _rope_types(config):
         raise Pard2Error(f"{name!r} ({kind}) has dynamic rotary frequencies, which change with the longest text of a batch; not supported")
+
+
+def check_decodable(model: PreTrainedModel, name: str) -> None:
+    """Raises `Pard2Error` for a model, perhaps without weights, that ragged passes would run wrongly, as far as its config and a `twin` tell."""
+    check_supported(model, name)
+    small = twin(model.config)
+    if small is not None:
+        new_decoder(small, name, StateRecorder(small))
 
 
 class _Trial(RaggedBatch):

@@ -2,7 +2,8 @@
 
 Training hands the draft a mask of its own and multiplies final states by the head's weight. An architecture with
 a logit cap or scale, a sliding window, or attention that ignores such a mask computes something else when it
-decodes. Rather than know them all, one conversation is run both ways.
+decodes. Rather than know them all, one conversation is run both ways: by small twins of both models before their weights
+are read, and by the models themselves before the first step.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from pard2.data.chat import Example
+from pard2.data.corpus import Examples
 from pard2.errors import Pard2Error, first_line
-from pard2.models.draft import Draft
+from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
+from pard2.models.twin import VOCABULARY, twin
+from pard2.models.windows import attention_windows
 from pard2.objective.layout import build_layout, slot_tokens
 from pard2.train.attention import AttentionKind, draft_states
 
@@ -21,22 +25,59 @@ _POSITIONS = 32  # compared at the end of the conversation, where a window has s
 _TOLERANCE = 1e-2  # of the largest logit; a bfloat16 target rounds by less
 
 
+def check_lengths(target: Target, draft: Draft, examples: Sequence[Example]) -> Example:
+    """The longest conversation. Raises `Pard2Error` if it is longer than the models read, or than the draft looks back."""
+    if isinstance(examples, Examples):
+        longest = examples[int(examples.lengths.argmax())]
+    else:
+        longest = max(examples, key=lambda e: len(e.token_ids))
+    length, context, window = len(longest.token_ids), *_reach(target, draft)
+    if length > context:
+        raise Pard2Error(f"record {longest.id} has {length} tokens, the models read {context}; set data.max_length={context} or lower")
+    if length > window:
+        raise Pard2Error(
+            f"{draft.name!r} slides a window over the longest conversation ({length} tokens); lower data.max_length to {window}, "
+            "or name another draft.path"
+        )
+    return longest
+
+
+def check_kinds(target: Target, draft: Draft, kind: AttentionKind) -> None:
+    """`check_compatibility` of small twins of both, whose own weights need not be there.
+
+    Raises `Pard2Error` for what that refuses twice: two experts may by chance be equally good. What makes no twin is left to the models.
+    """
+    length = min(2 * _POSITIONS, *_reach(target, draft))
+    conversation = Example("", [3 + 7 * n % (VOCABULARY - 3) for n in range(length)], [True] * length)
+    for again in (False, True):
+        teacher, learner = twin(target.model.config, seed=again), twin(draft.lm.config, seed=again)
+        if teacher is None or learner is None:
+            return
+        small = Draft(learner, DraftSpec(mask_token=0, draft_tokens=draft.spec.draft_tokens), name=draft.name)
+        try:
+            return check_compatibility(Target(teacher, name=target.name), small, [conversation], kind)
+        except Pard2Error:
+            if again:
+                raise
+
+
+def _reach(target: Target, draft: Draft) -> tuple[int, int]:
+    """Positions that both may be run over, and those that every layer of the draft looks back over."""
+    context = min(target.context_length, draft.context_length)
+    return context, min((window for window in attention_windows(draft.config) if window), default=context)
+
+
 @torch.no_grad()
 def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example], kind: AttentionKind) -> None:
     """Raises `Pard2Error` unless both models can be trained with, by this kind of attention, on the longest of these conversations."""
     draft.eval()  # dropout would differ between the two ways
-    longest = max(examples, key=lambda e: len(e.token_ids))
-    length = len(longest.token_ids)
-    context = min(target.context_length, draft.config.max_position_embeddings)
-    if length > context:
-        raise Pard2Error(f"record {longest.id} has {length} tokens, the models read {context}; set data.max_length={context} or lower")
-    tokens = torch.tensor(longest.token_ids, device=target.device)
+    tokens = torch.tensor(check_lengths(target, draft, examples).token_ids, device=target.device)
     said = target.forward(tokens[None], num_logits=_POSITIONS)
     assert said.logits is not None
     if not _close(target.head(said.last_state[:, -_POSITIONS:]), said.logits):
         raise Pard2Error(f"{target.name!r} turns its final states into logits in a way that training does not know; it cannot teach a draft")
     try:
-        trained, decoded = _both_ways(draft, tokens, kind)
+        trained, decoded = _both_ways(draft, tokens.clamp(max=draft.vocab_size - 1), kind)
     except (Pard2Error, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a modeling file makes of a mask that it did not expect
@@ -46,8 +87,8 @@ def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example
         ) from error
     if not _close(trained, decoded):
         raise Pard2Error(
-            f"{draft.name!r} would compute other logits in training than in decoding: its architecture caps or scales logits, lacks SDPA attention, "
-            f"or slides a window over the longest conversation ({length} tokens); lower data.max_length, or name another draft.path"
+            f"{draft.name!r} would compute other logits in training than in decoding: its architecture caps or scales logits, or lacks SDPA "
+            "attention; name another draft.path"
         )
 
 

@@ -19,7 +19,7 @@ def dry_run(config: TrainConfig) -> Plan:
     check_output(config)
     missing: list[str] = []
     target, draft = planned_pair(config, missing)
-    examples = planned_examples(config, target, missing)
+    examples = planned_examples(config, target, draft, missing)
     held_out = config.data.evaluation
     if held_out is not None and config.data.expected_tokens is not None and (why := absent(held_out)):
         missing.append(f"data.evaluation: {why}")

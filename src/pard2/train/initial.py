@@ -13,8 +13,10 @@ from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
 from pard2.models.quantisation import check_quantisation
+from pard2.models.support import check_decodable
 from pard2.models.target import Target
 from pard2.models.weightless import weightless_draft, weightless_target
+from pard2.train.compatibility import check_kinds, check_lengths
 
 
 def weightless_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draft]:
@@ -23,19 +25,28 @@ def weightless_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target
     stand_in: the target is a shape in place of a model, and so has no tokenizer.
     """
     target = weightless_target(config.target.name)
+    check_decodable(target.model, target.name)
     if target.tokenizer is None and not stand_in:
         raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
     with torch.device("meta"):
-        return target, initial_draft(config, target)
+        draft = initial_draft(config, target)
+    check_decodable(draft.lm, draft.name)
+    check_kinds(target, draft, "dense" if config.loop.attention == "dense" else "blocks")
+    return target, draft
 
 
-def run_examples(config: TrainConfig, target: Target) -> Examples:
-    """The run's conversations in the target's tokens. Raises as `load_examples` does."""
+def run_examples(config: TrainConfig, target: Target, draft: Draft) -> Examples:
+    """The run's conversations in the target's tokens; both models may be weightless.
+
+    Raises as `load_examples` and `check_lengths` do.
+    """
     data = config.data
     arguments = data.chat_template_kwargs or {}
-    return load_examples(
+    examples = load_examples(
         data.train, target.tokenizer, target.eos_token_ids, data.max_length, data.on_long, vocab_size=target.vocab_size, arguments=arguments
     )
+    check_lengths(target, draft, examples)
+    return examples
 
 
 def initial_draft(config: TrainConfig, target: Target, examples: Examples | None = None) -> Draft:

@@ -35,7 +35,7 @@ from pard2.train.allocator import keep_freed_memory
 from pard2.train.attention import attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import evaluate, held_out_prompts
-from pard2.train.initial import initial_draft, run_examples
+from pard2.train.initial import initial_draft, run_examples, weightless_pair
 from pard2.train.metrics import MetricsLog, step_figures
 from pard2.train.optimizer import Optimizer, WeightAverage, learning_rate
 from pard2.train.origin import Origin
@@ -83,6 +83,9 @@ class _Run:
     def __init__(self, config: TrainConfig, processes: Processes, console: Console) -> None:
         self.config, self.processes, self.console = config, processes, console
         self.output = Path(config.loop.output)
+        with processes.main_first():
+            pair = weightless_pair(config)
+        examples = run_examples(config, *pair)
         torch.manual_seed(config.loop.seed)
         with processes.main_first():
             self.target = Target.from_pretrained(config.target.name, config.target.dtype, processes.device, pack=False)
@@ -90,9 +93,6 @@ class _Run:
         processes.agree(
             0 if state is None else state.step, f"not every process sees the checkpoints in {self.output}; put loop.output on a disk that all share"
         )
-        if self.target.tokenizer is None:
-            raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
-        examples = run_examples(config, self.target)
         self.held_out: list[list[int]] = []
         if config.data.evaluation is not None and processes.is_main:
             records = read_records(config.data.evaluation)[: config.loop.evaluation_prompts]
@@ -122,7 +122,7 @@ class _Run:
         # A sharded draft is neither saved nor decoded with; this copy is filled with its weights for that.
         self.shell = copy.deepcopy(self.draft).cpu() if config.loop.sharding == "fsdp" and processes.is_main else None
         precision = torch.bfloat16 if config.loop.precision == "bfloat16" else torch.float32
-        module = RowLoss(self.draft, config.objective, attention, precision)
+        module = RowLoss(self.draft, config.objective, attention, precision, self.teacher.size)
         self.wrapped = processes.wrap(module, self.draft.lm.get_submodule(self.draft.blocks_name))
         trainable = {name: parameter for name, parameter in self.draft.named_parameters() if parameter.requires_grad}
         self.optimizer = Optimizer(trainable, config.optimizer, self.draft.tables)

@@ -76,21 +76,30 @@ def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The target's word on what the draft can propose: on all tokens, or, for a draft with a `ShortHead`, on its D ones as if there were no others.
+    """The target's word on what the draft can propose: on the tokens that both have, or, for a draft with a `ShortHead`, on its D ones.
 
-    head: makes logits of the target's last states. places: [V] where each token stands among the D, -1 for the others; None for all.
+    head: makes logits of the target's last states. places: [V] where each of the target's tokens stands among them, -1 for the others; None
+    for all. whole: makes the logits that CAT's probabilities are of, the same columns first; None: `head` does. size: how many rows of
+    the draft's head have a column of `head`.
     """
 
     head: Callable[[Tensor], Tensor]
     places: Tensor | None
+    whole: Callable[[Tensor], Tensor] | None = None
+    size: int | None = None
 
     @classmethod
     def of(cls, target: Target, draft: Draft) -> "Teacher":
+        """Siblings of one tokenizer may be padded to different sizes (METHOD: section 4)."""
         short = draft.short_head
-        if short is None:
-            return cls(target.head, None)
-        # The rows are the target's own.
-        return cls(lambda states: short.chosen_logits(states.to(short.weight.dtype)), short.places())
+        if short is not None:
+            # The rows are the target's own, and the others are as if they were not.
+            return cls(lambda states: short.chosen_logits(states.to(short.weight.dtype)), short.places())
+        common = min(target.vocab_size, draft.vocab_size)
+        if common == target.vocab_size:
+            return cls(target.head, None, size=common)
+        places = torch.arange(target.vocab_size, device=target.device)
+        return cls(lambda states: target.head(states)[..., :common], places.masked_fill(places >= common, -1), target.head, common)
 
     def labels(self, token_ids: Tensor) -> Tensor:
         """Columns of the logits that stand for these tokens, -1 where none does."""
@@ -111,11 +120,12 @@ def trained_slots(row: Row, states: DocumentStates, teacher: Teacher, objective:
 def _token_logprobs(teacher: Teacher, last_state: Tensor, row: Row) -> Tensor:
     """[N] log-probability that the target gives each token that a mask stands for, -inf for one that the draft cannot propose; no weight
     looks at the others."""
+    head = teacher.whole or teacher.head
     logprobs = torch.zeros(len(row.token_ids), device=last_state.device)
     masks = row.layout.depth > 0
     inside = torch.unique((row.layout.anchor_index + row.layout.depth)[masks])
     for index in inside.split(_LOGIT_ROWS):
-        logits = teacher.head(last_state[index - 1]).float()
+        logits = head(last_state[index - 1]).float()
         label = teacher.labels(row.token_ids[index])
         said = logits.gather(-1, label[:, None].clamp(min=0))[:, 0] - logits.logsumexp(-1)
         logprobs[index] = said.masked_fill(label < 0, -torch.inf)
@@ -125,20 +135,22 @@ def _token_logprobs(teacher: Teacher, last_state: Tensor, row: Row) -> Tensor:
 class RowLoss(nn.Module):
     """The draft's loss on a row, as the forward pass of a module: that is where processes gather gradients.
 
-    attention: how slots attend. precision: of the draft's arithmetic; its weights stay as they are.
+    attention: how slots attend. precision: of the draft's arithmetic; its weights stay as they are. size: of its `Teacher`.
     """
 
-    def __init__(self, draft: Draft, objective: ObjectiveConfig, attention: AttentionKind, precision: torch.dtype) -> None:
+    def __init__(self, draft: Draft, objective: ObjectiveConfig, attention: AttentionKind, precision: torch.dtype, size: int | None = None) -> None:
         super().__init__()
         self.draft = draft
         self.objective = objective
         self.attention: AttentionKind = attention
         self.precision = precision
+        self.size = size
 
     def states(self, row: Row, features: Tensor) -> Tensor:
         """[S, hidden] final states of the draft's training pass at every slot. features: [N, F]."""
         layout = row.layout
-        token_ids = slot_tokens(layout, row.token_ids, self.draft.spec.mask_token)
+        # A token that the target alone has stands for nothing that the draft could read; decoding puts the same in its place.
+        token_ids = slot_tokens(layout, row.token_ids.clamp(max=self.draft.vocab_size - 1), self.draft.spec.mask_token)
         mixed = torch.autocast(token_ids.device.type, self.precision, enabled=self.precision != torch.float32)
         with mixed:
             states = draft_states(self.draft, token_ids, slot_features(layout, features), layout, self.attention, row.with_features)
@@ -152,5 +164,7 @@ class RowLoss(nn.Module):
         weighting = "fixed" if config.weighting == "cat" or config.weighting == "none" else config.weighting
         tf_eal_alpha = config.tf_eal_alpha if tf_eal else 0.0
         objective = Objective(weighting, config.ce_alpha, config.kd_alpha, tf_eal_alpha, config.d_pace_floor, config.draft_tokens)
-        head = self.draft.lm.get_output_embeddings()
-        return chunked_loss(self.states(row, features)[row.trained], head.weight, teacher_states, teacher_head, slots, objective)
+        head = self.draft.lm.get_output_embeddings().weight
+        if self.size is not None and self.size < len(head):
+            head = head[: self.size]  # the others are never proposed
+        return chunked_loss(self.states(row, features)[row.trained], head, teacher_states, teacher_head, slots, objective)
