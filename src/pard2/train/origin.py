@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from pard2.config import TrainConfig
 from pard2.data.examples import Examples
 from pard2.data.fingerprint import template_hash
-from pard2.data.state_cache import _identity
+from pard2.models.identity import weights_hash
 from pard2.models.target import Target
 
 
@@ -30,7 +30,7 @@ class Origin(BaseModel):
         for array in (examples.tokens, examples.predicted, examples.offsets):
             data.update(array.tobytes())
         evaluation = hashlib.sha256(json.dumps(held_out).encode()).hexdigest() if held_out else None
-        return cls(target=target_identity(target), template=template_hash(target.tokenizer), data=data.hexdigest(), evaluation=evaluation)
+        return cls(target=weights_hash(target.model), template=template_hash(target.tokenizer), data=data.hexdigest(), evaluation=evaluation)
 
     def difference(self, now: "Origin", config: TrainConfig) -> str | None:
         """What is not as it was, in words that name its field; None where all is, or where nobody knows."""
@@ -43,8 +43,3 @@ class Origin(BaseModel):
         if self.evaluation is not None and self.evaluation != now.evaluation:
             return f"other held-out prompts: data.evaluation={config.data.evaluation} changed, and `best` would compare what cannot be compared"
         return None
-
-
-def target_identity(target: Target) -> str:
-    """Equal for models that compute the same, wherever they lie. The target captures its hidden states."""
-    return _identity(target)["weights"]

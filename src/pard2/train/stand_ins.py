@@ -37,7 +37,7 @@ def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, Draft
         return weightless_pair(config.model_copy(update=sections), stand_in="target" in sections)
 
 
-def planned_examples(config: TrainConfig, target: Target, missing: list[str]) -> Examples:
+def planned_examples(config: TrainConfig, target: Target, draft: Draft, missing: list[str]) -> Examples:
     """As `run_examples`; what cannot be read is assumed, if the run tells how many tokens to expect. missing: gets a line."""
     data, why = config.data, None
     if data.expected_tokens is not None:
@@ -45,7 +45,7 @@ def planned_examples(config: TrainConfig, target: Target, missing: list[str]) ->
     if target.tokenizer is None:
         why = why or "without the target's tokenizer the conversations cannot be read"
     if why is None:
-        return run_examples(config, target)
+        return run_examples(config, target, draft)
     if data.expected_tokens is None:
         raise Pard2Error(f"{why}; say how many tokens to plan with: data.expected_tokens=N")
     # A quarter of the longest up to all of it, every other token to predict.
