@@ -109,7 +109,10 @@ def test_prepared_data(prepared, damage):
     elif damage in IDS:
         edit_json(prepared / "ids.json", IDS[damage])
     else:
-        edit_tensors(prepared / "tokens-00000.safetensors", TOKENS[damage])
+        shard = prepared / "tokens-00000.safetensors"
+        edit_tensors(shard, TOKENS[damage])
+        predicted = int(load_file(shard)["predicted"].sum())  # a count that is right, so that the arrays alone are wrong
+        edit_json(prepared / "manifest.json", lambda m: m["counts"].update(predicted_tokens=predicted))
     assert refused(lambda: load(prepared)) == f"{prepared} is incomplete or damaged; make it again with `pard2 data prepare`"
 
 
