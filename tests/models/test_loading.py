@@ -8,10 +8,10 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from chat_tokenizer import byte_tokenizer
 from pard2.errors import Pard2Error
-from pard2.models import loading
 from pard2.models.loading import load_causal_lm, load_config, load_tokenizer, parse_device, parse_dtype
 from pard2.models.weightless import weightless_target
 from tiny import tiny_model
@@ -108,7 +108,7 @@ _CONFIGS: dict[str, object] = {
     "a number": 5, "null": None, "a list": [], "nothing": {}, "nested": "[" * 100_000, "text": "{a}", "digits": '{"a": ' + "1" * 5000 + "}",
     "hidden_size": "x", "hidden_size ": 10**9, "hidden_size  ": -3, "hidden_size   ": 0, "vocab_size": 10**12, "num_hidden_layers": 10**9,
     "num_hidden_layers ": 0, "num_attention_heads": 0, "num_attention_heads ": -4, "num_key_value_heads": 0, "num_key_value_heads ": 10**12,
-    "intermediate_size": 10**18,"intermediate_size ": -1, "head_dim": 0, "layer_types": 5, "text_config": 5, "text_config ": {},
+    "intermediate_size": 10**18, "intermediate_size ": -1, "head_dim": 0, "layer_types": 5, "text_config": 5, "text_config ": {},
     "sliding_window": "x", "sliding_window ": 2**70, "pad_token_id": 10**9,
     "hidden_act": "no", "rope_parameters": 5,
     "rms_norm_eps": "x", "max_position_embeddings": "x", "model_type": [], "model_type ": "gpt2", "quantization_config": 5,
@@ -133,7 +133,7 @@ def test_any_damage_to_a_config_is_one_line(directory, case):
 def test_a_config_without_its_weights_builds_nothing(directory, monkeypatch):
     """`{"model_type": "llama"}` is a model of 7 billion weights."""
     (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
     assert "the weight file lacks model.layers.10.input_layernorm.weight" in refused(directory)
 
 

@@ -138,7 +138,7 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     if report["missing_keys"] or mismatched:
         raise incomplete(name, set(report["missing_keys"]), mismatched)
     check_unread(name, model, report["unexpected_keys"])
-    if coded and not quantised:  # de-quantised, into bfloat16 whatever was asked for; buffers keep their digits
+    if coded and not quantised:  # de-quantised, into another dtype than was asked for; buffers keep their digits
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False)
