@@ -77,16 +77,16 @@ FILES = {
     "rows": LINES,
     "bom.jsonl": b"\xef\xbb\xbf" + LINES,
     "windows.jsonl": LINES.replace(b"\n", b"\r\n"),
-    "rows.jsonl.gz": gzip.compress(LINES),
-    "renamed.jsonl": gzip.compress(b"\xef\xbb\xbf" + LINES),
+    "rows.jsonl.gz": gzip.compress(LINES, mtime=0),
+    "renamed.jsonl": gzip.compress(b"\xef\xbb\xbf" + LINES, mtime=0),
     "rows.jsonl.xz": lzma.compress(LINES),
     "rows.json": b"[" + b", ".join(LINES.splitlines()) + b"]",
     "pretty.json": b"\n" + json.dumps([json.loads(line) for line in LINES.splitlines()], indent=2).encode(),
-    "rows.json.gz": gzip.compress(b"[" + b",".join(LINES.splitlines()) + b"]"),
+    "rows.json.gz": gzip.compress(b"[" + b",".join(LINES.splitlines()) + b"]", mtime=0),
     "rows.csv": b'id,question,answer,note\n"a",2+2?,4,\n\nb,"2+2?","4",x\n',
     "bom.csv": b"\xef\xbb\xbfid,question,answer\r\na,2+2?,4\r\nb,2+2?,4\r\n",
     "rows.tsv": b"id\tquestion\tanswer\na\t2+2?\t4\nb\t2+2?\t4\n",
-    "rows.csv.gz": gzip.compress(b"id,question,answer\na,2+2?,4\nb,2+2?,4\n"),
+    "rows.csv.gz": gzip.compress(b"id,question,answer\na,2+2?,4\nb,2+2?,4\n", mtime=0),
 }
 
 
@@ -129,14 +129,14 @@ def test_a_file_whose_name_is_no_text_has_ids_that_are(tmp_path):
 def test_a_pipe_is_read_once_and_can_be_gone_through_again(tmp_path, name, monkeypatch):
     if name == "-":
         reading, writing = os.pipe()
-        os.write(writing, gzip.compress(LINES))
+        os.write(writing, gzip.compress(LINES, mtime=0))
         os.close(writing)
         real = os.dup(0)
         os.dup2(reading, 0)
     else:
         name = str(tmp_path / "pipe")
         os.mkfifo(name)
-        threading.Thread(target=lambda: Path(name).write_bytes(gzip.compress(LINES)), daemon=True).start()
+        threading.Thread(target=lambda: Path(name).write_bytes(gzip.compress(LINES, mtime=0)), daemon=True).start()
     try:
         source = open_source(name)
         assert source.count == 2 and source.file is None
@@ -159,8 +159,8 @@ def test_a_pipe_is_read_once_and_can_be_gone_through_again(tmp_path, name, monke
         ),
         ("f.json", b"[{}, {]", "f.json: is not JSON: Expecting property name"),
         ("f.json", b'[{"a": "\\ud83d"}]', "f.json: holds \\ud83d, half of a surrogate pair"),
-        ("f.jsonl.gz", gzip.compress(LINES)[:-9], "cannot read .*f.jsonl.gz: Compressed file ended"),
-        ("f.jsonl.gz", gzip.compress(LINES)[:20] + b"x" * 40, "cannot read .*f.jsonl.gz: "),
+        ("f.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "cannot read .*f.jsonl.gz: Compressed file ended"),
+        ("f.jsonl.gz", gzip.compress(LINES, mtime=0)[:20] + b"x" * 40, "cannot read .*f.jsonl.gz: "),
         ("f.jsonl.xz", lzma.compress(LINES)[:-30], "cannot read .*f.jsonl.xz: "),
         ("f.jsonl", LINES.decode().encode("utf-16"), "cannot read .*f.jsonl: not UTF-8 text"),
         ("f.jsonl.zst", b"\x28\xb5\x2f\xfd\x00", "cannot read .*f.jsonl.zst: not UTF-8 text"),

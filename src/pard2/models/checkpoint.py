@@ -79,7 +79,7 @@ def _first(config: dict[str, Any], name: str, kind: type | tuple, *keys: str, de
             if not isinstance(config[key], kind) or (type(config[key]) is bool and kind is not bool):
                 raise Pard2Error(f"{name!r}: config key `{key}` has the wrong type: {config[key]!r}")
             most = _MOST_DRAFT_TOKENS if key == "pard2_draft_tokens" else 2**31
-            if kind not in (bool, str) and not (1 if kind is int else -most) <= config[key] <= most:
+            if kind not in (bool, str, list) and not (1 if kind is int else -most) <= config[key] <= most:
                 bound = f"at most {most}" if config[key] > most else "at least 1" if kind is int else "a finite number"
                 raise Pard2Error(f"{name!r}: config key `{key}` must be {bound}, not {config[key]}")
             return config[key]
