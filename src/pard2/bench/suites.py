@@ -49,5 +49,5 @@ def read_suites(paths: Sequence[Path], most: int | None = None, arguments: dict[
 
 def _read_suite(path: Path, most: int | None, arguments: dict[str, Any] | None) -> Suite:
     records = read_records(path)[:most]
-    prompts = to_prompts(records, arguments, f"-s {path}")
-    return Suite(path.stem.removeprefix("eval_"), tuple(record["id"] for record in records), tuple(prompts))
+    prompts = tuple(to_prompts(records, arguments, f"-s {path}"))
+    return Suite(path.stem.removeprefix("eval_"), tuple(record["id"] for record in records), prompts)
