@@ -39,22 +39,20 @@ PREPARED = Kind("prepared data", "manifest.json", "format", ("manifest.json", "i
 
 
 @contextmanager
-def writing(path: str | Path, kept: str = "") -> Iterator[None]:
-    """What the disk refuses in this block becomes one `Pard2Error` about `path`, whichever library was writing."""
+def writing(path: str | Path, kept: str = "", what: str = "") -> Iterator[None]:
+    """What the disk refuses in this block becomes one `Pard2Error`, "cannot write `what` `path`: .. `kept`", whichever library was writing.
+
+    Beside `OSError` that is what safetensors, torch or a tokenizer (which raises no more than an `Exception`) says then.
+    """
     try:
         yield
     except Exception as error:
-        if not is_unwritable(error):
+        if not isinstance(error, OSError) and type(error) not in (SafetensorError, RuntimeError, Exception):
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
         if not isinstance(error, OSError) and shutil.disk_usage(Path(os.path.realpath(path)).parent).free < 2**20:
             reason = os.strerror(errno.ENOSPC)  # torch calls it an unexpected position
-        raise Pard2Error(f"cannot write {path}: {reason}{kept}") from None
-
-
-def is_unwritable(error: Exception) -> bool:
-    """Whether a file could not be written, by what Python, safetensors, torch or a tokenizer (which raises no more than an `Exception`) says then."""
-    return isinstance(error, OSError) or type(error) in (SafetensorError, RuntimeError, Exception)
+        raise Pard2Error(f"cannot write {what}{path}: {reason}{kept}") from None
 
 
 def write_whole(path: Path, data: bytes, kept: str = _KEPT) -> None:

@@ -147,4 +147,4 @@ def test_a_result_is_not_read_from_a_pipe_or_a_device(pard2, draft_directory, ta
     for place in (tmp_path / "pipe", "/dev/full"):
         for force in ((), ("--force",)):
             result = pard2("bench", "-s", file_of(GOOD), "-t", target_directory, "-d", draft_directory, "--json", place, *force)
-            assert f"--json: cannot read {place}: it is not a regular file" in result.error
+            assert f"cannot write {place}: it is not a regular file" in result.error

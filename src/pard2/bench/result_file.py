@@ -1,7 +1,6 @@
 """Result files: written whole after every chunk, and read back by a run that goes on."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from pard2.bench.plan import Chunk, Plan
 from pard2.bench.report import summarise
 from pard2.environment import meta
 from pard2.errors import Pard2Error
-from pard2.files import write_whole
+from pard2.files import check_output, write_whole
 from pard2.reading import parse_json
 
 
@@ -32,10 +31,9 @@ class ResultFile:
         if path.exists():
             self._read(path, replace)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.parent).close()  # a place that cannot be written is found before the long run
-        except OSError as error:
-            raise Pard2Error(f"--json: cannot write {path}: {error.strerror}") from None
+            check_output(path)  # a place that cannot be written is found before the long run
+        except Pard2Error as error:
+            raise Pard2Error(f"--json: {error}") from None
 
     @property
     def done(self) -> set[Chunk]:
@@ -49,9 +47,8 @@ class ResultFile:
             write_result(self.path, self._about, summarise(self.plan, self.measurements), plan=self.plan.as_dict(), chunks=chunks)
 
     def _read(self, path: Path, replace: bool) -> None:
+        held: Any = None
         try:
-            if not path.is_file():  # a pipe would be waited for for ever
-                raise Pard2Error(f"--json: cannot read {path}: it is not a regular file")
             held = parse_json(path.read_bytes())
             about, plan = held["meta"], held["plan"]
             measurements = [Measurement.from_dict(values) for values in held["chunks"]]
@@ -61,6 +58,8 @@ class ResultFile:
         except OSError as error:
             raise Pard2Error(f"--json: cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
+            if replace and isinstance(held, dict) and held.keys() >= {"meta", "plan", "chunks"}:
+                return  # a damaged one of ours
             raise Pard2Error(f"--json: {path} exists and is no result of `pard2 bench`; name another file") from None
         if replace:
             return

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pard2.data.arguments import distinct_arguments, to_prompt
-from pard2.data.records import Message, Record, read_records, up_to_user
+from pard2.data.arguments import distinct_arguments, to_prompts
+from pard2.data.records import Message, Record, read_records
 from pard2.errors import Pard2Error
 
 
@@ -49,8 +49,5 @@ def read_suites(paths: Sequence[Path], most: int | None = None, arguments: dict[
 
 def _read_suite(path: Path, most: int | None, arguments: dict[str, Any] | None) -> Suite:
     records = read_records(path)[:most]
-    for record in records:
-        if not up_to_user(record):
-            raise Pard2Error(f"-s {path}: record {record['id']} has no user message")
-    prompts = tuple(to_prompt(record, arguments) for record in records)
+    prompts = tuple(to_prompts(records, arguments, f"-s {path}"))
     return Suite(path.stem.removeprefix("eval_"), tuple(record["id"] for record in records), prompts)

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pard2.data.arguments import to_prompt
-from pard2.data.records import Message, Record, read_records, up_to_user
+from pard2.data.arguments import to_prompts
+from pard2.data.records import Message, Record, read_records
 from pard2.errors import Pard2Error
 
 EMBEDDED = "smollm2"
@@ -96,8 +96,4 @@ def parse_logit_bias(words: list[str]) -> dict[int, float]:
 
 def read_prompts(file: Path, arguments: dict[str, Any]) -> list[list[Message] | Record]:
     """The conversations of a JSONL file, each up to its last user turn. Raises `Pard2Error` for one in which no user speaks."""
-    records = read_records(file)
-    for record in records:
-        if not up_to_user(record):
-            raise Pard2Error(f"--prompts {file}: record {record['id']} has no user message")
-    return [to_prompt(record, arguments) for record in records]
+    return to_prompts(read_records(file), arguments, f"--prompts {file}")

@@ -32,6 +32,16 @@ def to_prompt(record: Record, arguments: Arguments | None = None) -> list[Messag
     return {"messages": up_to_user(record), **more} if more else up_to_user(record)
 
 
+def to_prompts(records: Iterable[Record], arguments: Arguments | None, source: str) -> list[list[Message] | Record]:
+    """Each record as `to_prompt` says it. Raises `Pard2Error` for one in which no user speaks. source: their flag and file."""
+    prompts = []
+    for record in records:
+        if not up_to_user(record):
+            raise Pard2Error(f"{source}: record {record['id']} has no user message")
+        prompts.append(to_prompt(record, arguments))
+    return prompts
+
+
 def distinct_arguments(prompts: Iterable[Any]) -> list[Arguments]:
     """The different `chat_template_kwargs` of records, or of prompts in any form."""
     found = [prompt.get("chat_template_kwargs") or {} if isinstance(prompt, dict) else {} for prompt in prompts]

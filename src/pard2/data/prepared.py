@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from pard2.data.corpus import Examples
 from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.sources import Source
-from pard2.errors import Pard2Error, first_line
+from pard2.errors import Pard2Error
 from pard2.files import recover, whole_directory
 from pard2.reading import read_json
 
@@ -61,10 +61,7 @@ def save_prepared(
                 "offsets": examples.offsets[first : last + 1] - start,
             }
             shards.append(f"tokens-{len(shards):05d}.safetensors")
-            try:
-                save_file(tensors, beside / shards[-1])
-            except SafetensorError as error:  # a full disk, say
-                raise Pard2Error(f"cannot write {directory}: {first_line(error)}; what it held before is kept") from None
+            save_file(tensors, beside / shards[-1])
             (beside / shards[-1]).chmod(0o644)  # safetensors makes it the owner's alone
         (beside / _ID_FILE).write_text(json.dumps(examples.ids))
         manifest = {

@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pard2.errors import Pard2Error, first_line
+from pard2.errors import Pard2Error
+from pard2.files import writing
 
 _OPEN_SHARDS = 64
 _KEY_BYTES = 16
@@ -121,11 +122,10 @@ class Shards:
         name = f"states-{uuid.uuid4().hex[:16]}.safetensors"
         beside = beside_path(self.directory, name)
         try:
-            save_file(tensors, beside, {"format": "pt", "made_by": self._made_by})
-            beside.chmod(0o644)  # safetensors makes it the owner's alone
-            beside.rename(self.directory / name)
-        except (OSError, SafetensorError) as error:
-            raise unwritable(self.directory, error) from None
+            with writing_states(self.directory):
+                save_file(tensors, beside, {"format": "pt", "made_by": self._made_by})
+                beside.chmod(0o644)  # safetensors makes it the owner's alone
+                beside.rename(self.directory / name)
         finally:
             beside.unlink(missing_ok=True)
         self._seen.add(name)
@@ -150,11 +150,10 @@ class Shards:
         return Pard2Error(f"features.cache {self.directory}: {shard} is missing or damaged; delete it, and what it held is generated again")
 
 
-def unwritable(directory: Path, error: Exception) -> Pard2Error:
-    return Pard2Error(
-        f"cannot write features.cache {directory}: {first_line(error)}; what it holds is whole: make room and run the same command again, "
-        "or set features.on_generate=delete"
-    )
+def writing_states(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """As `writing`, in words that name the way out."""
+    way_out = "; what it holds is whole: make room and run the same command again, or set features.on_generate=delete"
+    return writing(directory, way_out, "features.cache ")
 
 
 def beside_path(directory: Path, name: str) -> Path:

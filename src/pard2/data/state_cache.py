@@ -20,7 +20,7 @@ from pard2.data.chat import Example
 from pard2.data.corpus import Examples, ExamplesBuilder
 from pard2.data.features import DocumentStates, online_states
 from pard2.data.fingerprint import template_hash, tokenizer_hash
-from pard2.data.shards import Shards, StateRecord, beside_path, record_key, remove_leftovers, unwritable
+from pard2.data.shards import Shards, StateRecord, beside_path, record_key, remove_leftovers, writing_states
 from pard2.errors import Pard2Error
 from pard2.models.identity import weights_hash
 from pard2.models.target import Target
@@ -209,12 +209,10 @@ class StateCache:
             "versions": {package: version(package) for package in ("pard2", "torch", "transformers")},
         }
         beside = beside_path(self.directory, MANIFEST)
-        try:
+        with writing_states(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             beside.write_text(json.dumps(manifest, indent=2) + "\n")
             beside.rename(path)
-        except OSError as error:
-            raise unwritable(self.directory, error) from None
 
 
 def cache_bytes(lengths: Sequence[int] | np.ndarray, target: Target, layers: Sequence[int], dtype: torch.dtype) -> int:

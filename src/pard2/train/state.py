@@ -109,10 +109,7 @@ def save_state(directory: Path, config: TrainConfig, state: RunState) -> None:
     tensors = {"weights": state.weights, "optimizer": state.optimizer, "average": state.average}
     counts = {"skipped": state.skipped, "bad": state.bad, "best": state.best}
     with whole_directory(directory / _name(state.step)) as beside:
-        try:
-            torch.save(tensors, beside / "state.pt")
-        except RuntimeError as error:  # torch's writer reports a full disk as one
-            raise OSError(f"{error}".splitlines()[0]) from None
+        torch.save(tensors, beside / "state.pt")
         (beside / "run.json").write_text(json.dumps(run_record(config, state.step, state.origin) | counts, indent=1))
     for old in _saved(directory)[: -config.loop.keep_last]:
         shutil.rmtree(old, ignore_errors=True)
