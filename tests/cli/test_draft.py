@@ -206,7 +206,7 @@ def test_a_draft_of_another_target_is_noted_in_one_line(pard2, target_directory,
 
     def told(target):
         result = pard2(*arguments(target))
-        assert result.code in (0, 1), result
+        assert result.code in (0, 3), result  # 3: verify, which too few accepted proposals tell nothing
         return [line for line in result.err.splitlines() if "was made for another target" in line]
 
     (line,) = told(tuned_directory)

@@ -79,7 +79,7 @@ def test_a_target_that_cannot_be_decoded(pard2, commands, tmp_path, kind, said):
 @pytest.mark.parametrize(("kind", "said"), UNTRAINED.items())
 def test_a_pair_that_cannot_be_trained_with(pard2, commands, tmp_path, kind, said):
     lines = commands(kind)
-    assert "no file named model.safetensors" in pard2(*lines.pop("regenerate")).error  # as a target it decodes
+    assert "model.safetensors is corrupt or missing" in pard2(*lines.pop("regenerate")).error  # as a target it decodes
     assert_told(pard2, tmp_path, lines, said)
 
 
@@ -87,7 +87,7 @@ def test_a_pair_that_cannot_be_trained_with(pard2, commands, tmp_path, kind, sai
 def test_conversations_longer_than_a_window_or_a_context(pard2, commands, tmp_path, kind, said):
     lines = commands(kind)
     for of_any_length in ("init", "regenerate"):
-        assert "no file named model.safetensors" in pard2(*lines.pop(of_any_length)).error
+        assert "model.safetensors is corrupt or missing" in pard2(*lines.pop(of_any_length)).error
     assert_told(pard2, tmp_path, lines, said)
 
 
@@ -103,4 +103,4 @@ def test_what_can_be_decoded_and_trained_passes(pard2, commands, kind):
     lines = commands(kind)
     assert pard2(*lines.pop("dry run")).code == 0
     for name, line in lines.items():
-        assert "no file named model.safetensors" in pard2(*line).error, name
+        assert "model.safetensors is corrupt or missing" in pard2(*line).error, name

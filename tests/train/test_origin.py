@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from train_runs import CONVERSATIONS, newest, save_target, weights, write_records
 
+from pard2.data.examples import load_examples
 from pard2.data.prepared import save_prepared
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
-from pard2.train.initial import run_examples
 from pard2.train.loop import train
 from pard2.train.state import load_state
 from tiny import tiny_model
@@ -41,7 +41,8 @@ class Run:
     def prepare(self, conversations: list[tuple[str, str]]) -> None:
         target = Target.from_pretrained(str(self.model), "float32", "cpu", pack=False)
         source = write_records(self.folder / "raw.jsonl", conversations)
-        examples = run_examples(self.config.model_copy(update={"data": self.config.data.model_copy(update={"train": [str(source)]})}), target)
+        data = self.config.data
+        examples = load_examples([str(source)], target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)
         save_prepared(self.folder / "prepared", examples, [open_source(source)], target.tokenizer, target.eos_token_ids, "model", 80, "cut")
 
     def refused(self) -> str:

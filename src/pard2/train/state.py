@@ -87,12 +87,18 @@ def check_output(config: TrainConfig) -> None:
             raise Pard2Error(f"loop.output={output} would write over {field}={name}; name another loop.output")
     try:
         there = sorted(os.listdir(output)) if os.path.isdir(output) else []
-        began = ".lock" in there  # a run that was stopped before its first checkpoint leaves no other sign of itself
+        began = "metrics.jsonl" in there and _of_steps(output / "metrics.jsonl")
         foreign = [name for name in there if not name.startswith(".") and not (began and name in _LEFT)]
         if foreign and not any((output / "checkpoints").glob("step-*/run.json")):
             raise Pard2Error(f"loop.output={output} holds {foreign[0]!r}, which is of no run; name a new or an empty directory")
     except OSError as error:
         raise Pard2Error(f"cannot read {output}: {error.strerror}") from None
+
+
+def _of_steps(metrics: Path) -> bool:
+    """Whether these are the figures of steps, or none yet: all that a run leaves that was stopped before its first checkpoint."""
+    with open(metrics, "rb") as file:
+        return file.readline(9) in (b"", b'{"step": ')
 
 
 def run_record(config: TrainConfig, step: int, origin: Origin) -> dict[str, Any]:
