@@ -184,14 +184,12 @@ def _foreign(path: Path, names: list[str], kind: Kind) -> str | None:
     return None if isinstance(marked, dict) and kind.key in marked else f"a {kind.name} that this command does not make"
 
 
-@contextmanager
-def claim(directory: Path) -> Iterator[None]:
+def claim(directory: Path) -> contextlib.AbstractContextManager[None]:
     """Hold `directory`, which is filled little by little, for this process alone; a kill lets go of it.
 
     Makes the directory if need be. Raises `Pard2Error` if another process holds it, or it cannot be written.
     """
-    with _locked(directory / ".lock", directory, "name another output"):
-        yield
+    return _locked(directory / ".lock", directory, "name another output")
 
 
 def _beside_lock(path: str | Path, way_out: str) -> contextlib.AbstractContextManager[None]:

@@ -42,7 +42,7 @@ def test_parse_logit_bias():
     assert options.parse_logit_bias([]) == {}
 
 
-def test_parse_numbers():
-    assert options.parse_numbers("--layers", "-1,-8") == [-1, -8]
+def test_parse_list():
+    assert options.parse_list("--layers", "-1,-8", int) == [-1, -8]
     with pytest.raises(Pard2Error, match="--layers '1,x'"):
-        options.parse_numbers("--layers", "1,x")
+        options.parse_list("--layers", "1,x", int)

@@ -1,8 +1,7 @@
 """`pard2 bench`: methods x suites x batch sizes x draft lengths x temperatures, side by side in one run."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -17,12 +16,11 @@ from pard2.cli.options import (
     TargetOption,
     choose_draft,
     parse_draft_tokens,
+    parse_list,
 )
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.errors import Pard2Error
 from pard2.files import new_file
-
-Part = TypeVar("Part", int, float, str, Path)
 
 _WIDTH = 150  # of a table that goes into a file
 
@@ -59,10 +57,10 @@ def bench(
     force: ForceOption = False,
 ) -> None:
     """Decode the same prompts by several methods in turn, and say how much faster each is than plain decoding."""
-    sizes = _parse_list("--batch-size", batch_sizes, int)
+    sizes = parse_list("--batch-size", batch_sizes, int)
     ks = [parse_draft_tokens(part) for part in draft_tokens.split(",")]
     arguments = parse_template_args(template_arg)
-    heats = _parse_list("--temperature", temperatures, float)
+    heats = parse_list("--temperature", temperatures, float)
     with working("importing torch"):
         from rich.console import Console
 
@@ -78,8 +76,8 @@ def bench(
         from pard2.models.loading import parse_device, parse_dtype
         from pard2.models.target import Target
 
-    names = None if methods is None else _parse_list("-m", methods, str)
-    paths = _parse_list("-s", suites, Path)
+    names = None if methods is None else parse_list("-m", methods, str)
+    paths = parse_list("-s", suites, Path)
     found = choose_draft(target, draft, "ar" if names == ["ar"] else None)
     for name in names or ():
         check_method(name, found is not None)
@@ -123,13 +121,3 @@ def bench(
             print_note(f"{len(file.done)} chunks are in {json_file}; the same command{' without --force' * force} goes on from there")
         raise
     Console(width=None if Console().is_terminal else _WIDTH).print(results_table(summarise(plan, file.measurements)))
-
-
-def _parse_list(flag: str, text: str, kind: Callable[[str], Part]) -> list[Part]:
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        if all(parts):
-            return [kind(part) for part in parts]
-    except ValueError:
-        pass
-    raise Pard2Error(f"{flag} {text!r} is not a list of {'numbers such as 1,8' if kind in (int, float) else 'names such as a,b'}")

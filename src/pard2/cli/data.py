@@ -169,23 +169,17 @@ def regenerate(
     print_note(f"{output}: {answered:,} of {len(records):,} answered, {len(failures):,} could not be{listed}")
 
 
-_HERE_ALONE = {"draft": "-d", "batch_size": "--batch-size", "dtype": "--dtype", "device": "--device"}
-_ENDPOINT_ALONE = {
-    "served_model": "--model",
-    "concurrency": "--concurrency",
-    "api_key_env": "--api-key-env",
-    "timeout": "--timeout",
-    "retries": "--retries",
-    "extra_body": "--extra-body",
-}
+_HERE_ALONE = ("draft", "batch_size", "dtype", "device")
+_ENDPOINT_ALONE = ("served_model", "concurrency", "api_key_env", "timeout", "retries", "extra_body")
 
 
-def _refuse_given(context: typer.Context, flags: dict[str, str], why: str) -> None:
+def _refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
     """Raises `Pard2Error` for the first of these options that the command line holds, its default value included."""
-    for name, flag in flags.items():
+    flags = {option.name: option.opts[0] for option in context.command.params}
+    for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise Pard2Error(f"{flag} {why}")
+            raise Pard2Error(f"{flags[name]} {why}")
 
 
 def _json_object(flag: str, text: str | None) -> dict[str, Any] | None:

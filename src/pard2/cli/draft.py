@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pard2.cli.console import print_note, working
-from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, parse_numbers
+from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOption, parse_list
 from pard2.files import CHECKPOINT, new_directory
 from pard2.reading import printable
 
@@ -36,8 +36,8 @@ def init(
     force: ForceOption = False,
 ) -> None:
     """Cut an untrained draft out of a target's layers, for targets that have no small sibling."""
-    numbers = parse_numbers("--layers", layers)
-    features = None if target_layers is None else tuple(parse_numbers("--target-layers", target_layers))
+    numbers = parse_list("--layers", layers, int)
+    features = None if target_layers is None else tuple(parse_list("--target-layers", target_layers, int))
     context.with_resource(new_directory(output, force, CHECKPOINT, (target,)))
     with working("importing torch"):
         import torch

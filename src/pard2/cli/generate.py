@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pard2.engine.request import Completion
 
 _SAMPLING = "Sampling"
-_ENGINE = "Engine"
 
 
 def generate(

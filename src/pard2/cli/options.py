@@ -1,7 +1,8 @@
 """Options that several commands share, and how the words given for them are read."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -10,6 +11,7 @@ from pard2.data.records import Message, Record, read_records
 from pard2.errors import Pard2Error
 
 EMBEDDED = "smollm2"
+Part = TypeVar("Part", int, float, str, Path)
 
 TargetOption = Annotated[
     str, typer.Option("-t", "--target", metavar="TARGET", help="Hub id, directory, .gguf file, or 'smollm2' for the embedded one.")
@@ -71,12 +73,15 @@ def parse_draft_tokens(text: str) -> int | Literal["auto"]:
     return asked
 
 
-def parse_numbers(flag: str, text: str) -> list[int]:
-    """`-1,-8` as numbers. Raises `Pard2Error` naming the flag."""
+def parse_list(flag: str, text: str, kind: Callable[[str], Part]) -> list[Part]:
+    """`-1,-8` as numbers, or names. Raises `Pard2Error` naming the flag."""
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return [int(part) for part in text.split(",")]
+        if all(parts):
+            return [kind(part) for part in parts]
     except ValueError:
-        raise Pard2Error(f"{flag} {text!r} is not a list of numbers such as 0,9,19,29") from None
+        pass
+    raise Pard2Error(f"{flag} {text!r} is not a list of {'numbers such as 1,8' if kind in (int, float) else 'names such as a,b'}")
 
 
 def parse_logit_bias(words: list[str]) -> dict[int, float]:

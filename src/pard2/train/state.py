@@ -142,9 +142,8 @@ def load_state(directory: Path, config: TrainConfig) -> RunState | None:
             raise ValueError
         tensors = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
         weights, optimizer, average = (tensors[part] for part in ("weights", "optimizer", "average"))
-        for part in (weights, average, *optimizer.values()):
-            _check_finite(part)
-        if bool(average) != (config.optimizer.ema is not None):
+        finite = all(bool(tensor.isfinite().all()) for part in (weights, average, *optimizer.values()) for tensor in part.values())
+        if not finite or bool(average) != (config.optimizer.ema is not None):
             raise ValueError
     except _UNREADABLE:
         raise Pard2Error(f"{newest} is no readable checkpoint; remove it to go on from the one before, or name another loop.output") from None
@@ -153,11 +152,6 @@ def load_state(directory: Path, config: TrainConfig) -> RunState | None:
         # Evaluations to come are of other prompts or lengths, as was asked for: `best` is chosen among them.
         best, origin = 0.0, None if origin is None else origin.model_copy(update={"evaluation": None})
     return RunState(run.step, weights, optimizer, average, run.skipped, run.bad, best, origin, run.config.loop.steps)
-
-
-def _check_finite(tensors: dict[str, Tensor]) -> None:
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise ValueError
 
 
 def _name(step: int) -> str:
