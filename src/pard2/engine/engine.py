@@ -49,7 +49,8 @@ class Engine:
     seed alone, whatever is proposed; "sampled" draws proposals from the draft, judged one by one (verification "token") or as
     blocks ("block").
 
-    cuda_graphs: replay plain, draft and verify steps as captured graphs, in fixed shapes (`models.graphs`). Off by default: no GPU has run it yet.
+    cuda_graphs: replay plain, draft and verify steps as captured graphs, in fixed shapes (`models.graphs`). Off by default: seen
+    right on one GPU, not measured in this repository.
 
     The draft must be in evaluation mode. Engines may share models, in one thread; of several threads that share
     an engine one decodes at a time, and the others wait for it.
