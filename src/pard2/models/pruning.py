@@ -16,7 +16,7 @@ from pard2.models.states import decoder_blocks
 from pard2.models.target import Target
 
 _COMPARED = 8  # tokens that a cut and its target are run over
-_TOLERANCE = {True: 1e-3, False: 3e-2}  # of the largest logit, in float32 and in half precision; both run the same code
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2  # of the largest logit, in float32 and in half precision; both run the same code
 
 
 def even_layers(count: int, total: int) -> list[int]:
@@ -213,7 +213,8 @@ def _check_logits(target: Target, draft: Draft, layers: list[int]) -> None:
     columns = torch.arange(target.vocab_size, device=target.device) if draft.short_head is None else draft.short_head.token_ids
     columns = columns[columns != draft.spec.mask_token]  # whose row is the draft's own, perhaps in its head, too
     ours, theirs = draft.eval()(ids, None)[..., columns], said[..., columns]
-    tolerance = _TOLERANCE[ours.dtype == torch.float32] * float(theirs.nan_to_num().abs().max())
+    share = _TOLERANCE if ours.dtype == torch.float32 else _HALF_TOLERANCE
+    tolerance = share * float(theirs.nan_to_num().abs().max())
     if not ours.isclose(theirs, rtol=0, atol=tolerance, equal_nan=True).all():
         raise Pard2Error(f"{draft.name}: a draft of these layers says something else than they say in the target; name other layers, or a draft.path")
 
