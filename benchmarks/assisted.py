@@ -16,14 +16,13 @@ from rich.progress import track
 
 from common import in_turn, seconds, suite_prompts
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.embedded import embedded_draft
+from pard2.checkpoints.loading import load_target, parse_dtype
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.environment import meta
 from pard2.intervals import bootstrap
-from pard2.models.checkpoint import load_draft
-from pard2.models.embedded import embedded_draft
-from pard2.models.loading import parse_dtype
-from pard2.models.target import Target
 
 BASES = ("transformers", "ar")
 
@@ -46,7 +45,7 @@ def main() -> None:
     about = meta()
 
     draft_name = args.draft or embedded_draft()
-    target = Target.from_pretrained(args.target, args.dtype, args.device)
+    target = load_target(args.target, args.dtype, args.device)
     suites = suite_prompts(args.suites, target, args.prompts)
     longest = max(len(prompt) for prompts in suites.values() for prompt in prompts) + args.new_tokens
     draft = load_draft(draft_name, target, parse_dtype(args.dtype), "pard2-td" in args.methods or None)
@@ -85,7 +84,7 @@ def ours(engine: Engine, new_tokens: int) -> Callable[[list[int]], list[int]]:
 
 def theirs(args: argparse.Namespace, draft_name: str, stops: frozenset[int]) -> dict[str, Callable[[list[int]], list[int]]]:
     """transformers' ways to generate, on models loaded for them alone."""
-    target = Target.from_pretrained(args.target, args.dtype, args.device, pack=False)
+    target = load_target(args.target, args.dtype, args.device, pack=False)
     assistant = load_draft(draft_name, target, parse_dtype(args.dtype), False, pack=False).lm
 
     def caller(fixed: int | None = None, **options: object) -> Callable[[list[int]], list[int]]:

@@ -20,12 +20,11 @@ from pard2.bench.result_file import ResultFile, write_result
 from pard2.bench.runner import Runner, run
 from pard2.bench.suites import Suite, read_suites
 from pard2.bench.table import results_table
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.embedded import embedded_draft
+from pard2.checkpoints.loading import load_target, parse_dtype
 from pard2.engine.statistics import Totals
 from pard2.intervals import bootstrap
-from pard2.models.checkpoint import load_draft
-from pard2.models.embedded import embedded_draft
-from pard2.models.loading import parse_dtype
-from pard2.models.target import Target
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
 
     suites = read_suites(args.suites, args.prompts)
-    target = Target.from_pretrained(args.target, args.dtype, args.device)
+    target = load_target(args.target, args.dtype, args.device)
     draft_name = args.draft or embedded_draft()
     draft = load_draft(draft_name, target, parse_dtype(args.dtype), args.method == "pard2-td")
     plan = Plan(

@@ -62,10 +62,10 @@ class Child:
 def serve() -> None:
     """A child's life: a line with a method and a number of tokens in, a line of figures out."""
     from pard2 import Engine, SamplingParams
-    from pard2.models.checkpoint import load_draft
-    from pard2.models.target import Target
+    from pard2.checkpoints.checkpoint import load_draft
+    from pard2.checkpoints.loading import load_target
 
-    target = Target.from_pretrained("smollm2", device="cpu")
+    target = load_target("smollm2", device="cpu")
     draft = load_draft("smollm2", target, target.decoder_dtype)
     engines = {method: Engine(target, draft, method, max_batch=1, cache_tokens=512) for method in METHODS}
     for line in sys.stdin:

@@ -15,15 +15,14 @@ from rich.table import Table
 
 from common import in_turn, suite_prompts
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.embedded import embedded_draft
+from pard2.checkpoints.loading import load_target, parse_dtype
 from pard2.engine.engine import Engine
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
 from pard2.environment import meta
 from pard2.intervals import bootstrap
-from pard2.models.checkpoint import load_draft
-from pard2.models.embedded import embedded_draft
-from pard2.models.loading import parse_dtype
-from pard2.models.target import Target
 
 RULES = {"greedy": ("greedy", "token"), "sampled, token": ("sampled", "token"), "sampled, block": ("sampled", "block")}
 SETTINGS = {"temperature 1": {"temperature": 1.0}, "temperature 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9}}
@@ -45,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     about = meta()
 
-    target = Target.from_pretrained(args.target, args.dtype, args.device)
+    target = load_target(args.target, args.dtype, args.device)
     draft = load_draft(args.draft or embedded_draft(), target, parse_dtype(args.dtype), args.method == "pard2-td")
     engines = {
         name: Engine(target, draft, args.method, args.draft_tokens, max_batch=1, draft_sampling=sampling, verification=rule)

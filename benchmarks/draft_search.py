@@ -23,12 +23,13 @@ import torch
 from rich.console import Console
 
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.loading import load_target
 from pard2.config import TrainConfig
 from pard2.data.records import read_records
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.environment import meta
-from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train.evaluate import acceptance, held_out_prompts
@@ -167,7 +168,7 @@ def main() -> None:
     drafts = {name: train(run_config(args, name), Console(stderr=True)) for name in names}
     if args.train_only:
         return
-    target = Target.from_pretrained(args.target, "bfloat16")
+    target = load_target(args.target, "bfloat16")
     prompts = held_out_prompts(target, read_records(args.prompts)[: args.most_prompts])
     results = []
     for name, directory in drafts.items():

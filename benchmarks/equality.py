@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.progress import track
 
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.embedded import embedded_draft
 from pard2.data.chat import prompt_ids
 from pard2.data.records import read_records, up_to_user
-from pard2.engine.audit import greedy_reference
 from pard2.engine.engine import Engine, SamplingParams
 from pard2.environment import meta
-from pard2.models.embedded import embedded_draft
+from pard2.verify.audit import greedy_reference
 
 
 def main() -> None:

@@ -21,14 +21,14 @@ from transformers import LlamaConfig
 
 from common import SHAPES, in_turn, random_model, read_bandwidth, seconds
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.loading import parse_device, parse_dtype
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.environment import meta
 from pard2.models.draft import Draft, DraftSpec
-from pard2.models.kv_cache import KVCache
-from pard2.models.loading import parse_device, parse_dtype
-from pard2.models.ragged import RaggedBatch, Segment
 from pard2.models.target import Target
+from pard2.runtime.kv_cache import KVCache
+from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 PREFILL_ROWS = 4096
 
@@ -95,11 +95,11 @@ def measure_batch(args: argparse.Namespace, target: Target, draft: Draft, size: 
     draft_pass = passes(draft.config, draft.decoder_dtype, size, longest, args.context, device)
     layers = draft.spec.target_layers
 
-    def run_target(batch: RaggedBatch, features: bool) -> None:
+    def run_target(batch: TokenBatch, features: bool) -> None:
         ids = torch.randint(0, vocabulary, (batch.rows,), device=device)
         target.run(ids, batch, torch.arange(batch.rows, device=device), layers if features else ())
 
-    def run_draft(batch: RaggedBatch, k: int) -> None:
+    def run_draft(batch: TokenBatch, k: int) -> None:
         ids = torch.randint(0, vocabulary, (batch.rows,), device=device)
         features = torch.randn(batch.rows, draft.spec.target_dim, dtype=draft.decoder_dtype, device=device)
         rows = torch.arange(batch.rows, device=device).view(size, -1)[:, -k:].flatten()
@@ -142,7 +142,7 @@ def measure_batch(args: argparse.Namespace, target: Target, draft: Draft, size: 
     return results
 
 
-def passes(config: LlamaConfig, dtype: torch.dtype, size: int, longest: int, context: int, device: torch.device) -> Callable[[int], RaggedBatch]:
+def passes(config: LlamaConfig, dtype: torch.dtype, size: int, longest: int, context: int, device: torch.device) -> Callable[[int], TokenBatch]:
     """Makes passes over so many new rows of each of `size` sequences, behind a context of zeros."""
     cache = KVCache(config.num_hidden_layers, size * longest)
     like = torch.empty(0, dtype=dtype, device=device)
@@ -150,7 +150,7 @@ def passes(config: LlamaConfig, dtype: torch.dtype, size: int, longest: int, con
         for buffer in cache.layer(layer, config.num_key_value_heads, config.head_dim, config.head_dim, like):
             buffer.zero_()
     extents = [cache.reserve(longest) for _ in range(size)]
-    return lambda rows: RaggedBatch(cache, [Segment(extent, context, rows) for extent in extents], device)
+    return lambda rows: TokenBatch(cache, [QuerySpan(extent, context, rows) for extent in extents], device)
 
 
 def run_engines(args: argparse.Namespace, target: Target, draft: Draft, size: int, longest: int) -> dict[int, dict]:

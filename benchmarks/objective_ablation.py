@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.embedded import embedded_draft
+from pard2.checkpoints.loading import load_target
 from pard2.config import TrainConfig
 from pard2.data.records import read_records
 from pard2.environment import meta
-from pard2.models.checkpoint import load_draft
-from pard2.models.embedded import embedded_draft
-from pard2.models.target import Target
 from pard2.train.evaluate import acceptance, held_out_prompts
 from pard2.train.loop import train
 
@@ -68,7 +68,7 @@ def main() -> None:
     drafts = {name: train(run_config(args, name), Console(stderr=True)) for name in args.objectives}
     if args.train_only:
         return
-    target = Target.from_pretrained(args.target, "float32")
+    target = load_target(args.target, "float32")
     settings = {key: getattr(args, key) for key in ("steps", "row_length", "lr", "draft_tokens", "new_tokens")}
     results = []
     for name, directory in ({"before": Path(args.draft)} | drafts).items():

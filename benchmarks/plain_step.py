@@ -18,13 +18,13 @@ from rich.progress import track
 
 from common import in_turn, read_bandwidth, seconds, suite_prompts
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.loading import load_causal_lm, load_target, parse_dtype
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.environment import meta
-from pard2.models.lean_decoder import LeanDecoder
-from pard2.models.loading import load_causal_lm, parse_dtype
-from pard2.models.packed import PackedLinear
+from pard2.kernels.packed import PackedLinear
 from pard2.models.target import Target
+from pard2.runtime.llama_decoder import LlamaDecoder
 
 FLOOR_STEPS = 16
 
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     about = meta()
 
-    target = Target.from_pretrained(args.target, args.dtype, args.device)
+    target = load_target(args.target, args.dtype, args.device)
     prompts = [prompt for suite in suite_prompts(args.suites, target, args.prompts).values() for prompt in suite]
     engine = Engine(target, None, "ar", max_batch=1, cache_tokens=max(map(len, prompts)) + args.new_tokens)
     theirs = load_causal_lm(args.target, parse_dtype(args.dtype), target.device)
@@ -83,7 +83,7 @@ def main() -> None:
 
 def matrices(target: Target) -> tuple[Callable[[], None], int]:
     """All matrix products of a pass over one row, and how many bytes of weights they read."""
-    if not isinstance(target.decoder, LeanDecoder):
+    if not isinstance(target.decoder, LlamaDecoder):
         raise SystemExit(f"{target.name} runs through transformers' modules; its matrices cannot be run alone")
     linears = target.decoder.linears()
     rows = {inputs: torch.randn(1, inputs, dtype=target.decoder_dtype, device=target.device) for _, inputs, _ in linears}

@@ -23,8 +23,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from common import in_turn, peak_bytes, resting_bytes, seconds
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.loading import parse_device, parse_dtype
 from pard2.environment import meta
-from pard2.models.loading import parse_device, parse_dtype
 from pard2.objective.block_mask import block_mask
 from pard2.objective.cod import keep_masks
 from pard2.objective.layout import SlotLayout, attention_mask, build_layout, key_spans

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from common import training_row
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.loading import load_target
 from pard2.config import ObjectiveConfig
 from pard2.environment import meta
-from pard2.models.target import Target
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    target = Target.from_pretrained("smollm2", "float32", "cpu", pack=False) if arguments.shape == "smollm2" else None
+    target = load_target("smollm2", "float32", "cpu", pack=False) if arguments.shape == "smollm2" else None
     about, results = meta(), []
     sizes = [(k, 512) for k in arguments.draft_tokens] + [(16, length) for length in arguments.lengths if length != 512]
     for k, length in sizes:

@@ -31,7 +31,7 @@ from pard2.objective.layout import attention_mask, slot_features, slot_tokens
 from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
 from pard2.objective.weights import cat_weights
 from pard2.train.attention import AttentionKind, attention_kind, draft_states
-from pard2.train.step import Row, Teacher, trained_slots
+from pard2.train.step import PackedSequence, Teacher, trained_slots
 
 Step = Callable[[], float]
 
@@ -70,7 +70,7 @@ def update(draft: Draft, optimizer: torch.optim.Optimizer) -> None:
 def our_step(
     target: Target,
     draft: Draft,
-    row: Row,
+    row: PackedSequence,
     objective: ObjectiveConfig,
     optimizer: torch.optim.Optimizer,
     attention: AttentionKind,
@@ -97,7 +97,9 @@ def our_step(
     return float(loss.loss.detach() / loss.weight)
 
 
-def dense_step(target: Target, draft: Draft, row: Row, objective: ObjectiveConfig, optimizer: torch.optim.Optimizer, parts: Parts) -> float:
+def dense_step(
+    target: Target, draft: Draft, row: PackedSequence, objective: ObjectiveConfig, optimizer: torch.optim.Optimizer, parts: Parts
+) -> float:
     parts.start()
     output = target.forward(row.token_ids[None])
     parts.end("target")
@@ -126,7 +128,7 @@ def dense_step(target: Target, draft: Draft, row: Row, objective: ObjectiveConfi
     return float(loss.loss.detach() / loss.weight)
 
 
-def steps(arguments: argparse.Namespace) -> tuple[dict[str, Step], dict[str, Parts], Row]:
+def steps(arguments: argparse.Namespace) -> tuple[dict[str, Step], dict[str, Parts], PackedSequence]:
     objective = ObjectiveConfig(draft_tokens=arguments.draft_tokens, feature_drop=0.0)
     target, draft = training_pair(arguments.shape, arguments.layers, arguments.draft_tokens, arguments.share_vocabulary, arguments.device)
     row = training_row(target, arguments.prompt, arguments.length, objective)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from pard2.bench.result_file import write_result
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.loading import load_target
 from pard2.data.corpus import Examples
 from pard2.data.examples import load_examples
 from pard2.environment import meta
-from pard2.models.checkpoint import load_draft
-from pard2.models.target import Target
 from pard2.train.initial import answer_vocabulary
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     about = meta()
-    target = Target.from_pretrained(args.target, "float32", "cpu", pack=False)
+    target = load_target(args.target, "float32", "cpu", pack=False)
     counted = {Path(name).stem: halves(load_examples([name], target.tokenizer, target.eos_token_ids, 384, "cut")) for name in args.data}
     made_of = np.concatenate([list_half for list_half, _ in counted.values()])
     together = Examples(made_of, np.ones(len(made_of), bool), np.array([0, len(made_of)]), ["all"])

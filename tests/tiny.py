@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from pard2.checkpoints.pruning import cut_draft
 from pard2.models.draft import Draft, DraftSpec
-from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
 
 MASK = 60  # the last id of the default vocabulary

@@ -8,9 +8,9 @@ import huggingface_hub.constants
 import pytest
 
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
+from pard2.checkpoints.checkpoint import save_draft
+from pard2.checkpoints.loading import load_target
 from pard2.cli.main import main
-from pard2.models.checkpoint import save_draft
-from pard2.models.target import Target
 from tiny import tiny_draft, tiny_lm_draft, tiny_model
 
 CONTEXT = 160
@@ -64,7 +64,7 @@ def target_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def draft_directory(target_directory: Path) -> Path:
     directory = target_directory.parent / "draft"
-    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    target = load_target(str(target_directory), "float32", "cpu")
     save_draft(tiny_draft(target, [0, 2], draft_tokens=6, projection=0.05, mask_token=MASK_ID), directory)
     return directory
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pard2.checkpoints.loading import load_target
 from pard2.data import filling
 from pard2.data.corpus import Examples
 from pard2.data.examples import load_examples
@@ -41,7 +42,7 @@ def run(target_directory, tmp_path) -> Path:
 
 @pytest.fixture
 def target(target_directory) -> Target:
-    target = Target.from_pretrained(str(target_directory), "float32", "cpu", pack=False)
+    target = load_target(str(target_directory), "float32", "cpu", pack=False)
     target.capture((-1, 1))
     return target
 

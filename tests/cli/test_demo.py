@@ -7,13 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pard2.checkpoints.embedded import embedded_draft
 from pard2.cli.commands import app
 from pard2.cli.demo import PROMPTS
 from pard2.data.chat import prompt_ids
-from pard2.engine.audit import greedy_reference
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
-from pard2.models.embedded import embedded_draft
+from pard2.verify.audit import greedy_reference
 
 pytestmark = [
     pytest.mark.slow,

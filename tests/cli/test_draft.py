@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from chat_tokenizer import MASK_ID, VOCABULARY
-from pard2.models.checkpoint import load_draft
-from pard2.models.target import Target
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.loading import load_target
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def init(pard2, target_directory):
 
 def test_a_cut_draft_loads_and_says_what_it_is(init, pard2, target_directory, tmp_path):
     assert init("--layers", 2, "-o", tmp_path / "d", "--draft-tokens", 5, "--target-layers=-1,-3").code == 0
-    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    target = load_target(str(target_directory), "float32", "cpu")
     draft = load_draft(str(tmp_path / "d"), target, torch.float32, target_dependent=True)
     assert draft.num_layers == 2
     report = json.loads(pard2("draft", "info", tmp_path / "d", "-t", target_directory, "--json").out)

@@ -10,13 +10,14 @@ from rich.console import Console
 
 from chat_tokenizer import byte_tokenizer
 from conftest import CONTEXT
+from pard2.checkpoints.checkpoint import save_draft
+from pard2.checkpoints.loading import load_target
 from pard2.cli import console
 from pard2.cli import generate as command
 from pard2.data.chat import prompt_ids
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import save_draft
 from pard2.models.target import Target
 from tiny import greedy, tiny_lm_draft
 
@@ -34,7 +35,7 @@ def run(pard2, target_directory):
 
 
 def test_json_has_the_promised_keys_and_the_targets_text(ask, target_directory, draft_directory):
-    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    target = load_target(str(target_directory), "float32", "cpu")
     prompt = prompt_ids(target.tokenizer, [{"role": "user", "content": "hello"}])
     expected = greedy(target, prompt, 20)
     for method in ("ar", "vsd", "pard", "pard2-ti", "pard2-td"):
@@ -249,7 +250,7 @@ Z = byte_tokenizer()("z")["input_ids"][0]
 def deaf_to_z(target_directory, tmp_path):
     """A target whose weights are damaged where only the letter z leads."""
     directory = copy(target_directory, tmp_path)
-    target = Target.from_pretrained(str(directory), "float32", "cpu")
+    target = load_target(str(directory), "float32", "cpu")
     with torch.no_grad():
         target.model.get_input_embeddings().weight[Z] = torch.nan
     target.model.save_pretrained(directory)

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from pard2 import __version__
+from pard2.checkpoints import embedded
 from pard2.cli import options
 from pard2.errors import Pard2Error
-from pard2.models import embedded
 
 
 def test_help_does_not_wait_for_torch():

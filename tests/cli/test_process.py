@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
+from pard2.checkpoints import checkpoint
 from pard2.cli import interrupts
-from pard2.models import checkpoint
 
 COMMANDS = {
     "help": ["--help"],

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from chat_tokenizer import byte_tokenizer
+from pard2.checkpoints.checkpoint import save_draft
+from pard2.checkpoints.loading import load_target
 from pard2.cli.template_args import parse_template_args
 from pard2.data.records import read_records
 from pard2.engine.engine import Engine
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import save_draft
-from pard2.models.target import Target
 from tiny import tiny_draft
 
 # As Qwen3's: with thinking off, more stands before the answer. And the name of a tool.
@@ -183,6 +183,6 @@ def test_preview_prepare_and_train_make_the_same_tokens(pard2, thinker, tmp_path
 
 
 def test_a_draft_of_unknown_training_is_not_complained_about(pard2, thinker, tmp_path):
-    save_draft(tiny_draft(Target.from_pretrained(str(thinker), "float32", "cpu"), [0, 2], mask_token=258), tmp_path / "draft")
+    save_draft(tiny_draft(load_target(str(thinker), "float32", "cpu"), [0, 2], mask_token=258), tmp_path / "draft")
     result = pard2("generate", "-p", "hi", "-t", thinker, "-d", tmp_path / "draft", "--max-new-tokens", 2, *ARG)
     assert result.code == 0 and "trained with" not in result.err

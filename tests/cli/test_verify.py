@@ -8,11 +8,11 @@ import pytest
 
 from chat_tokenizer import MASK_ID
 from conftest import CONTEXT
+from pard2.checkpoints.checkpoint import save_draft
+from pard2.checkpoints.loading import load_target
 from pard2.engine import randomness
-from pard2.engine.draft_length import DraftLengths
+from pard2.engine.draft_length.adaptive import DraftLengths
 from pard2.engine.engine import Engine
-from pard2.models.checkpoint import save_draft
-from pard2.models.target import Target
 from tiny import tiny_draft
 
 
@@ -20,7 +20,7 @@ from tiny import tiny_draft
 def good_draft(target_directory, tmp_path_factory):
     """Of all the target's layers, so that about half of what it proposes stands."""
     directory = tmp_path_factory.mktemp("good") / "draft"
-    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    target = load_target(str(target_directory), "float32", "cpu")
     save_draft(tiny_draft(target, [0, 1, 2], draft_tokens=6, projection=0.01, mask_token=MASK_ID), directory)
     return directory
 

@@ -10,7 +10,7 @@ import pard2.engine.drafters.autoregressive
 import pard2.engine.drafters.parallel
 from engines import DRAFTED, METHODS, is_empty, new_engine, record_proposals, run_dry, shared_target
 from pard2 import Engine, SamplingParams
-from pard2.engine.acceptance import Acceptance
+from pard2.engine.draft_length.acceptance import Acceptance
 from pard2.errors import Pard2Error
 from tiny import greedy, perfect_draft, random_prompts, tiny_draft, tiny_target
 

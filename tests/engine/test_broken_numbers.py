@@ -14,9 +14,9 @@ from torch import Tensor
 
 from engines import DRAFTED, is_empty, new_draft, shared_target
 from pard2 import Engine, SamplingParams
-from pard2.engine.choosing import ProposalChooser, choose
 from pard2.engine.processors import probabilities
 from pard2.engine.sequence import Sequence
+from pard2.engine.token_selection import ProposalChooser, choose
 from pard2.engine.verification import NOTHING, choose_by_block, choose_by_rejection, choose_coupled, choose_greedy
 from tiny import random_prompts
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from pard2 import Engine, SamplingParams
-from pard2.engine import batch, choosing, randomness, verification
+from pard2.checkpoints.pruning import cut_draft
+from pard2.engine import batch, randomness, token_selection, verification
 from pard2.engine.randomness import Purpose, uniforms
 from pard2.models.draft import Draft, DraftSpec
-from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
 from tiny import set_eos, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
 
@@ -215,13 +215,13 @@ def test_tokens_that_a_draft_cannot_propose_are_said_as_often_as_others(rule):
 @pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "block"), ("pard", "token")])
 def test_a_draft_that_breaks_down_now_and_then_leaves_the_targets_distribution(method, rule, monkeypatch):
     """Its logits are NaN wherever its favourite is one of two tokens: in every place of a block, and not in others."""
-    call = choosing.ProposalChooser.__call__
+    call = token_selection.ProposalChooser.__call__
 
     def broken(self, logits, numbers, places):
         favourites = logits.argmax(-1, keepdim=True)
         return call(self, logits.masked_fill((favourites == 1) | (favourites == 3), torch.nan), numbers, places)
 
-    monkeypatch.setattr(choosing.ProposalChooser, "__call__", broken)
+    monkeypatch.setattr(token_selection.ProposalChooser, "__call__", broken)
     params = SamplingParams(**COUNTED["truncated"])
     counts = sampled_counts(params, method, rule)
     assert chance_of(counts, exact_texts(params)) > FAIR
@@ -280,7 +280,7 @@ def peek(sequences, logits, proposals, drawn, rule):
         end = doubted[0] if doubted else len(proposed)
         kept.append(proposed[:end])
         ends.append(rows[: end + 1])
-    return choosing.choose(sequences, torch.cat(ends), kept, lambda n: None if drawn(n) is None else drawn(n)[: len(kept[n])], rule)
+    return token_selection.choose(sequences, torch.cat(ends), kept, lambda n: None if drawn(n) is None else drawn(n)[: len(kept[n])], rule)
 
 
 def share_one_generator(monkeypatch):
@@ -289,8 +289,8 @@ def share_one_generator(monkeypatch):
 
 
 def penalise_once_per_block(monkeypatch):
-    probabilities = choosing.probabilities
-    monkeypatch.setattr(choosing, "probabilities", lambda logits, params, counts, proposed: probabilities(logits, params, counts, proposed[:0]))
+    probabilities = token_selection.probabilities
+    monkeypatch.setattr(token_selection, "probabilities", lambda logits, params, counts, proposed: probabilities(logits, params, counts, proposed[:0]))
 
 
 def choose_k_by_dropped_tokens(monkeypatch):
@@ -302,8 +302,8 @@ def draw_the_residual_from_p(monkeypatch):
 
 
 def judge_by_another_q(monkeypatch):
-    q = choosing.ProposalChooser.q
-    monkeypatch.setattr(choosing.ProposalChooser, "q", lambda self, number: None if q(self, number) is None else q(self, number).sqrt())
+    q = token_selection.ProposalChooser.q
+    monkeypatch.setattr(token_selection.ProposalChooser, "q", lambda self, number: None if q(self, number) is None else q(self, number).sqrt())
 
 
 def give_each_completion_the_same_numbers(monkeypatch):

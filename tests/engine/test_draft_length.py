@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from pard2.engine.acceptance import Acceptance
-from pard2.engine.draft_length import DraftLengths
-from pard2.engine.pass_times import PassTimes
+from pard2.engine.draft_length.acceptance import Acceptance
+from pard2.engine.draft_length.adaptive import DraftLengths
+from pard2.engine.draft_length.pass_times import PassTimes
 
 MAXIMUM = 16
 Cost = Callable[[float], float]  # seconds of a pass by its rows

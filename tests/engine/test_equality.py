@@ -7,7 +7,7 @@ import torch
 
 from engines import record_proposals
 from pard2 import Engine, SamplingParams
-from pard2.models.pruning import cut_draft
+from pard2.checkpoints.pruning import cut_draft
 from tiny import MASK, greedy, pard_draft, perfect_draft, random_prompts, tiny_draft, tiny_lm_draft, tiny_target
 
 NEW = 24

@@ -8,7 +8,7 @@ from pard2.engine import threads
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.threads import Threads, decoding_threads
-from pard2.models.packed import PackedLinear, should_pack
+from pard2.kernels.packed import PackedLinear, should_pack
 from pard2.models.target import Target
 from tiny import tiny_model
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pard2 import Engine, SamplingParams
+from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.pruning import cut_draft
 from pard2.engine.drafters.parallel import ParallelDrafter
-from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.draft import Draft, DraftSpec
-from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
 from pard2.objective.layout import attention_mask, build_layout, slot_features, slot_tokens
 from pard2.train.projection import StandardisedProjection

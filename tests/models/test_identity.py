@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.inspection import fit, inspect_draft
+from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.pruning import cut_draft
 from pard2.errors import Pard2Error, Pard2Warning
 from pard2.models import target as target_module
-from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.identity import warn_of_another
-from pard2.models.inspection import fit, inspect_draft
-from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
 from tiny import MASK, tiny_draft, tiny_model, tiny_target
 
@@ -128,7 +129,7 @@ def test_info_compares_with_the_stored_weights_and_tells_the_name(directory, tmp
     for name, model in (("same", tiny_model()), ("other", tuned(tiny_model())), ("half", tiny_model().bfloat16())):
         model.save_pretrained(tmp_path / name)
     tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
-    tied = Target.from_pretrained(str(tmp_path / "tied"), "float32", "cpu")
+    tied = load_target(str(tmp_path / "tied"), "float32", "cpu")
     save_draft(tiny_draft(tied), tmp_path / "tied-draft")
     assert notes(fit, tmp_path / "tied-draft", str(tmp_path / "tied"), ["pard2-td"]) == []
     assert len(notes(fit, tmp_path / "tied-draft", str(tmp_path / "same"), ["pard2-td"])) == 1
@@ -144,6 +145,6 @@ def test_info_compares_with_the_stored_weights_and_tells_the_name(directory, tmp
 def test_any_architecture_has_an_identity_that_survives_the_disk(architecture, tmp_path):
     target = tiny_target(architecture=architecture)
     target.model.save_pretrained(tmp_path / "model")
-    again = Target.from_pretrained(str(tmp_path / "model"), "bfloat16", "cpu")
+    again = load_target(str(tmp_path / "model"), "bfloat16", "cpu")
     assert notes(warn_of_another, "d", target.identity, again.identity) == []
     assert len(notes(warn_of_another, "d", target.identity, tiny_target(seed=1, architecture=architecture).identity)) == 1

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from pard2.checkpoints.pruning import cut_draft
 from pard2.errors import Pard2Error
 from pard2.models.draft import SharedEmbedding, neutral_row
-from pard2.models.pruning import cut_draft
 from tiny import MASK, tiny_target
 
 IDS = torch.tensor([[3, MASK, 7, MASK, 59]])

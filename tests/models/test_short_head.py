@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from pard2.models.checkpoint import load_draft, save_draft
-from pard2.models.packed import PackedLinear
-from pard2.models.pruning import cut_draft
+from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.meta import meta_draft
+from pard2.checkpoints.pruning import cut_draft
+from pard2.kernels.packed import PackedLinear
 from pard2.models.short_head import ShortHead
 from pard2.models.target import Target
-from pard2.models.weightless import weightless_draft
 from tiny import MASK, tiny_target
 
 CHOSEN = torch.tensor([40, 7, 3, 59, 12])
@@ -77,7 +77,7 @@ def test_it_survives_the_disk_and_is_planned_without_weights(pair, tmp_path):
     assert (again(IDS, None) == -torch.inf).equal(draft(IDS, None) == -torch.inf)
     with torch.device("meta"):
         meta = tiny_target().model
-    assert weightless_draft(str(tmp_path / "draft"), Target(meta)).short_head.weight.shape == (5, 32)
+    assert meta_draft(str(tmp_path / "draft"), Target(meta)).short_head.weight.shape == (5, 32)
 
 
 def test_written_out_it_is_an_ordinary_lm_that_proposes_all(pair, tmp_path):

@@ -11,11 +11,11 @@ from train_runs import CONVERSATIONS, assert_bit_for_bit, prepare, row_loss, sav
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams, Stats
+from pard2.checkpoints.checkpoint import save_draft
 from pard2.config import ObjectiveConfig, OptimizerConfig
 from pard2.data.chat import Example, prompt_ids
 from pard2.engine.request import Completion
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import save_draft
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train import evaluate as evaluation

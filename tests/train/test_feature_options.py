@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pard2 import Engine, SamplingParams
-from pard2.models.checkpoint import load_draft
-from pard2.models.target import Target
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.loading import load_target
 from pard2.train.loop import train
 
 
@@ -18,7 +18,7 @@ def test_an_option_is_trained_exported_and_decoded_with(option, make_config, qui
     output = train(make_config(draft=draft), quiet)
     key = {"normalise_features": "pard2_normalise_features", "learn_mask_feature": "pard2_mask_feature"}[option]
     assert json.loads((output / "config.json").read_text())[key] is True
-    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    target = load_target(str(target_directory), "float32", "cpu")
     loaded = load_draft(str(output), target, torch.float32, target_dependent=True)
     assert (loaded.mask_feature is not None) == (option == "learn_mask_feature")
     if loaded.mask_feature is not None:

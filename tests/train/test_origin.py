@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from train_runs import CONVERSATIONS, newest, save_target, weights, write_records
 
+from pard2.checkpoints.loading import load_target
 from pard2.data.examples import load_examples
 from pard2.data.prepared import save_prepared
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
-from pard2.models.target import Target
 from pard2.train.loop import train
 from pard2.train.state import load_state
 from tiny import tiny_model
@@ -39,7 +39,7 @@ class Run:
         train(self.config, quiet)
 
     def prepare(self, conversations: list[tuple[str, str]]) -> None:
-        target = Target.from_pretrained(str(self.model), "float32", "cpu", pack=False)
+        target = load_target(str(self.model), "float32", "cpu", pack=False)
         source = write_records(self.folder / "raw.jsonl", conversations)
         data = self.config.data
         examples = load_examples([str(source)], target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)
@@ -67,7 +67,7 @@ CHANGES: dict[str, tuple[dict, Callable[[Run], object], str]] = {
     "the template": ({}, edit_template, "other data: the target's chat template changed"),
     "the weights": (
         {},
-        lambda run: tiny_model("llama", 1, 3, vocab=Target.from_pretrained(str(run.model)).vocab_size, context=96).save_pretrained(run.model),
+        lambda run: tiny_model("llama", 1, 3, vocab=load_target(str(run.model)).vocab_size, context=96).save_pretrained(run.model),
         "other models under the same names: the weights of target.name=",
     ),
     "held-out prompts": ({}, lambda run: write_records(run.held_out, OTHERS[1:]), "other held-out prompts: data.evaluation="),

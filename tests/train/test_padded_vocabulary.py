@@ -6,14 +6,14 @@ from train_runs import CONVERSATIONS, prepare, row_loss, write_records
 
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams
+from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.pruning import as_parallel_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example, prompt_ids
-from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.draft import Draft
-from pard2.models.pruning import as_parallel_draft
 from pard2.models.target import Target
 from pard2.objective.loss import Objective, weighted_loss
-from pard2.train.initial import weightless_pair
+from pard2.train.initial import meta_pair
 from pard2.train.loop import train
 from pard2.train.step import Teacher
 from tiny import MASK, tiny_lm_draft, tiny_model, tiny_target
@@ -106,7 +106,7 @@ def test_a_sibling_of_another_padding_trains_decodes_and_is_accepted(of_target, 
         optimizer={"lr": 1e-2},
         loop={"steps": 40, "save_every": 100},
     )
-    weightless_pair(config)
+    meta_pair(config)
     untrained = as_parallel_draft(load_draft(str(tmp_path / "lm"), target, torch.float32, pack=False), target, MASK_ID, 4, (-1, -2))
     save_draft(untrained, tmp_path / "untrained")
     accepted = []

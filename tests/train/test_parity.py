@@ -7,14 +7,14 @@ import torch
 from train_runs import Prepared, prepare, row_loss
 
 from pard2 import Engine, SamplingParams, Stats
+from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.engine.drafters.parallel import ParallelDrafter
-from pard2.models.checkpoint import load_draft, save_draft
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train.attention import AttentionKind
-from pard2.train.step import RowLoss
+from pard2.train.step import PackedLoss
 from tiny import random_prompts, tiny_draft, tiny_target
 
 K = 6
@@ -52,7 +52,7 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]
 def trained_guesses(draft: Draft, prepared: Prepared, attention: AttentionKind) -> dict[tuple[int, int, int], int]:
     """The training pass's most probable token at every slot (document, anchor, depth)."""
     layout = prepared.row.layout
-    states = RowLoss(draft, ALL, attention, torch.float32).states(prepared.row, prepared.states.features)
+    states = PackedLoss(draft, ALL, attention, torch.float32).states(prepared.row, prepared.states.features)
     guesses = (states @ draft.lm.get_output_embeddings().weight.T).argmax(-1).tolist()
     places = zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True)
     return dict(zip(places, guesses, strict=True))

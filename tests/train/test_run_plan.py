@@ -11,21 +11,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_runs import prepare, row_loss, write_records
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
+from pard2.checkpoints.checkpoint import save_draft
+from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.meta import meta_draft, meta_target
+from pard2.checkpoints.pruning import cut_draft
 from pard2.config import ObjectiveConfig, TrainConfig
 from pard2.data.chat import Example
 from pard2.data.corpus import Examples, ExamplesBuilder
-from pard2.models.checkpoint import save_draft
 from pard2.models.draft import Draft
-from pard2.models.pruning import cut_draft
 from pard2.models.target import Target
-from pard2.models.weightless import weightless_draft, weightless_target
 from pard2.train import plan as planning
 from pard2.train.attention import draft_states
 from pard2.train.dry_run import dry_run
 from pard2.train.estimates import RowSize, Shape, activation_bytes, row_flops
 from pard2.train.initial import initial_draft
+from pard2.train.packed_sequences import Rows
 from pard2.train.plan import make_plan, problems, render
-from pard2.train.rows import Rows
 from pard2.train.step import lay_out
 from tiny import tiny_model
 
@@ -154,7 +155,7 @@ def test_a_dry_run_plans_another_run_than_the_run_itself(config, draft, tmp_path
     config = config.model_copy(update={"draft": config.draft.model_copy(update=draft)})
     dry = dry_run(config)
     assert not (tmp_path / "new").exists()
-    target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", pack=False)
     loaded = initial_draft(config, target)
     examples = corpus([Example(str(i), [1] * n, [True] * n) for i, n in enumerate((50, 60))])
     wet = make_plan(config, target, loaded, examples)
@@ -167,7 +168,7 @@ def test_a_dry_run_plans_another_run_than_the_run_itself(config, draft, tmp_path
 
 def test_counts_of_data_steps_and_epochs(config):
     config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": None, "epochs": 3.0})})
-    target = weightless_target(config.target.name)
+    target = meta_target(config.target.name)
     with torch.device("meta"):
         draft = initial_draft(config, target)
     plan = make_plan(config, target, draft, corpus([conversation(str(i), 30, 60) for i in range(7)]))
@@ -182,7 +183,7 @@ def test_an_option_leaves_the_plan_as_it_was(config):
         for section, fields in changes.items():
             sections[section] |= fields
         changed = TrainConfig.model_validate(sections)
-        target = weightless_target(changed.target.name)
+        target = meta_target(changed.target.name)
         with torch.device("meta"):
             draft = initial_draft(changed, target)
         return make_plan(changed, target, draft, corpus([conversation(str(i), 30, 60) for i in range(7)]))
@@ -204,7 +205,7 @@ def test_an_option_leaves_the_plan_as_it_was(config):
 
 def test_a_dry_run_loads_the_weights_of_the_draft_that_it_starts_from(config, tmp_path):
     """A small LM and a PARD-2 draft, with their weight files gone."""
-    target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", pack=False)
     whole = initial_draft(config, target)
     ordinary = Draft(whole.lm, None, None, target.tokenizer, "lm")
     for name, draft in (("pard2", whole), ("lm", ordinary)):
@@ -213,9 +214,7 @@ def test_a_dry_run_loads_the_weights_of_the_draft_that_it_starts_from(config, tm
             file.unlink()
         started = config.model_copy(update={"draft": config.draft.model_copy(update={"layers": None, "path": str(tmp_path / name)})})
         assert dry_run(started).parameters == dry_run(config).parameters, name
-    shapes = {
-        key: tensor.shape for key, tensor in weightless_draft(str(tmp_path / "pard2"), weightless_target(config.target.name)).state_dict().items()
-    }
+    shapes = {key: tensor.shape for key, tensor in meta_draft(str(tmp_path / "pard2"), meta_target(config.target.name)).state_dict().items()}
     assert shapes == {key: tensor.shape for key, tensor in whole.state_dict().items()}
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from train_runs import prepare, row_loss
 
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.pruning import cut_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.data.corpus import ExamplesBuilder
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import load_draft
-from pard2.models.pruning import cut_draft
-from pard2.models.target import Target
 from pard2.objective.loss import Objective, weighted_loss
-from pard2.train.initial import answer_vocabulary, weightless_pair
+from pard2.train.initial import answer_vocabulary, meta_pair
 from pard2.train.loop import train
 from pard2.train.step import Teacher
 from tiny import MASK, tiny_target
@@ -95,7 +95,7 @@ def test_a_run_trains_saves_and_goes_on_with_its_vocabulary(make_config, quiet, 
     draft = {"share_vocabulary": True, "standardise_features": True, "vocabulary_size": 24}
     config = make_config(draft=draft, loop={"steps": 8})
     directory = train(config, quiet)
-    target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", pack=False)
     first = load_draft(str(directory), target, torch.float32)
     assert len(first.short_head.token_ids) == 24
     more = {"layers": None, "path": str(directory), **draft}
@@ -117,8 +117,8 @@ def test_a_larger_size_than_that_of_the_draft_to_start_from_adds_tokens(make_con
     draft = {"layers": None, "path": str(first), "share_vocabulary": True, "vocabulary_size": 40}
     more = make_config(draft=draft, loop={"output": str(tmp_path / "more"), "steps": 1})
     second = train(more, quiet)
-    target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", pack=False)
     before, after = (load_draft(str(directory), target, torch.float32).short_head for directory in (first, second))
     assert len(after.token_ids) == 40 and set(before.token_ids.tolist()) < set(after.token_ids.tolist())
     assert after.weight.equal(target.model.get_output_embeddings().weight[after.token_ids])
-    weightless_pair(more)  # a plan knows the size without weights
+    meta_pair(more)  # a plan knows the size without weights

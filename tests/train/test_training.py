@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file
 from train_runs import CONVERSATIONS, Prepared, assert_bit_for_bit, newest, row_loss, save_target, write_records
 
+from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.loading import load_target
 from pard2.data.chat import Example
 from pard2.data.features import joined, online_states
 from pard2.errors import Pard2Error
 from pard2.files import claim
-from pard2.models.checkpoint import load_draft, save_draft
-from pard2.models.target import Target
 from pard2.train import loop as training
 from pard2.train.initial import initial_draft, run_examples
 from pard2.train.loop import train
-from pard2.train.rows import Rows
+from pard2.train.packed_sequences import Rows
 from pard2.train.step import Teacher, trained_slots
 from tiny import tiny_draft
 
@@ -52,7 +52,7 @@ def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, t
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert [step["step"] for step in lines if "evaluation" in step] == [6, 12]
     assert {result["method"] for result in lines[-1]["evaluation"]} == {"pard2-td", "pard2-ti"}
-    target = Target.from_pretrained(config.target.name, "float32", "cpu")
+    target = load_target(config.target.name, "float32", "cpu")
     loaded = load_draft(str(directory), target, torch.float32, True)
     state = checkpoint(config)
     weight = state["projection.inner"] * state["projection.columns"] if "projection.inner" in state else state["projection.weight"]
@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_mean(make_config, quiet):
     """Sums are divided by the batch's weights last of all; left out, the learning rate would mean something else for every batch."""
     config = make_config(data={"row_length": 160}, objective={"feature_drop": 0.0}, optimizer={"clip": 1e9}, loop={"steps": 1, "rows_per_step": 1})
     train(config, quiet)
-    target = Target.from_pretrained(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", pack=False)
     draft = initial_draft(config, target).train()
     target.capture(draft.spec.target_layers)
     examples = run_examples(config, target, draft)
@@ -224,7 +224,7 @@ def test_a_run_starts_from_a_small_lm(make_config, quiet, tmp_path):
     save_target(tmp_path / "sibling", hidden=16)
     config = make_config(draft={"layers": None, "path": str(tmp_path / "sibling")}, loop={"steps": 2})
     directory = train(config, quiet)
-    target = Target.from_pretrained(config.target.name, "float32", "cpu")
+    target = load_target(config.target.name, "float32", "cpu")
     assert load_draft(str(directory), target, torch.float32, True).hidden_size == 16
 
 
@@ -290,7 +290,7 @@ def test_a_target_without_tokenizer(make_config, quiet, tmp_path, target_directo
 
 @pytest.fixture
 def draft_directory(target_directory: Path, tmp_path: Path) -> Path:
-    target = Target.from_pretrained(str(target_directory), "float32", "cpu")
+    target = load_target(str(target_directory), "float32", "cpu")
     save_draft(tiny_draft(target, [0, 2], draft_tokens=4, projection=0.05, mask_token=258), tmp_path / "draft")
     return tmp_path / "draft"
 

@@ -17,7 +17,7 @@ from pard2.models.target import Target
 from pard2.objective.loss import LossOutput, TrainedSlots
 from pard2.train import loop as training
 from pard2.train.attention import AttentionKind
-from pard2.train.step import Row, RowLoss, Teacher, lay_out, trained_slots
+from pard2.train.step import PackedLoss, PackedSequence, Teacher, lay_out, trained_slots
 from tiny import tiny_model
 
 CONVERSATIONS = [("a", "one two"), ("bb", "three four five"), ("c c", "six"), ("dd", "seven eight nine ten")]
@@ -43,7 +43,7 @@ def write_records(path: Path, conversations: list[tuple[str, str]]) -> Path:
 class Prepared:
     """A row, and what the target says about it; of a row alone, without a target, only `row`."""
 
-    row: Row
+    row: PackedSequence
     states: DocumentStates | None = None
     slots: TrainedSlots | None = None
 
@@ -59,7 +59,7 @@ def prepare(target: Target | None, examples: list[Example], objective: Objective
 
 def row_loss(draft: Draft, target: Target, prepared: Prepared, objective: ObjectiveConfig, attention: AttentionKind = "blocks") -> LossOutput:
     teacher = Teacher.of(target, draft)
-    module = RowLoss(draft, objective, attention, torch.float32, teacher.size)
+    module = PackedLoss(draft, objective, attention, torch.float32, teacher.size)
     return module(prepared.row, prepared.states.features, prepared.slots, prepared.states.last_state, teacher.head, True)
 
 

@@ -70,11 +70,10 @@ def bench(
         from pard2.bench.runner import Runner, run
         from pard2.bench.suites import read_suites
         from pard2.bench.table import results_table
+        from pard2.checkpoints.checkpoint import load_draft
+        from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
         from pard2.engine.methods import check_method, choose_method
         from pard2.engine.sampling import SamplingParams
-        from pard2.models.checkpoint import load_draft
-        from pard2.models.loading import parse_device, parse_dtype
-        from pard2.models.target import Target
 
     names = None if methods is None else parse_list("-m", methods, str)
     paths = parse_list("-s", suites, Path)
@@ -89,7 +88,7 @@ def bench(
         context.with_resource(new_file(json_file, (*paths, target, found)))
     read = read_suites(paths, prompts, arguments)
     with working(f"loading {target}"):
-        loaded = Target.from_pretrained(target, dtype, device)
+        loaded = load_target(target, dtype, device)
         draft_loaded = None
         if found is not None and names != ["ar"]:
             draft_loaded = load_draft(found, loaded, parse_dtype(dtype), None if names is None else "pard2-td" in names)

@@ -23,18 +23,18 @@ def cache(
     if run.features.cache is None:
         raise Pard2Error(f"{config} says not where the hidden states shall go; give features.cache=DIR")
     with working("reading the conversations"):
+        from pard2.checkpoints.loading import load_target
         from pard2.data.filling import fill, probe
         from pard2.data.state_cache import StateCache
-        from pard2.models.target import Target
-        from pard2.train.initial import run_examples, weightless_pair
+        from pard2.train.initial import meta_pair, run_examples
         from pard2.units import duration, size
 
         name = run.target.name
-        weightless, draft = weightless_pair(run)
+        weightless, draft = meta_pair(run)
         layers = draft.spec.target_layers
         examples = run_examples(run, weightless, draft)
     with working(f"loading {name}"):
-        target = Target.from_pretrained(name, run.target.dtype, run.loop.device, pack=False)
+        target = load_target(name, run.target.dtype, run.loop.device, pack=False)
         target.capture(layers)
         states = StateCache.open(run.features.cache, target)
     lacking = states.missing(examples)

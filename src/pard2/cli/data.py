@@ -147,12 +147,12 @@ def regenerate(
             replier = servers.reply
         else:
             with working(f"loading {target}"):
+                from pard2.checkpoints.meta import meta_target
+                from pard2.checkpoints.twin import check_decodable
                 from pard2.data.local import local_replier
                 from pard2.engine.engine import Engine
-                from pard2.models.support import check_decodable
-                from pard2.models.weightless import weightless_target
 
-                check_decodable(weightless_target(target).model, target)  # said before its weights are read
+                check_decodable(meta_target(target).model, target)  # said before its weights are read
                 proposer = None if draft is None else choose_draft(target, draft, None)
                 engine = Engine.from_pretrained(target, proposer, dtype=dtype, device=device, max_batch=batch_size)
             check_template_args(engine.target, engine.draft, arguments, records)

@@ -13,7 +13,7 @@ from pard2.files import CHECKPOINT, new_directory
 from pard2.reading import printable
 
 if TYPE_CHECKING:
-    from pard2.models.inspection import DraftReport
+    from pard2.checkpoints.inspection import DraftReport
 
 app = typer.Typer(help="Make and explain drafts.", no_args_is_help=True)
 
@@ -42,14 +42,14 @@ def init(
     with working("importing torch"):
         import torch
 
-        from pard2.models.checkpoint import save_draft
-        from pard2.models.pruning import cut_draft, even_layers, unused_token
-        from pard2.models.support import check_decodable
-        from pard2.models.target import Target
-        from pard2.models.weightless import weightless_target
+        from pard2.checkpoints.checkpoint import save_draft
+        from pard2.checkpoints.loading import load_target
+        from pard2.checkpoints.meta import meta_target
+        from pard2.checkpoints.pruning import cut_draft, even_layers, unused_token
+        from pard2.checkpoints.twin import check_decodable
         from pard2.train.compatibility import check_kinds
 
-        shapes = weightless_target(target)
+        shapes = meta_target(target)
         check_decodable(shapes.model, target)
         chosen = numbers if "," in layers else even_layers(numbers[0], shapes.num_states - 1)
         mask = unused_token(shapes) if mask_token is None else mask_token
@@ -57,7 +57,7 @@ def init(
             draft = cut_draft(shapes, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
         check_kinds(shapes, draft, "dense")
     with working(f"loading {target}"):
-        loaded = Target.from_pretrained(target, dtype="float32", device=device, pack=False)
+        loaded = load_target(target, dtype="float32", device=device, pack=False)
     draft = cut_draft(loaded, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
     with working(f"writing {output}"):
         save_draft(draft, output, vocabulary=not share_vocabulary)
@@ -72,8 +72,8 @@ def info(
 ) -> None:
     """Explain a draft: what it is, what it fits, what it lacks."""
     with working("importing torch"):
-        from pard2.models.checkpoint import checkpoint_directory
-        from pard2.models.inspection import fit, inspect_draft
+        from pard2.checkpoints.checkpoint import checkpoint_directory
+        from pard2.checkpoints.inspection import fit, inspect_draft
 
     directory = checkpoint_directory(draft)
     report = inspect_draft(directory)

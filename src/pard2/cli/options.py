@@ -54,7 +54,7 @@ CacheTokensOption = Annotated[
 def choose_draft(target: str, draft: str | None, method: str | None) -> str | None:
     """The draft's directory or hub id; the embedded one for the embedded target where none is named."""
     if draft == EMBEDDED or (draft is None and target == EMBEDDED and method != "ar"):
-        from pard2.models.embedded import embedded_draft
+        from pard2.checkpoints.embedded import embedded_draft
 
         return embedded_draft()
     return draft

@@ -105,9 +105,9 @@ def _parse_on_long(text: str) -> "OnLong":
 
 
 def _with_tokenizer(name: str) -> "Target":
-    from pard2.models.weightless import weightless_target
+    from pard2.checkpoints.meta import meta_target
 
-    model = weightless_target(name)
+    model = meta_target(name)
     if model.tokenizer is None:
         raise Pard2Error(f"{name!r} has no tokenizer, which making tokens needs")
     return model

@@ -9,16 +9,16 @@ import time
 import torch
 from torch import Tensor
 
-from pard2.engine.choosing import DraftSampling, ProposalChooser, VerificationRule, choose
-from pard2.engine.draft_length import DraftLengths
+from pard2.engine.draft_length.adaptive import DraftLengths
 from pard2.engine.drafters.base import Ask, Drafter
 from pard2.engine.processors import TokenCounts
 from pard2.engine.sequence import Memory, Sequence
 from pard2.engine.statistics import Totals
 from pard2.engine.timing import Stopwatch
-from pard2.models.kv_cache import KVCache
-from pard2.models.ragged import RaggedBatch, Segment
+from pard2.engine.token_selection import DraftSampling, ProposalChooser, VerificationRule, choose
 from pard2.models.target import Target
+from pard2.runtime.kv_cache import KVCache
+from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 PREFILL_ROWS = 512  # of prompts in one pass; longer ones are read in chunks, between the cycles of the others
 
@@ -99,7 +99,7 @@ class Batch:
                 room -= chunks[-1][1]
         if not chunks:
             return
-        batch = RaggedBatch(self.cache, [_segment(sequence, count) for sequence, count in chunks], self._target.device)
+        batch = TokenBatch(self.cache, [_segment(sequence, count) for sequence, count in chunks], self._target.device)
         rows = [token for sequence, count in chunks for token in sequence.prompt[sequence.held : sequence.held + count]]
         ends, end = [], 0
         for sequence, count in chunks:
@@ -156,7 +156,7 @@ class Batch:
         guesses = proposals.of(asks)
         newest = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self._target.device).split(1)
         token_ids = torch.cat([part for pair in zip(newest, guesses, strict=True) for part in pair]).clamp_(min=0)  # NOTHING cannot be read
-        batch = RaggedBatch(self.cache, [_segment(sequence, k + 1) for sequence, k in zip(sequences, ks, strict=True)], self._target.device)
+        batch = TokenBatch(self.cache, [_segment(sequence, k + 1) for sequence, k in zip(sequences, ks, strict=True)], self._target.device)
         output = self._target.run(token_ids, batch, torch.arange(len(token_ids), device=token_ids.device), self._drafter.feature_layers)
         self._watch.mark()
         assert output.logits is not None
@@ -199,8 +199,8 @@ def _memory(sequence: Sequence) -> Memory:
     return sequence.memory
 
 
-def _segment(sequence: Sequence, count: int) -> Segment:
-    return Segment(_memory(sequence).extent, sequence.held, count)
+def _segment(sequence: Sequence, count: int) -> QuerySpan:
+    return QuerySpan(_memory(sequence).extent, sequence.held, count)
 
 
 def _not_drawn(number: int) -> None:

@@ -16,10 +16,11 @@ from typing import TypeVar
 
 import torch
 
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.loading import load_target, parse_dtype
 from pard2.engine.batch import Batch
 from pard2.engine.capacity import cache_positions
-from pard2.engine.choosing import DraftSampling, VerificationRule
-from pard2.engine.draft_length import DraftLengths
+from pard2.engine.draft_length.adaptive import DraftLengths
 from pard2.engine.methods import DraftTokens, check_draft_tokens, check_method, check_rules, choose_method, new_drafter
 from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion, OnStep, Request
@@ -28,10 +29,9 @@ from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Step, Totals
 from pard2.engine.text import TextStream
 from pard2.engine.threads import decoding_threads
+from pard2.engine.token_selection import DraftSampling, VerificationRule
 from pard2.errors import Pard2Error, first_line
-from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft
-from pard2.models.loading import parse_dtype
 from pard2.models.target import Target
 
 Result = TypeVar("Result")
@@ -117,7 +117,7 @@ class Engine:
         check_rules(max_batch, cache_tokens, draft_sampling, verification)  # before the long load
         if method is not None:
             check_method(method, draft is not None)
-        loaded = Target.from_pretrained(target, dtype, device)
+        loaded = load_target(target, dtype, device)
         found = None
         if draft is not None and method != "ar":
             target_dependent = None if method is None else method == "pard2-td"

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pard2.engine.acceptance import Acceptance
+from pard2.engine.draft_length.acceptance import Acceptance
 from pard2.engine.drafters.base import Reading
 from pard2.engine.processors import TokenCounts
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import FinishReason, Step, TokenLogprob
 from pard2.engine.text import TextStream
 from pard2.errors import first_line
-from pard2.models.kv_cache import Extent
+from pard2.runtime.kv_cache import CacheRegion
 
 
 @dataclass(frozen=True)
 class Memory:
     """What a sequence owns while it is decoded: its extent of the target's cache, and the draft's reading of it."""
 
-    extent: Extent
+    extent: CacheRegion
     reading: Reading
 
 

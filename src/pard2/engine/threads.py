@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pard2.models.packed import PackedLinear
+from pard2.kernels.packed import PackedLinear
 
 _WINDOW = 0.1  # seconds of passes that are judged together
 _MISSING = 0.25  # cores that the threads must have lost

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
-from pard2.models.decoder import Decoder
-from pard2.models.packed import pack_linears
-from pard2.models.ragged import RaggedBatch
+from pard2.kernels.packed import pack_linears
 from pard2.models.short_head import ShortHead
-from pard2.models.states import StateRecorder, decoder_blocks
-from pard2.models.support import context_limit, graphed, new_decoder
+from pard2.runtime.decoder import Decoder
+from pard2.runtime.hidden_states import HiddenStateRecorder, decoder_blocks
+from pard2.runtime.support import context_limit, graphed, new_decoder
+from pard2.runtime.token_batch import TokenBatch
 
 DEFAULT_TARGET_LAYERS = (-1, -8, -16, -24)
 DEFAULT_SCALE = 0.02
@@ -221,7 +221,7 @@ class Draft(nn.Module):
 
         Raises `Pard2Error` for an architecture that cannot be batched.
         """
-        return new_decoder(self.lm, self.name, StateRecorder(self.lm), self._pack)
+        return new_decoder(self.lm, self.name, HiddenStateRecorder(self.lm), self._pack)
 
     def use_graphs(self, most_sequences: int) -> None:
         """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""
@@ -236,7 +236,7 @@ class Draft(nn.Module):
             self.short_head.pack()
 
     @torch.no_grad()
-    def run(self, token_ids: Tensor, features: Tensor | None, batch: RaggedBatch, logit_rows: Tensor | None) -> Tensor | None:
+    def run(self, token_ids: Tensor, features: Tensor | None, batch: TokenBatch, logit_rows: Tensor | None) -> Tensor | None:
         """Run the new rows of several sequences: logits [R, vocabulary] of the rows asked for, None where none were.
 
         token_ids: [N]. features: [N, target_dim] as for `embed`, or None.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pard2.models.packed import PackedLinear, can_pack
+from pard2.kernels.packed import PackedLinear, can_pack
 
 
 class ShortHead(nn.Module):

@@ -11,13 +11,11 @@ from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
-from pard2.models.decoder import Decoder, DecoderOutput
 from pard2.models.identity import identity_keys
-from pard2.models.loading import load_causal_lm, load_tokenizer, parse_device, parse_dtype
-from pard2.models.packed import should_pack
-from pard2.models.ragged import RaggedBatch
-from pard2.models.states import StateRecorder
-from pard2.models.support import context_limit, graphed, new_decoder
+from pard2.runtime.decoder import Decoder, DecoderOutput
+from pard2.runtime.hidden_states import HiddenStateRecorder
+from pard2.runtime.support import context_limit, graphed, new_decoder
+from pard2.runtime.token_batch import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -45,24 +43,11 @@ class Target:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self._states = StateRecorder(model)
+        self._states = HiddenStateRecorder(model)
         self._pack = pack
         if pack:
             _ = self.identity  # of weights that can be read
             _ = self.decoder  # at once, before anybody reads weights
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None, pack: bool = True
-    ) -> "Target":
-        """Load by hub id, directory, `.gguf` file or `smollm2`.
-
-        pack: let a CPU use packed linear layers; False keeps plain ones, whose weights
-        can be read.
-        """
-        where, kind = parse_device(device), parse_dtype(dtype)
-        model = load_causal_lm(name, kind, where)
-        return cls(model, load_tokenizer(name), name, pack and should_pack(where, kind))
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -166,7 +151,7 @@ class Target:
         return TargetOutput(logits, features, last_state)
 
     @torch.no_grad()
-    def run(self, token_ids: Tensor, batch: RaggedBatch, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
+    def run(self, token_ids: Tensor, batch: TokenBatch, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
         """Run the new rows of several sequences. token_ids: [N]. logit_rows: [R] rows whose logits are wanted; None for none."""
         return self.decoder.run(batch, token_ids, None, logit_rows, layers)
 

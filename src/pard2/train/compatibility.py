@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pard2.checkpoints.twin import VOCABULARY, twin
 from pard2.data.chat import Example
 from pard2.data.corpus import Examples
 from pard2.errors import Pard2Error, first_line
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
-from pard2.models.twin import VOCABULARY, twin
-from pard2.models.windows import attention_windows
 from pard2.objective.layout import build_layout, slot_tokens
+from pard2.runtime.windows import attention_windows
 from pard2.train.attention import AttentionKind, draft_states
 
 _POSITIONS = 32  # compared at the end of the conversation, where a window has slid furthest

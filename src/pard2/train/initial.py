@@ -6,25 +6,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pard2.checkpoints.checkpoint import load_draft
+from pard2.checkpoints.meta import meta_draft, meta_target
+from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
+from pard2.checkpoints.quantisation import check_quantisation
+from pard2.checkpoints.twin import check_decodable
 from pard2.config import TrainConfig
 from pard2.data.examples import Examples, load_examples
 from pard2.errors import Pard2Error
-from pard2.models.checkpoint import load_draft
 from pard2.models.draft import Draft, SharedEmbedding
-from pard2.models.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
-from pard2.models.quantisation import check_quantisation
-from pard2.models.support import check_decodable
 from pard2.models.target import Target
-from pard2.models.weightless import weightless_draft, weightless_target
 from pard2.train.compatibility import check_kinds, check_lengths
 
 
-def weightless_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draft]:
+def meta_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draft]:
     """The run's target and draft on the `meta` device: their shapes. Raises `Pard2Error` as the run would, as far as can be told without weights.
 
     stand_in: the target is a shape in place of a model, and so has no tokenizer.
     """
-    target = weightless_target(config.target.name)
+    target = meta_target(config.target.name)
     check_decodable(target.model, target.name)
     if target.tokenizer is None and not stand_in:
         raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
@@ -64,7 +64,7 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
     chosen = tuple(wanted.target_layers) if wanted.target_layers else None
     if wanted.path is not None:
         weightless = target.device.type == "meta"
-        draft = weightless_draft(wanted.path, target) if weightless else load_draft(wanted.path, target, torch.float32, pack=False)
+        draft = meta_draft(wanted.path, target) if weightless else load_draft(wanted.path, target, torch.float32, pack=False)
         check_quantisation(draft.lm.config, draft.name, plain=True)
         if draft.spec is None:
             draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, **options)

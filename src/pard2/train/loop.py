@@ -22,6 +22,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.loading import load_target
 from pard2.config import TrainConfig
 from pard2.data.examples import Examples
 from pard2.data.features import DocumentStates, joined, online_states
@@ -29,31 +31,29 @@ from pard2.data.records import read_records
 from pard2.data.state_cache import StateCache
 from pard2.errors import Pard2Error
 from pard2.files import claim, whole_directory
-from pard2.models.checkpoint import load_draft, save_draft
-from pard2.models.target import Target
 from pard2.train.allocator import keep_freed_memory
 from pard2.train.attention import attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import evaluate, held_out_prompts
-from pard2.train.initial import initial_draft, run_examples, weightless_pair
+from pard2.train.initial import initial_draft, meta_pair, run_examples
 from pard2.train.metrics import MetricsLog, step_figures
 from pard2.train.optimizer import Optimizer, WeightAverage, learning_rate
 from pard2.train.origin import Origin
+from pard2.train.packed_sequences import DROPOUT, Rows
 from pard2.train.plan import make_plan, render, run_steps
 from pard2.train.plausibility import implausible
 from pard2.train.processes import Processes, whole, with_values
 from pard2.train.progress import TrainingProgress
 from pard2.train.projection import StandardisedProjection, feature_std
-from pard2.train.rows import DROPOUT, Rows
 from pard2.train.state import RunState, check_output, generator, load_state, run_record, save_state
-from pard2.train.step import Row, RowLoss, Teacher, trained_slots
+from pard2.train.step import PackedLoss, PackedSequence, Teacher, trained_slots
 from pard2.train.stopping import Stopped, StopSignals
 
 _CALIBRATION_DOCUMENTS = 16
 _MAX_BAD_STEPS = 5
 
 # A row, and what a cache holds of its documents; None without a cache.
-Fetched = tuple[Row, list[DocumentStates | None] | None]
+Fetched = tuple[PackedSequence, list[DocumentStates | None] | None]
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path:
@@ -84,11 +84,11 @@ class _Run:
         self.config, self.processes, self.console = config, processes, console
         self.output = Path(config.loop.output)
         with processes.main_first():
-            pair = weightless_pair(config)
+            pair = meta_pair(config)
         examples = run_examples(config, *pair)
         torch.manual_seed(config.loop.seed)
         with processes.main_first():
-            self.target = Target.from_pretrained(config.target.name, config.target.dtype, processes.device, pack=False)
+            self.target = load_target(config.target.name, config.target.dtype, processes.device, pack=False)
             state = load_state(self.output / "checkpoints", config)
         processes.agree(
             0 if state is None else state.step, f"not every process sees the checkpoints in {self.output}; put loop.output on a disk that all share"
@@ -122,7 +122,7 @@ class _Run:
         # A sharded draft is neither saved nor decoded with; this copy is filled with its weights for that.
         self.shell = copy.deepcopy(self.draft).cpu() if config.loop.sharding == "fsdp" and processes.is_main else None
         precision = torch.bfloat16 if config.loop.precision == "bfloat16" else torch.float32
-        module = RowLoss(self.draft, config.objective, attention, precision, self.teacher.size)
+        module = PackedLoss(self.draft, config.objective, attention, precision, self.teacher.size)
         self.wrapped = processes.wrap(module, self.draft.lm.get_submodule(self.draft.blocks_name))
         trainable = {name: parameter for name, parameter in self.draft.named_parameters() if parameter.requires_grad}
         self.optimizer = Optimizer(trainable, config.optimizer, self.draft.tables)
@@ -157,7 +157,7 @@ class _Run:
         row = self.rows.row(number)
         return row, None if self.cache is None else self.cache.read(row.examples)
 
-    def _states(self, row: Row, cached: list[DocumentStates | None] | None) -> DocumentStates:
+    def _states(self, row: PackedSequence, cached: list[DocumentStates | None] | None) -> DocumentStates:
         return joined(online_states(self.target, row.examples) if self.cache is None else self.cache.complete(row.examples, cached))
 
     # --- steps ------------------------------------------------------------------------------------

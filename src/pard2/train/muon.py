@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from pard2.models.packed import has_bfloat16_products
+from pard2.kernels.packed import has_bfloat16_products
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic in the post: steep at zero, and within 0.7 .. 1.2 for singular values near 1
 _STEPS = 5

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from pard2.checkpoints.loading import parse_device, parse_dtype
 from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
 from pard2.data.packing import pack
@@ -19,7 +20,6 @@ from pard2.data.state_cache import cache_bytes
 from pard2.data.tally import told
 from pard2.engine.capacity import free_bytes
 from pard2.models.draft import Draft, SharedEmbedding
-from pard2.models.loading import parse_device, parse_dtype
 from pard2.models.target import Target
 from pard2.reading import printable
 from pard2.train import muon

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from pard2.checkpoints.loading import parse_device
 from pard2.errors import Pard2Error, first_line
-from pard2.models.loading import parse_device
 
 Value = TypeVar("Value")
 

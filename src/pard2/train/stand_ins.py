@@ -6,20 +6,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from pard2.checkpoints.loading import load_config
 from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
-from pard2.models.loading import load_config
 from pard2.models.target import Target
-from pard2.train.initial import run_examples, weightless_pair
+from pard2.train.initial import meta_pair, run_examples
 
 _LENGTHS = 16  # assumed ones, evenly spaced
 
 
 def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, Draft]:
-    """As `weightless_pair`; a model that cannot be read is made of its `shape`, if the run tells it, and has no tokenizer. missing: gets a line."""
+    """As `meta_pair`; a model that cannot be read is made of its `shape`, if the run tells it, and has no tokenizer. missing: gets a line."""
     with TemporaryDirectory() as directory:
         sections = {}
         for section, field in (("target", "name"), ("draft", "path")):
@@ -34,7 +34,7 @@ def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, Draft
                 beside.mkdir()
                 (beside / "config.json").write_text(json.dumps(part.shape))
                 sections[section] = part.model_copy(update={field: str(beside)})
-        return weightless_pair(config.model_copy(update=sections), stand_in="target" in sections)
+        return meta_pair(config.model_copy(update=sections), stand_in="target" in sections)
 
 
 def planned_examples(config: TrainConfig, target: Target, draft: Draft, missing: list[str]) -> Examples:

@@ -26,7 +26,7 @@ _LOGIT_ROWS = 256  # positions whose teacher logits are held at once
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedSequence:
     """N tokens of whole documents and their S slots.
 
     token_ids: [N]. with_features: [S] bool, False for the slots of documents trained target-independent. trained: [P] indices of the slots
@@ -42,12 +42,12 @@ class Row:
     correction: Tensor
     answered: Tensor
 
-    def to(self, device: torch.device) -> "Row":
+    def to(self, device: torch.device) -> "PackedSequence":
         moved = (t.to(device) for t in (self.with_features, self.trained, self.correction, self.answered))
-        return Row(self.examples, self.token_ids.to(device), self.layout.to(device), *moved)
+        return PackedSequence(self.examples, self.token_ids.to(device), self.layout.to(device), *moved)
 
 
-def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: torch.Generator, places: Tensor | None = None) -> Row:
+def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: torch.Generator, places: Tensor | None = None) -> PackedSequence:
     """Draw which masks the documents keep and which documents lose their features.
 
     A slot is trained if the token that it predicts belongs to an answer and, with `anchors: response`, the token after its anchor does. places: of
@@ -71,7 +71,7 @@ def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: 
         factors = torch.stack([cod_correction(p, k, objective.anchors) for p, k in zip(flags, kept, strict=True)])
         correction = factors[layout.document[trained], layout.depth[trained]]
     by_depth = layout.depth[answered].bincount(minlength=objective.draft_tokens)
-    return Row(examples, token_ids, layout, drawn[layout.document], trained, correction, by_depth)
+    return PackedSequence(examples, token_ids, layout, drawn[layout.document], trained, correction, by_depth)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Teacher:
 
 
 @torch.no_grad()
-def trained_slots(row: Row, states: DocumentStates, teacher: Teacher, objective: ObjectiveConfig) -> TrainedSlots:
+def trained_slots(row: PackedSequence, states: DocumentStates, teacher: Teacher, objective: ObjectiveConfig) -> TrainedSlots:
     """The slots that predict a token, with the weights that are known before the draft's pass. row and states on the target's device."""
     layout, trained = row.layout, row.trained
     weight = row.correction
@@ -117,7 +117,7 @@ def trained_slots(row: Row, states: DocumentStates, teacher: Teacher, objective:
     return TrainedSlots(layout.anchor_index[trained], layout.depth[trained], predicted - 1, teacher.labels(row.token_ids[predicted]), weight)
 
 
-def _token_logprobs(teacher: Teacher, last_state: Tensor, row: Row) -> Tensor:
+def _token_logprobs(teacher: Teacher, last_state: Tensor, row: PackedSequence) -> Tensor:
     """[N] log-probability that the target gives each token that a mask stands for, -inf for one that the draft cannot propose; no weight
     looks at the others."""
     head = teacher.whole or teacher.head
@@ -132,7 +132,7 @@ def _token_logprobs(teacher: Teacher, last_state: Tensor, row: Row) -> Tensor:
     return logprobs
 
 
-class RowLoss(nn.Module):
+class PackedLoss(nn.Module):
     """The draft's loss on a row, as the forward pass of a module: that is where processes gather gradients.
 
     attention: how slots attend. precision: of the draft's arithmetic; its weights stay as they are. size: of its `Teacher`.
@@ -146,7 +146,7 @@ class RowLoss(nn.Module):
         self.precision = precision
         self.size = size
 
-    def states(self, row: Row, features: Tensor) -> Tensor:
+    def states(self, row: PackedSequence, features: Tensor) -> Tensor:
         """[S, hidden] final states of the draft's training pass at every slot. features: [N, F]."""
         layout = row.layout
         # A token that the target alone has stands for nothing that the draft could read; decoding puts the same in its place.
@@ -157,7 +157,13 @@ class RowLoss(nn.Module):
         return states.to(self.precision)
 
     def forward(
-        self, row: Row, features: Tensor, slots: TrainedSlots, teacher_states: Tensor, teacher_head: Callable[[Tensor], Tensor], tf_eal: bool
+        self,
+        row: PackedSequence,
+        features: Tensor,
+        slots: TrainedSlots,
+        teacher_states: Tensor,
+        teacher_head: Callable[[Tensor], Tensor],
+        tf_eal: bool,
     ) -> LossOutput:
         """teacher_states: [N, H_T]; teacher_head makes logits of them. tf_eal: whether the added term takes part yet."""
         config = self.objective

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from pard2.engine.drafters.base import MOST_PENDING, Ask, Choose, Proposals, Reading
-from pard2.engine.drafters.reader import DraftReader
-from pard2.models.ragged import RaggedBatch, Segment
+from pard2.engine.drafters.model import ModelDrafter
+from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 
-class AutoregressiveDrafter(DraftReader):
+class AutoregressiveDrafter(ModelDrafter):
     """Continuation by the draft's LM. Target-independent; a mask token, if the draft has one, is not used.
 
     vocab_size: the target's; ids from there on are never proposed. positions: of the draft's cache, for all sequences together.
@@ -41,7 +41,7 @@ class AutoregressiveDrafter(DraftReader):
             rows = torch.tensor([row for _, row in wanted], device=self._device) if wanted else None
             token_ids = torch.cat([tokens for _, tokens in fed])
             passes.append(len(token_ids))
-            logits = self.draft.run(token_ids, None, RaggedBatch(self.cache, segments, self._device), rows)
+            logits = self.draft.run(token_ids, None, TokenBatch(self.cache, segments, self._device), rows)
             if logits is not None:
                 numbers = [n for n, _ in wanted]
                 chosen = choose(logits[:, : self._vocab_size], numbers, [place] * len(numbers))
@@ -50,16 +50,16 @@ class AutoregressiveDrafter(DraftReader):
         made = [token for tokens in guesses for token in tokens]
         return Proposals(torch.cat(made) if made else torch.zeros(0, dtype=torch.long, device=self._device), tuple(passes))
 
-    def _feed(self, reading: Reading, guesses: list[Tensor]) -> tuple[Segment, Tensor]:
+    def _feed(self, reading: Reading, guesses: list[Tensor]) -> tuple[QuerySpan, Tensor]:
         """The rows that a sequence brings to the next pass: what is pending at first, its latest guess afterwards."""
         assert reading.extent is not None
         if guesses:
             # Behind NOTHING, which cannot be read, no guess counts.
-            segment, tokens = Segment(reading.extent, reading.length + reading.guessed, 1), guesses[-1].clamp(min=0)
+            segment, tokens = QuerySpan(reading.extent, reading.length + reading.guessed, 1), guesses[-1].clamp(min=0)
             reading.guessed += 1
             return segment, tokens
         assert reading.pending, "absorb comes first"
-        segment, tokens = Segment(reading.extent, reading.length, len(reading.pending)), torch.tensor(reading.pending, device=self._device)
+        segment, tokens = QuerySpan(reading.extent, reading.length, len(reading.pending)), torch.tensor(reading.pending, device=self._device)
         reading.length += len(reading.pending)
         reading.pending = []
         return segment, tokens

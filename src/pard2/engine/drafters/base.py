@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pard2.models.kv_cache import Extent
+from pard2.runtime.kv_cache import CacheRegion
 
 # Rows after which the draft reads what it has put off, so that features do not pile up.
 MOST_PENDING = 512
@@ -26,7 +26,7 @@ class Reading:
     their features, chunk by chunk. closed: the text has outgrown the draft, which reads no further.
     """
 
-    extent: Extent | None
+    extent: CacheRegion | None
     length: int = 0
     guessed: int = 0
     pending: list[int] = field(default_factory=list)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pard2.engine.drafters.base import MOST_PENDING, Ask, Choose, Proposals, Reading
-from pard2.engine.drafters.reader import DraftReader
+from pard2.engine.drafters.model import ModelDrafter
 from pard2.models.draft import Draft
-from pard2.models.ragged import RaggedBatch, Segment
+from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 
-class ParallelDrafter(DraftReader):
+class ParallelDrafter(ModelDrafter):
     """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet to read and k - 1 masks.
 
     Tokens are never shifted. Features are, by one: the real token at t comes with f[t-1], the first token with the zero
@@ -45,7 +45,7 @@ class ParallelDrafter(DraftReader):
             reading.features.append(features)
 
     def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
-        segments: list[Segment] = []
+        segments: list[QuerySpan] = []
         rows: list[int] = []
         features: list[Tensor] = []
         logit_rows: list[int] = []
@@ -63,7 +63,7 @@ class ParallelDrafter(DraftReader):
                 numbers += [number] * k
                 places += range(k)
             rows += reading.pending + [self._mask] * masks
-            segments.append(Segment(reading.extent, reading.length, read + masks))
+            segments.append(QuerySpan(reading.extent, reading.length, read + masks))
             if self.feature_layers:
                 features += [*reading.features, reading.features[-1][-1:].expand(masks, -1)]
             # The masks' keys and values lie behind the new length: forgotten.
@@ -71,7 +71,7 @@ class ParallelDrafter(DraftReader):
             reading.pending, reading.features = [], []
         if not rows:
             return Proposals(torch.zeros(0, dtype=torch.long, device=self._device), ())
-        batch = RaggedBatch(self.cache, segments, self._device)
+        batch = TokenBatch(self.cache, segments, self._device)
         token_ids = torch.tensor(rows, device=self._device)
         wanted = torch.tensor(logit_rows, device=self._device) if logit_rows else None
         logits = self.draft.run(token_ids, torch.cat(features) if features else None, batch, wanted)

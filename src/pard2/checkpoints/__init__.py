@@ -1,0 +1,1 @@
+"""Models and drafts on disk: loading, reading, writing, inspecting, cutting."""

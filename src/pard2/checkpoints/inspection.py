@@ -1,0 +1,141 @@
+"""What a draft's directory holds, said without running it and without its target."""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pard2.checkpoints.checkpoint import MASK_FEATURE, inexpressible, load_draft, read_projection_file, read_spec
+from pard2.checkpoints.loading import empty_model, load_config, load_tokenizer, model_directory, reading
+from pard2.checkpoints.meta import meta_target
+from pard2.checkpoints.weight_files import open_weights, wanted_weights
+from pard2.errors import Pard2Error
+from pard2.models.identity import NAME_KEY, identity_keys
+
+_REDOWNLOAD = "download it again"
+_OF_SPEC = ("mask_token", "draft_tokens", "shared_vocabulary", "vocabulary_size", "normalise_features", "mask_feature")
+
+
+@dataclass(frozen=True)
+class DraftReport:
+    """A draft checkpoint, field by field.
+
+    parameters: stored in the directory, projection included. methods: what it can do, best first.
+    target_hidden_size: width of the targets that its projection fits. target: the one that it was made for. projection: [draft hidden,
+    target_dim]. inexpressible: what other engines cannot read (`checkpoint.inexpressible`). lacks: what is missing or broken, each with its way out.
+    """
+
+    name: str
+    architecture: str
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    parameters: int
+    dtype: str
+    methods: list[str]
+    mask_token: int | None = None
+    mask_text: str | None = None
+    draft_tokens: int | None = None
+    target_layers: list[int] | None = None
+    target_dim: int | None = None
+    target_hidden_size: int | None = None
+    scale: float | None = None
+    bias: bool | None = None
+    shared_vocabulary: bool = False
+    projection: list[int] | None = None
+    normalise_features: bool = False
+    mask_feature: bool = False
+    vocabulary_size: int | None = None
+    target: str | None = None
+    inexpressible: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
+
+
+def inspect_draft(directory: Path) -> DraftReport:
+    """Read a checkpoint's config, the headers of its weight files and its projection.
+
+    Raises `Pard2Error` if it is no checkpoint at all or its weights are corrupt; what leaves it usable in part goes into `lacks`.
+    """
+    name = str(directory)
+    config = load_config(name)
+    keys = config.to_dict()
+    spec = read_spec(keys, name)
+    text = config.get_text_config()
+    is_pard2 = keys.get("spd_type") == "pard2" or bool(keys.get("pard2"))
+    with reading(name):
+        stored = open_weights(directory)
+    empty = empty_model(config, name)
+    wanted = wanted_weights(empty, spec is not None and spec.shared_vocabulary)
+    wrong = [key for key, tensor in wanted.items() if key not in stored or stored[key].shape != tensor.shape]
+    lacks = [f"{len(wrong)} of {len(wanted)} weights, or has them in another shape, first {wrong[0]}: {_REDOWNLOAD}"] if wrong else []
+    tokenizer = load_tokenizer(name)
+    if tokenizer is None and not (spec and spec.shared_vocabulary):
+        lacks.append("a tokenizer: only the sizes of the vocabularies can be compared with a target's")
+
+    projection: dict[str, torch.Tensor] = {}
+    dependent = False
+    if spec is not None and spec.target_layers is not None:
+        try:
+            projection = read_projection_file(directory, name, required=True)
+            missing = [key for key in ("target_proj.weight", *[MASK_FEATURE] * spec.mask_feature) if key not in projection]
+            dependent = not missing
+            if missing:
+                lacks.append(f"`{missing[0]}` in its projection file: {_REDOWNLOAD}, or use it target-independent (-m pard2-ti)")
+        except Pard2Error as error:
+            lacks.append(str(error))
+    elif is_pard2:
+        lacks.append("`pard2_target_layers` in its config.json: add it, or use it target-independent (-m pard2-ti)")
+    if spec is not None and "pard2_scale" not in keys and spec.target_layers:
+        lacks.append(f"`pard2_scale` in its config.json: {spec.scale} is assumed")
+    said: dict[str, Any] = {}
+    if spec is not None:
+        said = {key: getattr(spec, key) for key in _OF_SPEC} | {"inexpressible": inexpressible(spec)}
+        said |= {"mask_text": tokenizer.convert_ids_to_tokens(spec.mask_token) if tokenizer else None, "target": (spec.made_for or {}).get(NAME_KEY)}
+    if spec is not None and spec.target_layers is not None:
+        width = spec.target_dim and spec.target_dim // len(spec.target_layers)
+        said |= {"target_layers": list(spec.target_layers), "target_dim": spec.target_dim, "target_hidden_size": width}
+        said |= {"scale": spec.scale, "bias": spec.bias}
+    weight = projection.get("target_proj.weight")
+    return DraftReport(
+        name=name,
+        architecture=type(empty).__name__,
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        parameters=sum(t.numel() for t in [*stored.values(), *projection.values()] if t.is_floating_point()),
+        dtype="/".join(sorted({str(tensor.dtype).removeprefix("torch.").replace("float", "f").upper() for tensor in stored.values()})),
+        methods=_methods(spec is not None, is_pard2, dependent),
+        projection=list(weight.shape) if weight is not None else None,
+        lacks=lacks,
+        **said,
+    )
+
+
+def fit(directory: Path, target: str, methods: list[str]) -> dict[str, str]:
+    """For each method, "yes" or why this draft cannot serve this target so. Of the target's weights, where they are here, only some values are read.
+
+    Warns of a draft that was made for another target.
+    """
+    model = meta_target(target)
+    names = [key for key, _ in model.model.named_parameters()]
+    with contextlib.suppress(Pard2Error, KeyError):  # weights that are not on this disk, or named otherwise in their files
+        stored = open_weights(model_directory(target))
+        model.identity = identity_keys(target, [(key, stored[key]) for key in names])
+    answers = {}
+    for method in methods:
+        try:
+            load_draft(str(directory), model, torch.float32, target_dependent=method == "pard2-td")
+            answers[method] = "yes"
+        except Pard2Error as error:
+            answers[method] = str(error)
+    return answers
+
+
+def _methods(masked: bool, pard2: bool, dependent: bool) -> list[str]:
+    if not masked:
+        return ["vsd"]
+    if not pard2:
+        return ["pard"]
+    return ["pard2-td", "pard2-ti"] if dependent else ["pard2-ti"]

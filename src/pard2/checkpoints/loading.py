@@ -1,0 +1,195 @@
+"""From a name on the command line to a transformers model and tokenizer, with errors a person can act on.
+
+A name is a Hugging Face id, a directory, a `.gguf` file, or `smollm2`. Nothing here runs code
+from a checkpoint: no remote code, no pickles.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, embedded_gguf
+from pard2.checkpoints.quantisation import check_quantisation, check_unread
+from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
+from pard2.errors import Pard2Error, first_line
+from pard2.kernels.packed import should_pack
+from pard2.models.target import Target
+from pard2.reading import read_json
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_GENERATION = "generation_config.json"
+# Beyond these a config is damaged, and what it describes would take hours to build even without weights.
+_MOST = {"num_hidden_layers": 2**12, "hidden_size": 2**24, "num_attention_heads": 2**24, "vocab_size": 2**30, "sliding_window": 2**40}
+
+
+def parse_dtype(name: str | torch.dtype | None) -> torch.dtype:
+    """`float32`, `bfloat16` or `float16`; None is bfloat16."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name is None:
+        return torch.bfloat16
+    if name not in DTYPES:
+        raise Pard2Error(f"--dtype {name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def parse_device(name: str | torch.device | None) -> torch.device:
+    """None is the GPU where there is one, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":  # which holds no values
+            raise RuntimeError
+    except RuntimeError:
+        raise Pard2Error(f"--device {name!r} is not a device; say cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Pard2Error(f"--device {name}: torch sees no CUDA device here; say --device cpu")
+    return device
+
+
+def resolve(name: str) -> str:
+    """A directory or hub id that transformers can open."""
+    if name == EMBEDDED_TARGET:
+        return str(dequantised(embedded_gguf()))
+    if name.endswith(".gguf"):
+        return str(dequantised(Path(name)))
+    if not os.path.isdir(name) and not _HUB_ID.fullmatch(name):  # Path.is_dir raises for what is too long
+        raise Pard2Error(f"no model {name!r}: neither a directory nor a hub id; {_WAYS}")
+    return name
+
+
+_WAYS = f"give a directory, a hub id (org/name), a .gguf file or {EMBEDDED_TARGET!r}"
+
+
+def model_directory(name: str, *patterns: str) -> Path:
+    """Where a model lies on this disk; of a hub id, the files that match the patterns are downloaded first. Raises `Pard2Error` if there is none."""
+    path = resolve(name)
+    with reading(name):
+        return Path(path if os.path.isdir(path) else snapshot_download(path, allow_patterns=list(patterns)))
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """Raises `Pard2Error` for an unknown name, an architecture that transformers does not know, and values that no model has."""
+    path = resolve(name)
+    with reading(name):
+        _check_objects(path, "config.json")
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _ = config.to_dict(), config.get_text_config().to_dict()  # what raises, raises here
+        for field, most in _MOST.items():
+            value = getattr(config.get_text_config(), field, None)
+            # A window is looked at in architectures, too, that do not know it and so have not checked it.
+            least = 0 if field == "sliding_window" else 1  # a model whose windows are off may say 0
+            if (type(value) is int and not least <= value <= most) or (field == "sliding_window" and type(value) not in (int, type(None))):
+                raise ValueError(f"config.json says {field} = {value!r}")
+        return config
+
+
+def load_generation_config(name: str) -> GenerationConfig | None:
+    """The model's own, or None: chat models often name their end-of-turn tokens only here."""
+    directory = model_directory(name, _GENERATION)
+    with reading(name):
+        _check_objects(str(directory), _GENERATION)
+        config = GenerationConfig.from_pretrained(directory) if (directory / _GENERATION).is_file() else None
+        ends = None if config is None else config.eos_token_id
+        if not all(type(end) is int for end in (ends if isinstance(ends, list) else [0 if ends is None else ends])):
+            raise ValueError(f"{_GENERATION} says eos_token_id = {ends!r}")
+        return config
+
+
+def empty_model(config: PreTrainedConfig, name: str) -> PreTrainedModel:
+    """A causal LM of this config without weights, on the `meta` device. Raises `Pard2Error` where transformers can make none."""
+    with reading(name), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A frozen causal LM in evaluation mode.
+
+    Raises `Pard2Error` for an unknown name, an architecture or a quantisation that transformers does not know, a corrupt or incomplete
+    weight file, weights that would be left unread, or a device that is too small.
+    """
+    config = load_config(name)
+    quantised = check_quantisation(config, name)
+    directory = model_directory(name, WHOLE, INDEX, _GENERATION)
+    options: dict[str, Any] = {"dtype": dtype, "generation_config": load_generation_config(name), "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True  # they are reported below, not raised with a table of all weights
+    with reading(name):
+        names = weight_names(directory)
+    model_directory(name, *names)
+    with reading(name):
+        weights = open_weights(directory)
+    empty, coded = empty_model(config, name), config.to_dict().get("quantization_config") is not None
+    if not coded:
+        check_weights(name, wanted_weights(empty), weights)
+    with reading(name, device):
+        if coded:
+            model, report = AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, use_safetensors=True, **options)
+        else:  # of these weights and no others, whatever else may lie in the directory
+            model, report = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, **options)
+        model = model.to(device)
+    mismatched = {key for key, *_shapes in report["mismatched_keys"]}
+    if report["missing_keys"] or mismatched:
+        raise incomplete(name, set(report["missing_keys"]), mismatched)
+    check_unread(name, model, report["unexpected_keys"])
+    if coded and not quantised:  # de-quantised, into another dtype than was asked for; buffers keep their digits
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)
+
+
+def load_target(name: str, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None, pack: bool = True) -> Target:
+    """A target and its tokenizer, by hub id, directory, `.gguf` file or `smollm2`.
+
+    pack: let a CPU use packed linear layers; False keeps plain ones, whose weights can be read.
+    """
+    where, kind = parse_device(device), parse_dtype(dtype)
+    model = load_causal_lm(name, kind, where)
+    return Target(model, load_tokenizer(name), name, pack and should_pack(where, kind))
+
+
+def load_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer beside a model, or None where there is none (token ids still work)."""
+    path = resolve(name)
+    directory = Path(path)
+    if directory.is_dir() and not any((directory / f).is_file() for f in _TOKENIZER_FILES):
+        return None
+    with reading(name):
+        _check_objects(path, "tokenizer_config.json", "special_tokens_map.json")
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not isinstance(tokenizer.chat_template, str | dict | None) or not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError("its tokenizer's chat_template is no text, or its model_max_length no number")
+        return tokenizer
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def _check_objects(directory: str, *names: str) -> None:
+    for file in (Path(directory, name) for name in names):
+        if file.is_file() and not isinstance(read_json(file), dict):
+            raise ValueError(f"{file.name} holds no JSON object")
+
+
+@contextmanager
+def reading(name: str, device: torch.device | None = None) -> Iterator[None]:
+    """Turns whatever transformers makes of a damaged or strange file into one line, and leaves Ctrl-C as it is. device: where it might not fit."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except torch.OutOfMemoryError:
+        raise Pard2Error(f"{name!r} does not fit on {device}; try --dtype bfloat16, a smaller model or --device cpu") from None
+    except BaseException as error:  # what panics in a tokenizer's Rust is no `Exception`
+        if isinstance(error, OSError) and not os.path.exists(name):
+            raise Pard2Error(f"no model {name!r}: no such directory, and the hub has no such id or cannot be reached; {_WAYS}") from None
+        raise Pard2Error(f"cannot load the model {name!r}: {first_line(error)}") from None

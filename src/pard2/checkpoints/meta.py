@@ -1,0 +1,51 @@
+"""Models without their weights: enough to say what they are, what they cost, what ends answers and what fits."""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from pard2.checkpoints.checkpoint import check_vocabulary, read_spec, without_vocabulary
+from pard2.checkpoints.embedded import embedded_draft
+from pard2.checkpoints.gguf import EMBEDDED_TARGET
+from pard2.checkpoints.loading import empty_model, load_config, load_generation_config, load_tokenizer, reading
+from pard2.checkpoints.quantisation import check_quantisation
+from pard2.models.draft import Draft
+from pard2.models.target import Target
+
+
+def meta_target(name: str) -> Target:
+    """The target's shapes on torch's `meta` device with its tokenizer; it cannot run. Raises as loading it would."""
+    config = load_config(name)
+    check_quantisation(config, name)
+    model = empty_model(config, name)
+    model.generation_config = load_generation_config(name) or model.generation_config
+    return Target(model, load_tokenizer(name), name)
+
+
+def meta_draft(name: str, target: Target) -> Draft:
+    """The shapes of a draft, or of an ordinary LM, on the `meta` device with its tokenizer; it cannot run.
+
+    Only its config and tokenizer are read. Raises `Pard2Error` where those do not fit the target.
+    """
+    if name == EMBEDDED_TARGET:
+        name = embedded_draft()
+    config = load_config(name)
+    spec = read_spec(config.to_dict(), name)
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
+    hidden = config.get_text_config().hidden_size
+    projection = mask_feature = None
+    with reading(name), torch.device("meta"):
+        if spec is not None and spec.shared_vocabulary:
+            lm = without_vocabulary(config, torch.float32)
+        else:
+            lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if spec is not None and spec.target_layers is not None:
+            target.check_layers(spec.target_layers)
+            projection = nn.Linear(target.hidden_size * len(spec.target_layers), hidden, bias=spec.bias)
+            mask_feature = torch.empty(hidden) if spec.mask_feature else None
+        draft = Draft(lm, spec, projection, tokenizer or target.tokenizer, name, mask_feature)
+        if spec is not None and spec.shared_vocabulary:
+            token_ids = None if spec.vocabulary_size is None else torch.arange(spec.vocabulary_size)
+            draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), token_ids=token_ids)
+    return draft

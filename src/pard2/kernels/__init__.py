@@ -1,0 +1,1 @@
+"""Products and loops of a pass, compiled or packed for the CPU."""

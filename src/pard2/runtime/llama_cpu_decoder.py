@@ -1,0 +1,88 @@
+"""`LlamaDecoder` on a CPU in float32, with compiled kernels for all that lies between the matrices."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pard2.runtime.decoder import DecoderOutput
+from pard2.runtime.llama_decoder import LlamaDecoder
+from pard2.runtime.token_batch import TokenBatch
+
+# Up to so many new rows of a sequence, and positions seen by any, our kernel attends, later torch's. In plain decoding and in verification
+# alike: a row then comes out the same in both, bit for bit, and so does the text. Past these positions torch's threads are twice as fast.
+_FEW_ROWS = 16
+_NEAR = 1024
+
+
+def has_kernels(model: PreTrainedModel, pack: bool) -> bool:
+    """Whether `LlamaCpuDecoder` can run a model: one that computes in float32 on a CPU, with numba installed (extra `cpu`)."""
+    return model.device.type == "cpu" and (pack or model.dtype == torch.float32) and find_spec("numba") is not None
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """A layer's norm weights, in the memory of its parameters; empty where it has none."""
+
+    attention: np.ndarray
+    query: np.ndarray
+    key: np.ndarray
+    mlp: np.ndarray
+
+
+class LlamaCpuDecoder(LlamaDecoder):
+    """The same passes as `LlamaDecoder`'s, for models that `has_kernels` allows."""
+
+    def __init__(self, model: PreTrainedModel, pack: bool = False) -> None:
+        super().__init__(model, pack)
+        self._norms = [_Arrays(*map(_array, (layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm))) for layer in self._layers]
+        self._last_norm = _array(model.base_model.norm.weight)
+
+    def run(
+        self, batch: TokenBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
+    ) -> DecoderOutput:
+        from pard2.kernels import cpu as kernels  # numba is an extra
+
+        given = self._model.base_model.embed_tokens(token_ids) if embeddings is None else embeddings
+        cos, sin = (part.numpy() for part in self._rotation(batch))
+        rows, eps, scale = len(given), self._eps, self._head_dim**-0.5
+        # The residual stream changes in place; what it takes in next is kept apart until a norm reads both.
+        stream = given.clone(memory_format=torch.contiguous_format)
+        normed, hidden = torch.empty_like(stream), stream.new_empty(rows, self._intermediate)
+        queries, attended = (stream.new_empty(rows, self._heads, self._head_dim) for _ in range(2))
+        stream_, normed_, hidden_, queries_, attended_ = (tensor.numpy() for tensor in (stream, normed, hidden, queries, attended))
+        update = np.zeros_like(stream_)
+        attend = kernels.attention(self._head_dim, self._heads // self._kv_heads)
+        flat = attended.view(rows, -1)
+        visible = {window: batch.visible(window) for window in self._windows}
+        few = max(segment.count for segment in batch.segments) <= _FEW_ROWS
+        near = {window: few and int((ends - begins).max()) <= _NEAR for window, (begins, ends) in visible.items()}
+        wanted = {layer % (len(self._layers) + 1) for layer in layers}
+        states = {}
+        for index, (layer, norms) in enumerate(zip(self._layers, self._norms, strict=True)):
+            kernels.add_and_norm(stream_, update, norms.attention, eps, normed_)
+            if index in wanted:
+                states[index] = stream.clone()
+            qkv = layer.qkv(normed).numpy()
+            keys, values = batch.cache.layer(index, self._kv_heads, self._head_dim, self._head_dim, stream)
+            keys_, values_ = batch.cache.arrays(index)
+            kernels.rotate_and_store(qkv, cos, sin, norms.query, norms.key, eps, batch.slots, queries_, keys_, values_)
+            if near[layer.window]:
+                attend(queries_, keys_, values_, *visible[layer.window], scale, attended_)
+                seen = flat
+            else:
+                seen = batch.attend_stored(keys, values, queries, scale, layer.window).reshape(rows, -1)
+            update = layer.attention_out(seen).numpy()
+            kernels.add_and_norm(stream_, update, norms.mlp, eps, normed_)
+            kernels.silu_and_multiply(layer.gate_up(normed).numpy(), hidden_)
+            update = layer.down(hidden).numpy()
+        kernels.add_and_norm(stream_, update, self._last_norm, eps, normed_)
+        states[len(self._layers)] = normed
+        return self._output(states, logit_rows, layers)
+
+
+def _array(weight: Tensor | None) -> np.ndarray:
+    return np.zeros(0, np.float32) if weight is None else weight.detach().numpy()

@@ -1,0 +1,1 @@
+"""Is decoding lossless here? Audits of what an engine says."""

@@ -1,0 +1,121 @@
+"""Packed linear layers compute with the same bfloat16 values: in float32 by FBGEMM, with bfloat16 products by oneDNN."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from pard2.kernels import packed
+from pard2.kernels.packed import PackedLinear, has_bfloat16_products, pack_linears, should_pack
+from tiny import tiny_model
+
+needs_fbgemm = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this torch has no FBGEMM")
+needs_bfloat16_products = pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU multiplies no bfloat16 numbers")
+IDS = torch.tensor([[5, 9, 2, 7, 7, 1]])
+
+
+def bfloat16_values(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).bfloat16().float()
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_packed_layer_is_the_layer(bias, rows):
+    torch.manual_seed(0)
+    weight, x, offset = bfloat16_values(48, 64), torch.randn(2, rows, 64), torch.randn(48) if bias else None
+    expected = nn.functional.linear(x.double(), weight.double(), None if offset is None else offset.double())
+    got = PackedLinear(weight, offset)(x)
+    assert got.dtype == torch.float32 and got.shape == (2, rows, 48)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_fbgemm
+def test_tiny_weights_are_not_lost():
+    """bfloat16 reaches far below float16: what gets lost must be less than float32's own rounding."""
+    weight = torch.full((8, 64), 2.0**-20)
+    weight[:, 0] = 1.0
+    got = PackedLinear(weight, None)(torch.ones(1, 64))
+    torch.testing.assert_close(got, torch.full((1, 8), 1 + 63 * 2.0**-20), rtol=1e-7, atol=0)
+
+
+@needs_fbgemm
+def test_a_packed_model_is_the_bfloat16_model_in_float32(monkeypatch):
+    monkeypatch.setattr(packed, "has_bfloat16_products", lambda: False)
+    torch.manual_seed(0)
+    half = AutoModelForCausalLM.from_config(tiny_model(layers=3).config, dtype=torch.bfloat16).eval()
+    exact = tiny_model(layers=3)
+    exact.load_state_dict({key: tensor.float() for key, tensor in half.state_dict().items()})
+    pack_linears(half)
+    assert sum(isinstance(m, PackedLinear) for m in half.modules()) == 3 * 7 + 1
+    with torch.no_grad():
+        torch.testing.assert_close(half(IDS).logits, exact(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@needs_fbgemm
+def test_weights_that_float16_cannot_hold_stay_plain():
+    """They would become infinite."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[1].weight[0, 0] = 1e6
+    pack_linears(model)
+    assert isinstance(model[0], PackedLinear) and type(model[1]) is nn.Linear
+
+
+@needs_bfloat16_products
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_a_layer_packed_for_bfloat16_products_is_the_bfloat16_layer(bias, rows):
+    torch.manual_seed(0)
+    weight, offset = torch.randn(48, 64).bfloat16(), torch.randn(48).bfloat16() if bias else None
+    x = torch.randn(2, rows, 64)
+    layer = PackedLinear(weight, offset)
+    assert layer(x).dtype == torch.float32
+    assert torch.equal(layer.weight, weight.float())
+    exact = nn.functional.linear(x.double(), weight.double(), None if offset is None else offset.double())
+    plain = nn.functional.linear(x.bfloat16(), weight, offset)
+    assert (layer(x) - exact).abs().max() <= 1.01 * (plain - exact).abs().max()
+
+
+@needs_bfloat16_products
+def test_rows_come_out_the_same_whatever_shares_their_pass():
+    """Then what verification says of a token is what plain decoding says, bit for bit, in bfloat16, too."""
+    torch.manual_seed(0)
+    for outputs, inputs in ((960, 576), (576, 1536), (4096, 576)):
+        layer, x = PackedLinear((torch.randn(outputs, inputs) / 24).bfloat16(), None), torch.randn(16, inputs)
+        alone = torch.cat([layer(row[None]) for row in x])
+        for rows in (2, 3, 7, 8, 16):
+            assert torch.equal(layer(x[:rows]), alone[:rows])
+
+
+@needs_bfloat16_products
+def test_a_model_packed_for_bfloat16_products_is_no_less_exact_than_the_model():
+    torch.manual_seed(0)
+    half = AutoModelForCausalLM.from_config(tiny_model(layers=3).config, dtype=torch.bfloat16).eval()
+    exact = tiny_model(layers=3)
+    exact.load_state_dict({key: tensor.float() for key, tensor in half.state_dict().items()})
+    with torch.no_grad():
+        expected, plain = exact(IDS).logits, half(IDS).logits
+        pack_linears(half)
+        assert (half(IDS).logits - expected).square().mean() <= (plain - expected).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "expected"),
+    [
+        ({"avx2": True, "f16c": True}, torch.bfloat16, True),
+        ({"avx2": True, "f16c": True}, torch.float32, False),
+        ({"avx2": True, "f16c": True}, torch.float16, True),
+        ({"avx2": True, "f16c": True, "avx512_bf16": True}, torch.bfloat16, True),
+        ({"avx2": True, "f16c": True, "amx_bf16": True}, torch.bfloat16, True),
+        ({"avx2": True, "f16c": True, "amx_bf16": True}, torch.float32, False),
+        ({"avx2": True, "f16c": True, "amx_bf16": True}, torch.float16, False),
+        ({"avx2": True}, torch.bfloat16, False),
+        ({}, torch.bfloat16, False),
+    ],
+)
+@needs_fbgemm
+def test_only_a_cpu_that_gains_packs(monkeypatch, capabilities, dtype, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert should_pack(torch.device("cpu"), dtype) is expected
+    assert not should_pack(torch.device("cuda"), dtype)
