@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from pard2.bench.result_file import write_result
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
 from pard2.data.corpus import Examples
 from pard2.data.examples import load_examples
 from pard2.environment import meta

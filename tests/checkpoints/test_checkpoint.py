@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
-from pard2.checkpoints import checkpoint
-from pard2.checkpoints.checkpoint import inexpressible, load_draft, read_spec, save_draft, spec_keys
+from pard2.checkpoints import read, write
+from pard2.checkpoints.draft_spec import inexpressible, read_spec, spec_keys
 from pard2.checkpoints.inspection import inspect_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
@@ -161,7 +163,7 @@ def test_half_precision_does_not_round_the_rotary_frequencies(target, tmp_path, 
         pytest.skip("this torch has no FBGEMM")
     frequencies = target.model.model.rotary_emb.inv_freq
     assert not frequencies.equal(frequencies.bfloat16().float())
-    monkeypatch.setattr(checkpoint, "should_pack", lambda *_: pack)
+    monkeypatch.setattr(read, "should_pack", lambda *_: pack)
     for name, draft, whole in [("full", tiny_draft(target), True), ("shared", shared_draft(target), False)]:
         save_draft(draft, tmp_path / name, vocabulary=whole)
         loaded = load_draft(str(tmp_path / name), target, torch.bfloat16, True)
@@ -536,7 +538,7 @@ def test_a_save_that_fails_leaves_the_old_directory(target, directory, monkeypat
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ((checkpoint, "save_file"), SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
+        ((write, "save_file"), SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
         ((torch, "save"), RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore")),
         ((PreTrainedTokenizerBase, "save_pretrained"), Exception("No space left on device (os error 28)")),
         ((PreTrainedTokenizerBase, "save_pretrained"), OSError(28, "No space left on device")),

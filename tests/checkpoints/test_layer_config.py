@@ -8,9 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pard2.checkpoints import pruning
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.layer_config import config_of_layers
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 from tiny import MASK

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.loading import load_causal_lm, load_target
 from pard2.checkpoints.meta import meta_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import TrainConfig
 from pard2.errors import Pard2Error
 from pard2.models.target import Target

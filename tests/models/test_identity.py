@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints import loading
 from pard2.checkpoints.inspection import fit, inspect_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error, Pard2Warning
-from pard2.models import target as target_module
 from pard2.models.identity import warn_of_another
 from pard2.models.target import Target
 from tiny import MASK, tiny_draft, tiny_model, tiny_target
@@ -133,7 +134,7 @@ def test_info_compares_with_the_stored_weights_and_tells_the_name(directory, tmp
     save_draft(tiny_draft(tied), tmp_path / "tied-draft")
     assert notes(fit, tmp_path / "tied-draft", str(tmp_path / "tied"), ["pard2-td"]) == []
     assert len(notes(fit, tmp_path / "tied-draft", str(tmp_path / "same"), ["pard2-td"])) == 1
-    monkeypatch.setattr(target_module, "load_causal_lm", None)
+    monkeypatch.setattr(loading, "load_causal_lm", None)  # by which a target is loaded; `read` has the name for itself
     for name, count in (("same", 0), ("other", 1), ("half", 0)):
         assert len(notes(fit, directory, str(tmp_path / name), ["pard2-td", "pard2-ti"])) == count, name
     assert inspect_draft(directory).target == "tiny-llama"

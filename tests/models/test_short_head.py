@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.meta import meta_draft
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.kernels.packed import PackedLinear
 from pard2.models.short_head import ShortHead
 from pard2.models.target import Target

@@ -11,7 +11,7 @@ from train_runs import CONVERSATIONS, assert_bit_for_bit, prepare, row_loss, sav
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams, Stats
-from pard2.checkpoints.checkpoint import save_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig, OptimizerConfig
 from pard2.data.chat import Example, prompt_ids
 from pard2.engine.request import Completion

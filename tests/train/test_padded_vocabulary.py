@@ -6,8 +6,9 @@ from train_runs import CONVERSATIONS, prepare, row_loss, write_records
 
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.pruning import as_parallel_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example, prompt_ids
 from pard2.models.draft import Draft

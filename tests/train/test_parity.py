@@ -7,7 +7,8 @@ import torch
 from train_runs import Prepared, prepare, row_loss
 
 from pard2 import Engine, SamplingParams, Stats
-from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.engine.drafters.parallel import ParallelDrafter

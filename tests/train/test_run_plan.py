@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_runs import prepare, row_loss, write_records
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
-from pard2.checkpoints.checkpoint import save_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.meta import meta_draft, meta_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig, TrainConfig
 from pard2.data.chat import Example
 from pard2.data.corpus import Examples, ExamplesBuilder

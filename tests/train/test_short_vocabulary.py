@@ -4,9 +4,9 @@ import pytest
 import torch
 from train_runs import prepare, row_loss
 
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.data.corpus import ExamplesBuilder

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from train_runs import CONVERSATIONS, Prepared, assert_bit_for_bit, newest, row_loss, save_target, write_records
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.data.chat import Example
 from pard2.data.features import joined, online_states
 from pard2.errors import Pard2Error

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.meta import meta_draft, meta_target
 from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
 from pard2.checkpoints.quantisation import check_quantisation
+from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.twin import check_decodable
 from pard2.config import TrainConfig
 from pard2.data.examples import Examples, load_examples

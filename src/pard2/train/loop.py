@@ -22,8 +22,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import TrainConfig
 from pard2.data.examples import Examples
 from pard2.data.features import DocumentStates, joined, online_states
