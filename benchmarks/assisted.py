@@ -84,8 +84,8 @@ def ours(engine: Engine, new_tokens: int) -> Callable[[list[int]], list[int]]:
 
 def theirs(args: argparse.Namespace, draft_name: str, stops: frozenset[int]) -> dict[str, Callable[[list[int]], list[int]]]:
     """transformers' ways to generate, on models loaded for them alone."""
-    target = load_target(args.target, args.dtype, args.device, pack=False)
-    assistant = load_draft(draft_name, target, parse_dtype(args.dtype), False, pack=False).lm
+    target = load_target(args.target, args.dtype, args.device, weight_format="plain")
+    assistant = load_draft(draft_name, target, parse_dtype(args.dtype), False, weight_format="plain").lm
 
     def caller(fixed: int | None = None, **options: object) -> Callable[[list[int]], list[int]]:
         def call(prompt: list[int]) -> list[int]:

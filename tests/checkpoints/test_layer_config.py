@@ -102,7 +102,7 @@ def test_a_cut_says_what_its_layers_say_in_the_target(kind, extra, tmp_path):
                 config = cut_draft(Target(AutoModelForCausalLM.from_config(target.model.config)), layers, MASK, 4, (-1,)).lm.config
             assert config.to_dict() == draft.lm.config.to_dict()
             save_draft(draft, tmp_path / "draft")
-            loaded = load_draft(str(tmp_path / "draft"), target, torch.float32, pack=False)
+            loaded = load_draft(str(tmp_path / "draft"), target, torch.float32, weight_format="plain")
             torch.testing.assert_close(loaded(IDS, None), draft(IDS, None), rtol=1e-5, atol=1e-5)
 
 

@@ -160,7 +160,7 @@ def test_float8_is_dequantised_in_the_dtype_that_was_asked_for_and_can_be_cut(tm
     method = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
     directory = model_directory(tmp_path / "model", stored, quantization_config=method)
     for dtype in (torch.bfloat16, torch.float32):
-        target = load_target(str(directory), dtype, "cpu", pack=False)
+        target = load_target(str(directory), dtype, "cpu", weight_format="plain")
         assert {parameter.dtype for parameter in target.model.parameters()} == {dtype}
     for key, tensor in plain.state_dict().items():
         torch.testing.assert_close(target.model.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)

@@ -42,7 +42,7 @@ def run(target_directory, tmp_path) -> Path:
 
 @pytest.fixture
 def target(target_directory) -> Target:
-    target = load_target(str(target_directory), "float32", "cpu", pack=False)
+    target = load_target(str(target_directory), "float32", "cpu", weight_format="plain")
     target.capture((-1, 1))
     return target
 

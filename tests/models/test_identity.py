@@ -87,11 +87,11 @@ def test_a_rotated_model_is_the_same_function():
     ],
     ids=["itself", "bfloat16", "float16", "rounded", "rotated", "tuned", "adapted", "foreign"],
 )
-@pytest.mark.parametrize("pack", [False, True])
-def test_another_target_is_noted_once_and_the_same_one_never(directory, make, noted, pack):
-    if pack and "fbgemm" not in torch.backends.quantized.supported_engines:
+@pytest.mark.parametrize("weight_format", ["plain", "packed"])
+def test_another_target_is_noted_once_and_the_same_one_never(directory, make, noted, weight_format):
+    if weight_format == "packed" and "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch has no FBGEMM")
-    target = Target(make(), name="mine", pack=pack)
+    target = Target(make(), name="mine", weight_format=weight_format)
     said = notes(load_draft, str(directory), target, torch.float32)
     assert len(said) == noted
     assert not noted or "was made for another target ('tiny-llama', whose weights are not those of 'mine')" in said[0]

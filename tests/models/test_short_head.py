@@ -52,7 +52,7 @@ def test_the_packed_head_is_the_head_whether_or_not_the_target_was_packed_before
     again = ShortHead(PackedLinear(whole.weight.detach(), None), CHOSEN, torch.float32)
     assert again.weight.equal(short.weight)
     expected = short(states)
-    short.pack()
+    short.convert("packed")
     torch.testing.assert_close(short(states), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -159,7 +159,10 @@ def test_packed_passes_are_the_plain_ones(architecture):
     for model in (plain, packed):  # values that float16 and float32 both hold
         model.load_state_dict({key: tensor.bfloat16().float() for key, tensor in model.state_dict().items()})
     texts = texts_of(12, 5)
-    results = [run(new_decoder(model, "mine", HiddenStateRecorder(model), pack), texts, [5, 3]) for model, pack in ((plain, False), (packed, True))]
+    results = [
+        run(new_decoder(model, "mine", HiddenStateRecorder(model), weight_format), texts, [5, 3])
+        for model, weight_format in ((plain, "plain"), (packed, "packed"))
+    ]
     for expected, got in zip(*results, strict=True):
         for one, other in zip(expected, got, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
@@ -199,7 +202,7 @@ def test_recorders_of_one_model_do_not_disturb_each_other():
 def test_rows_are_the_same_bits_in_plain_decoding_and_in_verification():
     """In bfloat16 a last bit decides near-ties: what verification says of a token must be what a plain step says."""
     model = tiny_model(layers=3, hidden=64, vocab=300).bfloat16()
-    decoder = new_decoder(model, "tiny", HiddenStateRecorder(model), pack=True)
+    decoder = new_decoder(model, "tiny", HiddenStateRecorder(model), weight_format="packed")
     assert isinstance(decoder, LlamaCpuDecoder)
     texts = texts_of(90)
     (plain,), (features,) = run(decoder, texts, [1])

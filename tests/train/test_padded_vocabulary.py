@@ -108,11 +108,11 @@ def test_a_sibling_of_another_padding_trains_decodes_and_is_accepted(of_target, 
         loop={"steps": 40, "save_every": 100},
     )
     meta_pair(config)
-    untrained = as_parallel_draft(load_draft(str(tmp_path / "lm"), target, torch.float32, pack=False), target, MASK_ID, 4, (-1, -2))
+    untrained = as_parallel_draft(load_draft(str(tmp_path / "lm"), target, torch.float32, weight_format="plain"), target, MASK_ID, 4, (-1, -2))
     save_draft(untrained, tmp_path / "untrained")
     accepted = []
     for directory in (tmp_path / "untrained", train(config, quiet)):
-        draft = load_draft(str(directory), target, torch.float32, pack=False)
+        draft = load_draft(str(directory), target, torch.float32, weight_format="plain")
         assert draft.vocab_size == of_draft and draft.spec.mask_token == MASK_ID
         outputs = list(Engine(target, draft, "pard2-td", 4).generate(prompts, SamplingParams(max_tokens=12)))
         assert [out.token_ids for out in outputs] == greedy

@@ -155,7 +155,7 @@ def test_a_dry_run_plans_another_run_than_the_run_itself(config, draft, tmp_path
     config = config.model_copy(update={"draft": config.draft.model_copy(update=draft)})
     dry = dry_run(config)
     assert not (tmp_path / "new").exists()
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     loaded = initial_draft(config, target)
     examples = corpus([Example(str(i), [1] * n, [True] * n) for i, n in enumerate((50, 60))])
     wet = make_plan(config, target, loaded, examples)
@@ -205,7 +205,7 @@ def test_an_option_leaves_the_plan_as_it_was(config):
 
 def test_a_dry_run_loads_the_weights_of_the_draft_that_it_starts_from(config, tmp_path):
     """A small LM and a PARD-2 draft, with their weight files gone."""
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     whole = initial_draft(config, target)
     ordinary = Draft(whole.lm, None, None, target.tokenizer, "lm")
     for name, draft in (("pard2", whole), ("lm", ordinary)):

@@ -95,7 +95,7 @@ def test_a_run_trains_saves_and_goes_on_with_its_vocabulary(make_config, quiet, 
     draft = {"share_vocabulary": True, "standardise_features": True, "vocabulary_size": 24}
     config = make_config(draft=draft, loop={"steps": 8})
     directory = train(config, quiet)
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     first = load_draft(str(directory), target, torch.float32)
     assert len(first.short_head.token_ids) == 24
     more = {"layers": None, "path": str(directory), **draft}
@@ -117,7 +117,7 @@ def test_a_larger_size_than_that_of_the_draft_to_start_from_adds_tokens(make_con
     draft = {"layers": None, "path": str(first), "share_vocabulary": True, "vocabulary_size": 40}
     more = make_config(draft=draft, loop={"output": str(tmp_path / "more"), "steps": 1})
     second = train(more, quiet)
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     before, after = (load_draft(str(directory), target, torch.float32).short_head for directory in (first, second))
     assert len(after.token_ids) == 40 and set(before.token_ids.tolist()) < set(after.token_ids.tolist())
     assert after.weight.equal(target.model.get_output_embeddings().weight[after.token_ids])

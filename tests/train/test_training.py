@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_the_mean(make_config, quiet):
     """Sums are divided by the batch's weights last of all; left out, the learning rate would mean something else for every batch."""
     config = make_config(data={"row_length": 160}, objective={"feature_drop": 0.0}, optimizer={"clip": 1e9}, loop={"steps": 1, "rows_per_step": 1})
     train(config, quiet)
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     draft = initial_draft(config, target).train()
     target.capture(draft.spec.target_layers)
     examples = run_examples(config, target, draft)

@@ -20,7 +20,7 @@ from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, embedded_gguf
 from pard2.checkpoints.quantisation import check_quantisation, check_unread
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
 from pard2.errors import Pard2Error, first_line
-from pard2.kernels.packed import should_pack
+from pard2.kernels.weight_format import WeightFormat, choose_format
 from pard2.models.target import Target
 from pard2.reading import read_json
 
@@ -147,14 +147,22 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     return model.eval().requires_grad_(False)
 
 
-def load_target(name: str, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None, pack: bool = True) -> Target:
-    """A target and its tokenizer, by hub id, directory, `.gguf` file or `smollm2`.
+def load_target(
+    name: str,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    weight_format: WeightFormat | None = None,
+) -> Target:
+    """A target and its tokenizer.
 
-    pack: let a CPU use packed linear layers; False keeps plain ones, whose weights can be read.
+    name: a hub id, directory, `.gguf` file or `smollm2`.
+    dtype, device: as for `parse_dtype` and `parse_device`.
+    weight_format: of its linear layers, by default the fastest; only `plain` weights can be read and lent to a draft.
     """
     where, kind = parse_device(device), parse_dtype(dtype)
+    weight_format = choose_format(weight_format, where, kind)
     model = load_causal_lm(name, kind, where)
-    return Target(model, load_tokenizer(name), name, pack and should_pack(where, kind))
+    return Target(model, load_tokenizer(name), name, weight_format)
 
 
 def load_tokenizer(name: str) -> Tokenizer | None:

@@ -18,18 +18,24 @@ from pard2.checkpoints.loading import Tokenizer, load_causal_lm, load_config, lo
 from pard2.checkpoints.projection_file import USE_TI, mask_embedding_of, mask_feature_of, projection_of, read_projection_file, vocabulary_of
 from pard2.checkpoints.weight_files import WHOLE, check_weights, wanted_weights
 from pard2.errors import Pard2Error
-from pard2.kernels.packed import should_pack
+from pard2.kernels.weight_format import WeightFormat, choose_format
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.identity import warn_of_another
 from pard2.models.target import Target
 
 
-def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: bool | None = None, pack: bool = True) -> Draft:
+def load_draft(
+    name: str,
+    target: Target,
+    dtype: torch.dtype,
+    target_dependent: bool | None = None,
+    weight_format: WeightFormat | None = None,
+) -> Draft:
     """Load a draft for a target and check that the two fit.
 
     name: a directory, hub id or `smollm2`.
     target_dependent: True requires the projection; False leaves it aside; None loads it if the config names one.
-    pack: as for `load_target`.
+    weight_format: as for `load_target`.
 
     Raises `Pard2Error`, saying what would work, for: a missing or ill-shaped projection, missing `pard2_target_layers`,
     a vocabulary or tokenizer that is not the target's, a corrupt file, a pickle that holds more than tensors.
@@ -37,6 +43,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
     """
     if name == EMBEDDED_TARGET:
         name = embedded_draft()
+    weight_format = choose_format(weight_format, target.device, dtype)
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)
     if target_dependent:
@@ -63,8 +70,7 @@ def load_draft(name: str, target: Target, dtype: torch.dtype, target_dependent: 
         warn_of_another(name, spec.made_for, target.identity)
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
     draft = draft.to(target.device).eval().requires_grad_(False)
-    if pack and should_pack(target.device, dtype):
-        draft.pack()
+    draft.convert(weight_format)
     return draft
 
 

@@ -34,7 +34,7 @@ def cache(
         layers = draft.spec.target_layers
         examples = run_examples(run, weightless, draft)
     with working(f"loading {name}"):
-        target = load_target(name, run.target.dtype, run.loop.device, pack=False)
+        target = load_target(name, run.target.dtype, run.loop.device, weight_format="plain")
         target.capture(layers)
         states = StateCache.open(run.features.cache, target)
     lacking = states.missing(examples)

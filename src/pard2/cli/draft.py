@@ -57,7 +57,7 @@ def init(
             draft = cut_draft(shapes, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
         check_kinds(shapes, draft, "dense")
     with working(f"loading {target}"):
-        loaded = load_target(target, dtype="float32", device=device, pack=False)
+        loaded = load_target(target, dtype="float32", device=device, weight_format="plain")
     draft = cut_draft(loaded, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
     with working(f"writing {output}"):
         save_draft(draft, output, vocabulary=not share_vocabulary)

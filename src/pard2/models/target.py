@@ -11,6 +11,7 @@ from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
+from pard2.kernels.weight_format import WeightFormat
 from pard2.models.identity import identity_keys
 from pard2.runtime.decoder import Decoder, DecoderOutput
 from pard2.runtime.hidden_states import HiddenStateRecorder
@@ -39,20 +40,22 @@ class Target:
     i-th block, and the last one (-1) the state AFTER the final norm (METHOD: section 1).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, name: str = "target", pack: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, name: str = "target", weight_format: WeightFormat = "plain"
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self._states = HiddenStateRecorder(model)
-        self._pack = pack
-        if pack:
+        self.weight_format = weight_format
+        if weight_format != "plain":
             _ = self.identity  # of weights that can be read
             _ = self.decoder  # at once, before anybody reads weights
 
     @cached_property
     def decoder(self) -> Decoder:
         """What runs ragged batches. Raises `Pard2Error` for an architecture that cannot be batched."""
-        return new_decoder(self.model, self.name, self._states, self._pack)
+        return new_decoder(self.model, self.name, self._states, self.weight_format)
 
     def use_graphs(self, most_sequences: int) -> None:
         """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pard2.errors import Pard2Error, first_line
-from pard2.kernels.packed import pack_linears
+from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.runtime.decoder import Decoder
 from pard2.runtime.graphs import GraphedDecoder
 from pard2.runtime.hidden_states import HiddenStateRecorder
@@ -19,17 +19,16 @@ from pard2.runtime.transformers_decoder import TransformersDecoder
 from pard2.runtime.windows import attention_windows
 
 
-def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, pack: bool = False) -> Decoder:
-    """The decoder that suits a model. pack: pack its linear layers for a CPU (`packed`).
+def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, weight_format: WeightFormat = "plain") -> Decoder:
+    """The decoder that suits a model, whose linear layers it brings into `weight_format`.
 
     Runs a model of an architecture that the lean decoder does not know once, over three tokens.
     Raises `Pard2Error`, by name, for one whose attention cannot be taken over.
     """
     check_supported(model, name)
     if is_llama_like(model):
-        return LlamaCpuDecoder(model, pack) if has_kernels(model, pack) else LlamaDecoder(model, pack)
-    if pack:
-        pack_linears(model)
+        return LlamaCpuDecoder(model, weight_format) if has_kernels(model, weight_format) else LlamaDecoder(model, weight_format)
+    convert_linears(model, weight_format)
     decoder = TransformersDecoder(model, states)
     _try(decoder, name, states)
     return decoder

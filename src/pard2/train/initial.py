@@ -64,7 +64,7 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
     chosen = tuple(wanted.target_layers) if wanted.target_layers else None
     if wanted.path is not None:
         weightless = target.device.type == "meta"
-        draft = meta_draft(wanted.path, target) if weightless else load_draft(wanted.path, target, torch.float32, pack=False)
+        draft = meta_draft(wanted.path, target) if weightless else load_draft(wanted.path, target, torch.float32, weight_format="plain")
         check_quantisation(draft.lm.config, draft.name, plain=True)
         if draft.spec is None:
             draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, **options)

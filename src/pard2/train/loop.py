@@ -89,7 +89,7 @@ class _Run:
         examples = run_examples(config, *pair)
         torch.manual_seed(config.loop.seed)
         with processes.main_first():
-            self.target = load_target(config.target.name, config.target.dtype, processes.device, pack=False)
+            self.target = load_target(config.target.name, config.target.dtype, processes.device, weight_format="plain")
             state = load_state(self.output / "checkpoints", config)
         processes.agree(
             0 if state is None else state.step, f"not every process sees the checkpoints in {self.output}; put loop.output on a disk that all share"
@@ -327,7 +327,7 @@ class _Run:
         self.export()
         results: list[dict[str, Any]] | None = None
         if self.processes.is_main:
-            draft = load_draft(str(self.output / "draft"), self.target, self.target.model.dtype, pack=False)
+            draft = load_draft(str(self.output / "draft"), self.target, self.target.model.dtype, weight_format="plain")
             results = evaluate(self.target, draft, self.held_out, self.config.loop.evaluation_tokens)
             self.target.capture(self.draft.spec.target_layers)
             warning = implausible(record["accuracy_by_depth"], results)
