@@ -70,7 +70,6 @@ def training_pair(shape: str, layers: int, draft_tokens: int, share_vocabulary: 
         target = Target(random_model(target_shape, 8192, dtype, where), name=shape)
         lm = Draft(random_model(draft_shape, 8192, torch.float32, where), None, name=f"{shape} draft")
         draft = as_parallel_draft(lm, target, target.vocab_size - 1, draft_tokens, None, DEFAULT_SCALE)
-    target.capture(draft.spec.target_layers)
     return target, draft.to(target.device).float().train().requires_grad_(True)
 
 

@@ -132,9 +132,9 @@ def test_no_draft_is_made_of_codes(bitsandbytes, tmp_path):
     target = tiny_target()
     target.model.config.quantization_config = bitsandbytes
     with torch.device("meta"):  # as a dry run has it
-        weightless = Target(tiny_model(quantization_config=bitsandbytes.to_dict()), name="tiny-llama")
+        meta = Target(tiny_model(quantization_config=bitsandbytes.to_dict()), name="tiny-llama")
     said = "'tiny-llama' is quantised (bitsandbytes): no draft can be cut out of it"
-    for one in (target, weightless):
+    for one in (target, meta):
         assert refused(cut_draft, one, [0], MASK).startswith(said)
 
 

@@ -179,23 +179,21 @@ def test_states_are_found_wherever_an_architecture_keeps_its_blocks(architecture
     model = tiny_model(architecture, layers=3)
     recorder = HiddenStateRecorder(model)
     assert recorder.num_states == 4
-    recorder.choose((-1, 0, 2))
     ids = torch.tensor([[5, 9, 2, 7]])
-    with torch.no_grad():
+    with torch.no_grad(), recorder.recording((-1, 0, 2)) as states:
         output = model(ids, output_hidden_states=True)
-    features, last = recorder.take()
+    features, last = states.features, states.last_state
     torch.testing.assert_close(features, torch.cat([output.hidden_states[i] for i in (-1, 0, 2)], -1), rtol=0, atol=0)
-    assert last.equal(output.hidden_states[-1]) and recorder._captured == {}
+    assert last.equal(output.hidden_states[-1])
+    assert not any(block._forward_pre_hooks for block in recorder.blocks)
 
 
 def test_recorders_of_one_model_do_not_disturb_each_other():
     model = tiny_model(layers=3)
     one, other = HiddenStateRecorder(model), HiddenStateRecorder(model)
-    one.choose((1,))
-    other.choose((2, 0))
-    with torch.no_grad():
+    with torch.no_grad(), one.recording((1,)) as first, other.recording((2, 0)) as second:
         states = model(torch.tensor([[5, 9]]), output_hidden_states=True).hidden_states
-    assert one.take()[0].equal(states[1]) and other.take()[0].equal(torch.cat([states[2], states[0]], -1))
+    assert first.features.equal(states[1]) and second.features.equal(torch.cat([states[2], states[0]], -1))
 
 
 @pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU multiplies no bfloat16 numbers")

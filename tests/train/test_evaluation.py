@@ -71,7 +71,6 @@ def take_steps(target: Target, draft: Draft, optimizer: Optimizer, count: int) -
     (completion,) = Engine(target).generate([prompt], SamplingParams(max_tokens=30))
     example = Example("0", prompt + completion.token_ids, [False] * len(prompt) + [True] * len(completion.token_ids))
     objective = ObjectiveConfig(draft_tokens=K, feature_drop=0.0)
-    target.capture(draft.spec.target_layers)
     for step in range(count):
         prepared = prepare(target, [example], objective, seed=step)
         out = row_loss(draft, target, prepared, objective)

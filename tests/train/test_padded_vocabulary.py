@@ -33,7 +33,6 @@ def test_weights_are_of_all_the_targets_tokens_and_the_loss_of_the_common_ones(o
     if not kernels:
         monkeypatch.setattr("pard2.objective.chunked_loss.has_kernels", lambda _states: False)
     target = tiny_target(vocab=of_target)
-    target.capture((-1, -2))
     draft = as_parallel_draft(tiny_lm_draft(vocab=of_draft), target, MASK, 3, (-1, -2)).requires_grad_(True)
     with torch.no_grad():
         torch.manual_seed(1)

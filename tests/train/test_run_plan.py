@@ -46,7 +46,6 @@ def corpus(examples: Sequence[Example]) -> Examples:
 
 def pair(architecture: str, layers: int = 2, hidden: int = 64, **shape: int) -> tuple[Target, Draft]:
     target = Target(tiny_model(architecture, layers=layers, hidden=hidden, **({"vocab": VOCABULARY} | shape)), byte_tokenizer(), "tiny")
-    target.capture(LAYERS)
     return target, cut_draft(target, list(range(layers)), MASK_ID, 6, LAYERS).float()
 
 

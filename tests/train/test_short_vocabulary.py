@@ -25,7 +25,6 @@ CONVERSATION = Example("0", [2, 9, 4, 8, 20, 7, 30, 16, 44], [False, False, True
 
 def pair():
     target = tiny_target()
-    target.capture((-1, -2))
     draft = cut_draft(target, [1], MASK, 3, (-1, -2), shared_vocabulary=True, vocabulary=CHOSEN)
     torch.manual_seed(1)
     with torch.no_grad():

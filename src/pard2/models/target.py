@@ -1,6 +1,6 @@
 """The target: the frozen model whose distribution must be preserved, and the features it lends to the draft."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ class TargetOutput:
     """One forward pass over T tokens.
 
     logits: [B, T or fewer, vocabulary] of the last positions asked for, None where none were.
-    features: [B, T, len(layers) * hidden], None without feature layers.
+    features: [B, T, len(layers) * hidden], None where no layers were asked for.
     last_state: [B, T, hidden], the state after the final norm, which the head turns into logits.
     """
 
@@ -114,10 +114,6 @@ class Target:
 
     # --- features ---------------------------------------------------------------------------------
 
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self._states.layers
-
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raises `Pard2Error` for a hidden state that this target does not have."""
         for layer in layers:
@@ -127,31 +123,28 @@ class Target:
                     f"(-{self.num_states} to {self.num_states - 1})"
                 )
 
-    def capture(self, layers: Iterable[int]) -> None:
-        """Choose the hidden states that every later `forward` returns as features, in this order.
-
-        Raises `Pard2Error` for a layer that this target does not have.
-        """
-        layers = tuple(layers)
-        self.check_layers(layers)
-        self._states.choose(layers)
-
     # --- running ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor, cache: Cache | None = None, num_logits: int | None = None) -> TargetOutput:
-        """Run T new tokens through the model's own code.
+    def forward(self, input_ids: Tensor, cache: Cache | None = None, num_logits: int | None = None, layers: Sequence[int] = ()) -> TargetOutput:
+        """Run new tokens through the model's own code.
 
-        input_ids: [B, T]. num_logits: logits of the last so many positions (None: all; 0: none).
+        input_ids: [B, T].
+        cache: of the tokens before them; None where there are none and nothing shall be kept.
+        num_logits: how many of the last positions shall have logits; None for all, 0 for none.
+        layers: hidden states wanted as features, in this order.
+
+        Raises `Pard2Error` for a layer that this target does not have.
         """
+        self.check_layers(layers)
         arguments: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": cache is not None}
         logits = None
-        if num_logits == 0:
-            self.model.base_model(**arguments)
-        else:
-            logits = self.model(**arguments, logits_to_keep=num_logits or 0).logits
-        features, last_state = self._states.take()
-        return TargetOutput(logits, features, last_state)
+        with self._states.recording(layers) as states:
+            if num_logits == 0:
+                self.model.base_model(**arguments)
+            else:
+                logits = self.model(**arguments, logits_to_keep=num_logits or 0).logits
+        return TargetOutput(logits, states.features, states.last_state)
 
     @torch.no_grad()
     def run(self, token_ids: Tensor, batch: TokenBatch, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:

@@ -30,7 +30,7 @@ def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, 
         return LlamaCpuDecoder(model, weight_format) if has_kernels(model, weight_format) else LlamaDecoder(model, weight_format)
     convert_linears(model, weight_format)
     decoder = TransformersDecoder(model, states)
-    _try(decoder, name, states)
+    _try(decoder, name)
     return decoder
 
 
@@ -85,7 +85,7 @@ class _Trial(TokenBatch):
 
 
 @torch.no_grad()
-def _try(decoder: TransformersDecoder, name: str, states: HiddenStateRecorder) -> None:
+def _try(decoder: TransformersDecoder, name: str) -> None:
     """Run three rows of two sequences, so that what a config does not tell is found before the first text, and not by its being wrong.
 
     Raises `Pard2Error` unless every layer attends through the batch, once, with the window that its config names.
@@ -96,7 +96,7 @@ def _try(decoder: TransformersDecoder, name: str, states: HiddenStateRecorder) -
     tokens, wanted = torch.zeros(3, dtype=torch.long, device=model.device), torch.tensor([2], device=model.device)
     way = f"{name!r} ({type(model).__name__}) cannot be decoded in batches"
     try:
-        logits = decoder.run(trial, tokens, None, wanted, states.layers).logits
+        logits = decoder.run(trial, tokens, None, wanted).logits
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a modeling file makes of rows that it did not expect

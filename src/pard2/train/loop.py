@@ -102,7 +102,6 @@ class _Run:
         self.draft.spec = replace(self.draft.spec, template_arguments=examples.arguments)
         attention = attention_kind(config.loop.attention, processes.device)
         check_compatibility(self.target, self.draft, examples, attention)
-        self.target.capture(self.draft.spec.target_layers)
         self.cache = self._open_cache()
         found = len(examples)
         if self.cache is not None:
@@ -142,14 +141,14 @@ class _Run:
     # --- data -------------------------------------------------------------------------------------
 
     def _open_cache(self) -> StateCache | None:
-        features = self.config.features
-        return None if features.cache is None else StateCache.open(features.cache, self.target, features.on_missing, features.on_generate)
+        features, layers = self.config.features, self.draft.spec.target_layers
+        return None if features.cache is None else StateCache.open(features.cache, self.target, layers, features.on_missing, features.on_generate)
 
     def _standardise(self, examples: Examples) -> None:
         if not self.config.draft.standardise_features:
             return
         some = [examples[i] for i in range(0, len(examples), max(1, len(examples) // _CALIBRATION_DOCUMENTS))][:_CALIBRATION_DOCUMENTS]
-        features = [states.features for states in online_states(self.target, some)]
+        features = [states.features for states in online_states(self.target, some, self.draft.spec.target_layers)]
         embedding_rms = float(self.draft.lm.get_input_embeddings().weight.float().square().mean().sqrt())
         self.draft.projection = StandardisedProjection(self.draft.projection, feature_std(features), self.draft.spec.scale, embedding_rms)
 
@@ -159,7 +158,9 @@ class _Run:
         return row, None if self.cache is None else self.cache.read(row.examples)
 
     def _states(self, row: PackedSequence, cached: list[DocumentStates | None] | None) -> DocumentStates:
-        return joined(online_states(self.target, row.examples) if self.cache is None else self.cache.complete(row.examples, cached))
+        if self.cache is not None:
+            return joined(self.cache.complete(row.examples, cached))
+        return joined(online_states(self.target, row.examples, self.draft.spec.target_layers))
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -329,7 +330,6 @@ class _Run:
         if self.processes.is_main:
             draft = load_draft(str(self.output / "draft"), self.target, self.target.model.dtype, weight_format="plain")
             results = evaluate(self.target, draft, self.held_out, self.config.loop.evaluation_tokens)
-            self.target.capture(self.draft.spec.target_layers)
             warning = implausible(record["accuracy_by_depth"], results)
             if warning:
                 self.console.print(f"[bold yellow]warning:[/] {warning}")
