@@ -14,7 +14,7 @@ from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, even_layers
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.engine.prompts import encode_prompt
-from pard2.models.draft import DEFAULT_SCALE, Draft
+from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train.step import PackedSequence, lay_out
 
@@ -69,7 +69,7 @@ def training_pair(shape: str, layers: int, draft_tokens: int, share_vocabulary: 
         target_shape, draft_shape = SHAPES[shape]
         target = Target(random_model(target_shape, 8192, dtype, where), name=shape)
         lm = Draft(random_model(draft_shape, 8192, torch.float32, where), None, name=f"{shape} draft")
-        draft = as_parallel_draft(lm, target, target.vocab_size - 1, draft_tokens, None, DEFAULT_SCALE)
+        draft = as_parallel_draft(lm, target, target.vocab_size - 1, draft_tokens)
     return target, draft.to(target.device).float().train().requires_grad_(True)
 
 

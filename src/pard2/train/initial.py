@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pard2.checkpoints.meta import meta_draft, meta_target
-from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
+from pard2.checkpoints.pruning import FeatureOptions, as_parallel_draft, cut_draft, even_layers, unused_token
 from pard2.checkpoints.quantisation import check_quantisation
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.twin import check_decodable
@@ -60,14 +60,14 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
         raise Pard2Error(
             f"draft.share_vocabulary trains through the target's own tables; give loop.precision={config.target.dtype}, or target.dtype=float32"
         )
-    options = {"normalise_features": wanted.normalise_features, "mask_feature": wanted.learn_mask_feature}
+    options = FeatureOptions(scale=wanted.scale, normalise_features=wanted.normalise_features, mask_feature=wanted.learn_mask_feature)
     chosen = tuple(wanted.target_layers) if wanted.target_layers else None
     if wanted.path is not None:
         on_meta = target.device.type == "meta"
         draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
         check_quantisation(draft.lm.config, draft.name, plain=True)
         if draft.spec is None:
-            draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, **options)
+            draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, options)
         if draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
             raise Pard2Error(
                 f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens), or an ordinary LM; "
@@ -88,10 +88,9 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
         _mask_token(config, target),
         objective.draft_tokens,
         chosen,
-        wanted.scale,
         wanted.share_vocabulary,
-        **options,
-        vocabulary=vocabulary,
+        vocabulary,
+        options,
     ).float()
 
 
