@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from pard2.checkpoints import loading as target_module
 from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.inspection import fit, inspect_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
 from pard2.errors import Pard2Error, Pard2Warning
-from pard2.models import target as target_module
 from pard2.models.identity import warn_of_another
 from pard2.models.target import Target
 from tiny import MASK, tiny_draft, tiny_model, tiny_target
