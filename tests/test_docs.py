@@ -30,7 +30,7 @@ def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_draft(_name: str, *_where: object) -> Draft:
         return draft
 
-    monkeypatch.setattr(engine_module.Target, "from_pretrained", load_target)
+    monkeypatch.setattr(engine_module, "load_target", load_target)
     monkeypatch.setattr(engine_module, "load_draft", load_draft)
 
 

@@ -290,7 +290,9 @@ def share_one_generator(monkeypatch):
 
 def penalise_once_per_block(monkeypatch):
     probabilities = token_selection.probabilities
-    monkeypatch.setattr(token_selection, "probabilities", lambda logits, params, counts, proposed: probabilities(logits, params, counts, proposed[:0]))
+    monkeypatch.setattr(
+        token_selection, "probabilities", lambda logits, params, counts, proposed: probabilities(logits, params, counts, proposed[:0])
+    )
 
 
 def choose_k_by_dropped_tokens(monkeypatch):
