@@ -27,8 +27,8 @@ from pard2.errors import Pard2Error
 if TYPE_CHECKING:
     from pard2.engine.methods import DraftTokens
     from pard2.engine.prompts import Prompt
-    from pard2.verify.audit import PromptAudit
-    from pard2.verify.sampling_audit import DistributionTest
+    from pard2.verify.distribution import DistributionTest
+    from pard2.verify.greedy import PromptAudit
 
 NOT_LOSSLESS, NOT_TESTED = 1, 3
 
@@ -80,8 +80,8 @@ def verify(
         from pard2.engine.engine import Engine
         from pard2.engine.prompts import encode_prompt
         from pard2.engine.sampling import SamplingParams
-        from pard2.verify.audit import NEAR_TIE, audit, demands_equality
-        from pard2.verify.sampling_audit import FEWEST_SAMPLES, draw, judge
+        from pard2.verify.distribution import FEWEST_SAMPLES, draw, judge
+        from pard2.verify.greedy import NEAR_TIE, audit, demands_equality
 
     if 0 < samples < FEWEST_SAMPLES:
         raise Pard2Error(f"--samples {samples} are too few to tell anything; give at least {FEWEST_SAMPLES}, or 0 for no test of sampling")
@@ -142,7 +142,7 @@ def verify(
 
 def _lacking(method: str, audits: "list[PromptAudit]", sampling: "DistributionTest | None") -> dict[str, str]:
     """For each part that ran what it lacks to call decoding lossless: a line, empty where it lacks nothing."""
-    from pard2.verify.audit import FEWEST_ACCEPTED
+    from pard2.verify.greedy import FEWEST_ACCEPTED
 
     accepted = Counter({"alone": 0})
     for one in audits:
