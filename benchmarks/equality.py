@@ -14,7 +14,7 @@ from pard2.data.chat import prompt_ids
 from pard2.data.records import read_records, up_to_user
 from pard2.engine.engine import Engine, SamplingParams
 from pard2.environment import meta
-from pard2.verify.audit import greedy_reference
+from pard2.verify.greedy import greedy_reference
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pard2.cli.demo import PROMPTS
 from pard2.data.chat import prompt_ids
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
-from pard2.verify.audit import greedy_reference
+from pard2.verify.greedy import greedy_reference
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,6 +1,7 @@
 """What a draft's directory holds, said without running it and without its target."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.weight_files import open_weights, wanted_weights
 from pard2.errors import Pard2Error
 from pard2.models.draft import DraftSpec
+from pard2.models.draft_kind import DraftKind
 from pard2.models.identity import NAME_KEY, identity_keys
 
 _REDOWNLOAD = "download it again"
@@ -26,7 +28,7 @@ class DraftReport:
     """A draft checkpoint, field by field; what is not explained here is as in `DraftSpec`.
 
     parameters: numbers stored in the directory, projection included.
-    methods: what it can do, best first.
+    kind: what it can do.
     mask_text: the mask token as text.
     target_hidden_size: width of the targets that its projection fits.
     target: name of the one that it was made for.
@@ -42,7 +44,7 @@ class DraftReport:
     vocab_size: int
     parameters: int
     dtype: str
-    methods: list[str]
+    kind: DraftKind
     mask_token: int | None = None
     mask_text: str | None = None
     draft_tokens: int | None = None
@@ -99,7 +101,7 @@ def inspect_draft(directory: Path) -> DraftReport:
         vocab_size=text.vocab_size,
         parameters=sum(t.numel() for t in [*stored.values(), *projection.values()] if t.is_floating_point()),
         dtype="/".join(sorted({str(tensor.dtype).removeprefix("torch.").replace("float", "f").upper() for tensor in stored.values()})),
-        methods=_methods(spec is not None, is_pard2, dependent=bool(projection) and fault is None),
+        kind=_kind(spec is not None, is_pard2, dependent=bool(projection) and fault is None),
         mask_text=tokenizer.convert_ids_to_tokens(spec.mask_token) if tokenizer and spec else None,
         projection=list(projection[WEIGHT].shape) if WEIGHT in projection else None,
         lacks=lacks,
@@ -128,8 +130,10 @@ def _said(spec: DraftSpec | None) -> dict[str, Any]:
     return said
 
 
-def fit(directory: Path, target: str, methods: list[str]) -> dict[str, str]:
+def fit(directory: Path, target: str, methods: Mapping[str, bool]) -> dict[str, str]:
     """For each method, "yes" or why this draft cannot serve this target so.
+
+    methods: for each name, whether it needs the projection.
 
     Of the target's weights only some values are read, if they are on this disk. Warns of a draft that was made for
     another target.
@@ -140,18 +144,18 @@ def fit(directory: Path, target: str, methods: list[str]) -> dict[str, str]:
         stored = open_weights(model_directory(target))
         model.identity = identity_keys(target, [(key, stored[key]) for key in names])
     answers = {}
-    for method in methods:
+    for method, target_dependent in methods.items():
         try:
-            load_draft(str(directory), model, torch.float32, target_dependent=method == "pard2-td")
+            load_draft(str(directory), model, torch.float32, target_dependent=target_dependent)
             answers[method] = "yes"
         except Pard2Error as error:
             answers[method] = str(error)
     return answers
 
 
-def _methods(masked: bool, pard2: bool, dependent: bool) -> list[str]:
-    if not masked:
-        return ["vsd"]
-    if not pard2:
-        return ["pard"]
-    return ["pard2-td", "pard2-ti"] if dependent else ["pard2-ti"]
+def _kind(masked: bool, pard2: bool, dependent: bool) -> DraftKind:
+    if dependent:
+        return DraftKind.PROJECTED
+    if pard2:
+        return DraftKind.LAYERED
+    return DraftKind.MASKED if masked else DraftKind.LM

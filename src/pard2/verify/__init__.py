@@ -1,1 +1,1 @@
-"""Is decoding lossless here? Audits of what an engine says."""
+"""Is decoding lossless here? Checks of what an engine emits against what its target itself says."""

@@ -10,7 +10,7 @@ from pard2.engine import randomness, verification
 from pard2.engine.engine import Engine
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
-from pard2.verify.sampling_audit import FALSE_ALARM, DistributionTest, Draws, Statistic, compare, draw, judge, measure, rank
+from pard2.verify.distribution import FALSE_ALARM, ChiSquare, DistributionTest, Draws, compare, draw, judge, measure, rank
 from tiny import random_prompts, tiny_draft, tiny_target
 
 PROMPT = random_prompts(1, seed=4)[0]
@@ -62,24 +62,25 @@ def test_ranks_fill_the_unit_interval_exactly():
 def test_a_prefix_is_cut_into_cells_of_enough_expected_counts():
     p = torch.tensor([0.3, 0.3, 0.2, 0.1, 0.05, 0.05], dtype=torch.float64)
     # Expected: 30, 30, 20, 10, and 10 in the two last.
-    assert compare(p, Counter({0: 30, 1: 30, 2: 20, 3: 10, 4: 5, 5: 5})) == Statistic(pytest.approx(0.0), 4)
-    assert compare(p, Counter({0: 20, 1: 40, 2: 20, 3: 10, 4: 10})) == Statistic(pytest.approx(100 / 30 + 100 / 30), 4)
+    assert compare(p, Counter({0: 30, 1: 30, 2: 20, 3: 10, 4: 5, 5: 5})) == ChiSquare(pytest.approx(0.0), 4)
+    assert compare(p, Counter({0: 20, 1: 40, 2: 20, 3: 10, 4: 10})) == ChiSquare(pytest.approx(100 / 30 + 100 / 30), 4)
     # Of 20: the two first fill a cell, and of the four others too little is expected for one.
     assert compare(p, Counter({0: 20})).freedom == 0
     # Tokens beyond the most probable ones count in the tail.
     many = torch.full((1000,), 1e-3, dtype=torch.float64)
-    assert compare(many, Counter({999: 100})) == Statistic(0.0, 0)
+    assert compare(many, Counter({999: 100})) == ChiSquare(0.0, 0)
 
 
 def test_the_chance_is_chi_squares():
-    assert Statistic(3.841459, 1).chance == pytest.approx(0.05, abs=1e-6)  # from any table
-    assert Statistic(37.697, 15).chance == pytest.approx(0.001, abs=1e-6)
-    assert Statistic(5.0, 0).chance == 1.0
+    assert ChiSquare(3.841459, 1).chance == pytest.approx(0.05, abs=1e-6)  # from any table
+    assert ChiSquare(37.697, 15).chance == pytest.approx(0.001, abs=1e-6)
+    assert ChiSquare(5.0, 0).chance == 1.0
 
 
 @pytest.mark.parametrize("chances", [(float("nan"), 0.5), (0.5, float("nan"))])
 def test_a_nan_is_no_verdict_of_losslessness(chances):
-    assert not DistributionTest(1, 1, 1, *chances).lossless
+    ranks, prefixes = chances
+    assert not DistributionTest(completions=1, tokens=1, prefixes=1, ranks_chance=ranks, prefixes_chance=prefixes).lossless
 
 
 # --- real draws -------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def test_the_order_of_texts_and_the_size_of_chunks_do_not_matter(monkeypatch):
     target = peaked()
     texts = sampled(target.model, 60, 4, 1.0, 3)
     whole = measure(target, PROMPT, texts, 1.0, 0)
-    monkeypatch.setattr("pard2.verify.sampling_audit._LOGITS", 7 * 4 * target.vocab_size)
+    monkeypatch.setattr("pard2.verify.distribution._LOGITS", 7 * 4 * target.vocab_size)
     pieces = measure(target, PROMPT, texts, 1.0, 0)
     assert pieces.ranks == pytest.approx(whole.ranks, abs=1e-5) and pieces.by_prefix.freedom == whole.by_prefix.freedom
     assert pieces.by_prefix.value == pytest.approx(whole.by_prefix.value, rel=1e-4)

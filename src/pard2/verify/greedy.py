@@ -1,8 +1,10 @@
-"""Is the engine lossless here? Its greedy text, alone and in batches, held against the target itself (METHOD: section 6).
+"""Is greedy decoding lossless here? The engine's text, of prompts decoded alone and in batches, checked
+against its target (METHOD: section 6).
 
-In float32 the tokens must equal those of transformers' own greedy `generate`. In half precision a pass over one row
-and a pass over several differ in the last bits, so a near-tie may flip without any fault: there the emitted
-text is run through the target once more, and every token must be the most probable one or nearly so.
+In float32 the tokens must equal those of transformers' own greedy `generate`. In half precision a pass over
+one token and a pass over several differ in the last bits, so that a near-tie may be decided either way
+without any fault. There the emitted text is run through the target once more, and every token must be the
+most probable one or nearly so.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,20 +20,25 @@ from pard2.errors import Pard2Error
 from pard2.kernels.packed import PackedLinear
 from pard2.models.target import Target
 
-# Proposals that must have been accepted before a test says "lossless": one that was wrong in one place of seven would have shown, 95 times of 100.
+# Proposals that must have been accepted before a check says "lossless". An engine that accepts one wrong
+# proposal in seven is found by 20 of them 95 times in 100.
 FEWEST_ACCEPTED = 20
 # Two last bits of a bfloat16 logit between 16 and 32, about the size of a chat model's largest ones.
 NEAR_TIE = 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptAudit:
-    """The verdict on one decoding of one prompt.
+    """What the check of one decoding of one prompt found.
 
-    together: decoded in a batch with the other prompts, not alone. first_difference: the first new token (from 0) that is not what
-    the target says; None if none. near_ties: tokens that were not the target's first choice but within the tolerance of it.
-    largest_gap: logits that the worst token lay behind the first choice. acceptance_length, proposed, judged, accepted: of the decoding that
-    was audited, see `Stats`. Equality knows no near-ties, and says 0 for both.
+    together: whether it was decoded in a batch with the other prompts; otherwise alone.
+    prompt_tokens, new_tokens: how many tokens the prompt and the answer have.
+    first_difference: index of the first new token that is not what the target says; None if there is none.
+    near_ties: tokens that were not the target's first choice but within the tolerance of it; 0 where
+        equality is asked.
+    largest_gap: logits between the first choice and the token furthest behind it; 0 where equality is
+        asked.
+    acceptance_length, proposed, judged, accepted: of this decoding, as in `Stats`.
     """
 
     together: bool
@@ -50,13 +57,28 @@ class PromptAudit:
         return self.first_difference is None
 
 
+@dataclass(frozen=True)
+class _Differences:
+    """As in `PromptAudit`."""
+
+    first: int | None
+    near_ties: int = 0
+    largest_gap: float = 0.0
+
+
 def audit(
     engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int, near_tie: float = NEAR_TIE, together: bool = False
 ) -> Iterator[PromptAudit]:
-    """Decode each prompt and hold the result against the target, by equality in float32 and by near-ties otherwise.
+    """Decode each prompt and check the text against the target: by equality in float32, else by near-ties.
 
-    prompts: token ids. near_tie: the largest gap, in logits, between a token and the target's first choice that rounding may explain.
-    together: after each alone, decode all of them once more in batches. Raises `Pard2Error` where a decoding fails.
+    engine: decodes; its target is the judge.
+    prompts: token ids.
+    max_new_tokens: of each answer.
+    near_tie: the largest gap, in logits, between a token and the target's first choice that rounding may
+        explain.
+    together: after each prompt alone, decode all of them once more in batches.
+
+    Raises `Pard2Error` where a decoding fails.
     """
     exact = demands_equality(engine.target)
     references: list[list[int] | None] = []
@@ -76,16 +98,26 @@ def _check(
     if completion.error is not None:
         raise Pard2Error(completion.error)
     if reference is not None:
-        different, ties, gap = first_difference(completion.token_ids, reference), 0, 0.0
+        found = _Differences(first_difference(completion.token_ids, reference))
     else:
-        different, ties, gap = _teacher_forced(target, ids, completion, max_new_tokens, near_tie)
-    s = completion.stats
-    found = len(completion.token_ids), different, ties, gap
-    return PromptAudit(together, len(ids), *found, s.acceptance_length, s.proposed, s.judged, s.accepted)
+        found = _teacher_forced(target, ids, completion, max_new_tokens, near_tie)
+    stats = completion.stats
+    return PromptAudit(
+        together=together,
+        prompt_tokens=len(ids),
+        new_tokens=len(completion.token_ids),
+        first_difference=found.first,
+        near_ties=found.near_ties,
+        largest_gap=found.largest_gap,
+        acceptance_length=stats.acceptance_length,
+        proposed=stats.proposed,
+        judged=stats.judged,
+        accepted=stats.accepted,
+    )
 
 
 def demands_equality(target: Target) -> bool:
-    """True for a target that computes in float32 with float32 weights; packed layers hold half-precision ones."""
+    """Whether a target computes in float32 with float32 weights; packed layers hold half-precision ones."""
     packed = any(isinstance(module, PackedLinear) for module in target.model.modules())
     return target.model.dtype == torch.float32 and not packed
 
@@ -115,23 +147,23 @@ def greedy_reference(target: Target, prompt: list[int], max_new_tokens: int) -> 
     return output[0, len(prompt) :].tolist()
 
 
-def _teacher_forced(target: Target, prompt: list[int], completion: Completion, max_new_tokens: int, near_tie: float) -> tuple[int | None, int, float]:
-    """First wrong token, number of near-ties and the largest gap of a completion."""
+def _teacher_forced(target: Target, prompt: list[int], completion: Completion, max_new_tokens: int, near_tie: float) -> _Differences:
+    """Check a completion by one pass of the target over prompt and answer."""
     emitted = completion.token_ids
-    # The last token is read by nobody.
+    # The last token is not fed: nothing follows it.
     tokens = torch.tensor([prompt + emitted[:-1]], device=target.device)
     logits = target.forward(tokens, num_logits=len(emitted)).logits
     assert logits is not None
     gaps = gaps_to_first_choice(logits[0], torch.tensor(emitted, device=target.device))
-    wrong = [i for i, gap in enumerate(gaps) if not gap <= near_tie]
+    wrong = [i for i, gap in enumerate(gaps) if not gap <= near_tie]  # `gap > near_tie` would let a NaN pass
     ended = _wrong_ending(target, prompt, completion, max_new_tokens)
     if ended is not None:
         wrong.append(ended)
-    return min(wrong, default=None), sum(0 < gap <= near_tie for gap in gaps), max(gaps)
+    return _Differences(min(wrong, default=None), sum(0 < gap <= near_tie for gap in gaps), max(gaps))
 
 
 def gaps_to_first_choice(logits: Tensor, tokens: Tensor) -> list[float]:
-    """How far each token's logit lies behind the largest, 0 for a first choice. logits: [T, V]; tokens: [T]."""
+    """How far the logit of each token [T] lies behind the largest of logits [T, V]; 0 for a first choice."""
     logits = logits.float()
     return (logits.max(-1).values - logits.gather(-1, tokens[:, None])[:, 0]).tolist()
 

@@ -10,7 +10,7 @@ from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.kernels.weight_format import convert_linears
 from pard2.models.target import Target
-from pard2.verify.audit import audit, demands_equality, first_difference, gaps_to_first_choice, greedy_reference
+from pard2.verify.greedy import audit, demands_equality, first_difference, gaps_to_first_choice, greedy_reference
 from tiny import greedy, perfect_draft, random_prompts, set_eos, tiny_draft, tiny_model, tiny_target
 
 
@@ -98,7 +98,7 @@ def test_near_ties_are_counted_and_bounded():
 def test_a_nan_is_no_near_tie(monkeypatch):
     """`gap > tolerance` is false for NaN; a broken model must not pass."""
     target = half_precision(tiny_target())
-    monkeypatch.setattr("pard2.verify.audit.gaps_to_first_choice", lambda logits, tokens: [float("nan")] * len(tokens))
+    monkeypatch.setattr("pard2.verify.greedy.gaps_to_first_choice", lambda logits, tokens: [float("nan")] * len(tokens))
     (one,) = audit(Engine(target), random_prompts(1), 4)
     assert one.first_difference == 0
 
@@ -107,7 +107,7 @@ def test_a_decoding_that_fails_is_no_difference_but_an_error():
     target = half_precision(tiny_target())
     with torch.no_grad():
         target.model.lm_head.weight[3] = float("nan")
-    with pytest.raises(Pard2Error, match="NaN.*--dtype float32"):
+    with pytest.raises(Pard2Error, match="NaN.*`dtype` float32"):
         list(audit(Engine(target), random_prompts(1), 4))
 
 
