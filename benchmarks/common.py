@@ -61,7 +61,7 @@ def suite_prompts(paths: Sequence[Path], target: Target, most: int) -> dict[str,
 def training_pair(shape: str, layers: int, draft_tokens: int, share_vocabulary: bool, device: str | None) -> tuple[Target, Draft]:
     """A target and a fresh float32 draft to train: the embedded pair, or random weights in the shape of another."""
     if shape == "smollm2":
-        target = load_target("smollm2", "float32", device, pack=False)
+        target = load_target("smollm2", "float32", device, weight_format="plain")
         draft = cut_draft(target, even_layers(layers, target.num_states - 1), 16, draft_tokens, shared_vocabulary=share_vocabulary)
     else:
         where = parse_device(device)
@@ -70,7 +70,6 @@ def training_pair(shape: str, layers: int, draft_tokens: int, share_vocabulary: 
         target = Target(random_model(target_shape, 8192, dtype, where), name=shape)
         lm = Draft(random_model(draft_shape, 8192, torch.float32, where), None, name=f"{shape} draft")
         draft = as_parallel_draft(lm, target, target.vocab_size - 1, draft_tokens, None, DEFAULT_SCALE)
-    target.capture(draft.spec.target_layers)
     return target, draft.to(target.device).float().train().requires_grad_(True)
 
 

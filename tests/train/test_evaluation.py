@@ -11,7 +11,7 @@ from train_runs import CONVERSATIONS, assert_bit_for_bit, prepare, row_loss, sav
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams, Stats
-from pard2.checkpoints.checkpoint import save_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig, OptimizerConfig
 from pard2.data.chat import Example, prompt_ids
 from pard2.engine.request import Completion
@@ -71,7 +71,6 @@ def take_steps(target: Target, draft: Draft, optimizer: Optimizer, count: int) -
     (completion,) = Engine(target).generate([prompt], SamplingParams(max_tokens=30))
     example = Example("0", prompt + completion.token_ids, [False] * len(prompt) + [True] * len(completion.token_ids))
     objective = ObjectiveConfig(draft_tokens=K, feature_drop=0.0)
-    target.capture(draft.spec.target_layers)
     for step in range(count):
         prepared = prepare(target, [example], objective, seed=step)
         out = row_loss(draft, target, prepared, objective)

@@ -39,7 +39,7 @@ class Run:
         train(self.config, quiet)
 
     def prepare(self, conversations: list[tuple[str, str]]) -> None:
-        target = load_target(str(self.model), "float32", "cpu", pack=False)
+        target = load_target(str(self.model), "float32", "cpu", weight_format="plain")
         source = write_records(self.folder / "raw.jsonl", conversations)
         data = self.config.data
         examples = load_examples([str(source)], target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)

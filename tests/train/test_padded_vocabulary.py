@@ -6,8 +6,9 @@ from train_runs import CONVERSATIONS, prepare, row_loss, write_records
 
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.pruning import as_parallel_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example, prompt_ids
 from pard2.models.draft import Draft
@@ -32,7 +33,6 @@ def test_weights_are_of_all_the_targets_tokens_and_the_loss_of_the_common_ones(o
     if not kernels:
         monkeypatch.setattr("pard2.objective.chunked_loss.has_kernels", lambda _states: False)
     target = tiny_target(vocab=of_target)
-    target.capture((-1, -2))
     draft = as_parallel_draft(tiny_lm_draft(vocab=of_draft), target, MASK, 3, (-1, -2)).requires_grad_(True)
     with torch.no_grad():
         torch.manual_seed(1)
@@ -107,11 +107,11 @@ def test_a_sibling_of_another_padding_trains_decodes_and_is_accepted(of_target, 
         loop={"steps": 40, "save_every": 100},
     )
     meta_pair(config)
-    untrained = as_parallel_draft(load_draft(str(tmp_path / "lm"), target, torch.float32, pack=False), target, MASK_ID, 4, (-1, -2))
+    untrained = as_parallel_draft(load_draft(str(tmp_path / "lm"), target, torch.float32, weight_format="plain"), target, MASK_ID, 4, (-1, -2))
     save_draft(untrained, tmp_path / "untrained")
     accepted = []
     for directory in (tmp_path / "untrained", train(config, quiet)):
-        draft = load_draft(str(directory), target, torch.float32, pack=False)
+        draft = load_draft(str(directory), target, torch.float32, weight_format="plain")
         assert draft.vocab_size == of_draft and draft.spec.mask_token == MASK_ID
         outputs = list(Engine(target, draft, "pard2-td", 4).generate(prompts, SamplingParams(max_tokens=12)))
         assert [out.token_ids for out in outputs] == greedy

@@ -7,7 +7,8 @@ import torch
 from train_runs import Prepared, prepare, row_loss
 
 from pard2 import Engine, SamplingParams, Stats
-from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.engine.drafters.parallel import ParallelDrafter
@@ -79,7 +80,6 @@ def test_decoding_proposes_what_training_trained(architecture, attention, method
         Example(str(n), prompt + c.token_ids, [False] * len(prompt) + [True] * len(c.token_ids))
         for n, (prompt, c) in enumerate(zip(prompts, completions, strict=True))
     ]
-    target.capture(draft.spec.target_layers)
     prepared = prepare(target, examples, ALL.model_copy(update={"feature_drop": float(method == "pard2-ti")}))
     guesses = trained_guesses(draft, prepared, attention)
     texts = {tuple(e.token_ids[: length + 1]): (document, length) for document, e in enumerate(examples) for length in range(len(e.token_ids))}
@@ -121,7 +121,6 @@ def test_training_raises_what_decoding_accepts():
     draft = tiny_draft(target, [1], draft_tokens=K, projection=0.0)
     before = {method: acceptance_length(target, draft, prompts, method) for method in ("pard2-td", "pard2-ti")}
 
-    target.capture(draft.spec.target_layers)
     draft.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=5e-3, weight_decay=0.0)
     losses = []

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_runs import prepare, row_loss, write_records
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
-from pard2.checkpoints.checkpoint import save_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.meta import meta_draft, meta_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig, TrainConfig
 from pard2.data.chat import Example
 from pard2.data.corpus import Examples, ExamplesBuilder
@@ -46,7 +46,6 @@ def corpus(examples: Sequence[Example]) -> Examples:
 
 def pair(architecture: str, layers: int = 2, hidden: int = 64, **shape: int) -> tuple[Target, Draft]:
     target = Target(tiny_model(architecture, layers=layers, hidden=hidden, **({"vocab": VOCABULARY} | shape)), byte_tokenizer(), "tiny")
-    target.capture(LAYERS)
     return target, cut_draft(target, list(range(layers)), MASK_ID, 6, LAYERS).float()
 
 
@@ -155,7 +154,7 @@ def test_a_dry_run_plans_another_run_than_the_run_itself(config, draft, tmp_path
     config = config.model_copy(update={"draft": config.draft.model_copy(update=draft)})
     dry = dry_run(config)
     assert not (tmp_path / "new").exists()
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     loaded = initial_draft(config, target)
     examples = corpus([Example(str(i), [1] * n, [True] * n) for i, n in enumerate((50, 60))])
     wet = make_plan(config, target, loaded, examples)
@@ -205,7 +204,7 @@ def test_an_option_leaves_the_plan_as_it_was(config):
 
 def test_a_dry_run_loads_the_weights_of_the_draft_that_it_starts_from(config, tmp_path):
     """A small LM and a PARD-2 draft, with their weight files gone."""
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     whole = initial_draft(config, target)
     ordinary = Draft(whole.lm, None, None, target.tokenizer, "lm")
     for name, draft in (("pard2", whole), ("lm", ordinary)):

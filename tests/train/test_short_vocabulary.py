@@ -4,9 +4,9 @@ import pytest
 import torch
 from train_runs import prepare, row_loss
 
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
 from pard2.data.corpus import ExamplesBuilder
@@ -25,7 +25,6 @@ CONVERSATION = Example("0", [2, 9, 4, 8, 20, 7, 30, 16, 44], [False, False, True
 
 def pair():
     target = tiny_target()
-    target.capture((-1, -2))
     draft = cut_draft(target, [1], MASK, 3, (-1, -2), shared_vocabulary=True, vocabulary=CHOSEN)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_a_run_trains_saves_and_goes_on_with_its_vocabulary(make_config, quiet, 
     draft = {"share_vocabulary": True, "standardise_features": True, "vocabulary_size": 24}
     config = make_config(draft=draft, loop={"steps": 8})
     directory = train(config, quiet)
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     first = load_draft(str(directory), target, torch.float32)
     assert len(first.short_head.token_ids) == 24
     more = {"layers": None, "path": str(directory), **draft}
@@ -117,7 +116,7 @@ def test_a_larger_size_than_that_of_the_draft_to_start_from_adds_tokens(make_con
     draft = {"layers": None, "path": str(first), "share_vocabulary": True, "vocabulary_size": 40}
     more = make_config(draft=draft, loop={"output": str(tmp_path / "more"), "steps": 1})
     second = train(more, quiet)
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     before, after = (load_draft(str(directory), target, torch.float32).short_head for directory in (first, second))
     assert len(after.token_ids) == 40 and set(before.token_ids.tolist()) < set(after.token_ids.tolist())
     assert after.weight.equal(target.model.get_output_embeddings().weight[after.token_ids])

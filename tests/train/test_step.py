@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from train_runs import Prepared, prepare, row_loss
+from train_runs import LAYERS, Prepared, prepare, row_loss
 
 from pard2.config import ObjectiveConfig
 from pard2.data.chat import Example
@@ -18,12 +18,6 @@ def example(length: int, seed: int = 0, answers: tuple[range, ...] = ()) -> Exam
     return Example(str(seed), tokens, [any(i in answer for answer in answers) if answers else i > 0 for i in range(length)])
 
 
-def captured() -> Target:
-    target = tiny_target()
-    target.capture((-1, -2))
-    return target
-
-
 def weights_by_slot(prepared: Prepared) -> dict[tuple[int, int, int], float]:
     """(document, anchor, depth) of every trained slot, and its weight."""
     row = prepared.row
@@ -34,7 +28,7 @@ def weights_by_slot(prepared: Prepared) -> dict[tuple[int, int, int], float]:
 @pytest.mark.parametrize("first", [1, 0])
 def test_trained_slots_and_weights_are_those_of_a_loop(first):
     """Two answers in a document, and packed documents, of which one may be all answer: nothing predicts a prompt or a first token."""
-    target = captured()
+    target = tiny_target()
     examples = [example(9, 1, (range(2, 5), range(6, 9))), example(5, 2, (range(first, 4),)), example(4, 3, (range(3, 4),))]
     expected = {}
     for document, e in enumerate(examples):
@@ -54,10 +48,10 @@ def test_trained_slots_and_weights_are_those_of_a_loop(first):
 
 def test_features_and_states_are_those_of_each_document_alone():
     """Right padding and neighbours must not show."""
-    target = captured()
+    target = tiny_target()
     examples = [example(4, 1), example(9, 2), example(6, 3)]
     states = prepare(target, examples, ALL).states
-    alone = [target.forward(torch.tensor([e.token_ids])) for e in examples]
+    alone = [target.forward(torch.tensor([e.token_ids]), layers=LAYERS) for e in examples]
     torch.testing.assert_close(states.features, torch.cat([o.features[0] for o in alone]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(states.last_state, torch.cat([o.last_state[0] for o in alone]), rtol=1e-4, atol=1e-4)
 
@@ -75,7 +69,7 @@ def gradients(draft, target: Target, rows: list[Prepared]) -> tuple[float, dict[
 @pytest.mark.parametrize("feature_drop", [0.0, 1.0])
 def test_documents_packed_in_a_row_train_as_rows_of_their_own(feature_drop):
     """Also: a global batch is one sum over its weights, however it is split into rows."""
-    target = captured()
+    target = tiny_target()
     draft = tiny_draft(target, projection=0.5).requires_grad_(True)
     examples = [example(8, 1), example(5, 2, (range(2, 5),))]
     objective = ALL.model_copy(update={"feature_drop": feature_drop})
@@ -91,7 +85,7 @@ def test_documents_packed_in_a_row_train_as_rows_of_their_own(feature_drop):
 
 def test_a_document_that_lost_its_features_is_target_independent():
     """No gradient for the projection, and the loss of a draft that has none, whatever shares the row."""
-    target = captured()
+    target = tiny_target()
     draft = tiny_draft(target).requires_grad_(True)
     prepared = prepare(target, [example(8)], ALL.model_copy(update={"feature_drop": 1.0}))
     loss, found = gradients(draft, target, [prepared])
@@ -113,7 +107,7 @@ def test_documents_lose_their_features_each_by_itself():
 
 def test_a_target_as_its_own_draft_has_no_divergence_at_depth_zero():
     """A teacher row one place off would show here."""
-    target = captured()
+    target = tiny_target()
     draft = tiny_draft(target, projection=0.0)
     prepared = prepare(target, [example(9), example(7, 2)], ObjectiveConfig(draft_tokens=1))
     out = row_loss(draft, target, prepared, ALL)
@@ -122,7 +116,7 @@ def test_a_target_as_its_own_draft_has_no_divergence_at_depth_zero():
 
 def test_dropping_keeps_the_first_depths():
     """COD thins masks, never real tokens."""
-    target = captured()
+    target = tiny_target()
     e = example(40)
     whole, thinned = (prepare(target, [e], objective) for objective in (ALL, ObjectiveConfig(draft_tokens=4, retention=0.5, min_retention=0.1)))
     assert sum(d == 0 for _, _, d in weights_by_slot(thinned)) == sum(d == 0 for _, _, d in weights_by_slot(whole))
@@ -132,7 +126,7 @@ def test_dropping_keeps_the_first_depths():
 
 def test_a_chain_across_two_turns_is_weighed_by_the_template_between_them():
     """The block's tokens before the predicted one all count, though nobody learns to say those between two answers."""
-    target = captured()
+    target = tiny_target()
     e = example(12, 4, (range(3, 5), range(6, 9)))
     weights = weights_by_slot(prepare(target, [e], ALL.model_copy(update={"anchors": "all"})))
     logprobs = target.model(torch.tensor([e.token_ids])).logits[0].log_softmax(-1)

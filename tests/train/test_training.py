@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from train_runs import CONVERSATIONS, Prepared, assert_bit_for_bit, newest, row_loss, save_target, write_records
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.data.chat import Example
 from pard2.data.features import joined, online_states
 from pard2.errors import Pard2Error
@@ -83,12 +84,11 @@ def test_the_gradient_is_that_of_the_mean(make_config, quiet):
     """Sums are divided by the batch's weights last of all; left out, the learning rate would mean something else for every batch."""
     config = make_config(data={"row_length": 160}, objective={"feature_drop": 0.0}, optimizer={"clip": 1e9}, loop={"steps": 1, "rows_per_step": 1})
     train(config, quiet)
-    target = load_target(config.target.name, "float32", "cpu", pack=False)
+    target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     draft = initial_draft(config, target).train()
-    target.capture(draft.spec.target_layers)
     examples = run_examples(config, target, draft)
     row = Rows(examples, examples.lengths, 160, config.objective, config.loop.seed).row(0)
-    packed = joined(online_states(target, row.examples))
+    packed = joined(online_states(target, row.examples, draft.spec.target_layers))
     out = row_loss(draft, target, Prepared(row, packed, trained_slots(row, packed, Teacher.of(target, draft), config.objective)), config.objective)
     (out.loss / out.weight).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None])

@@ -39,6 +39,9 @@ def write_records(path: Path, conversations: list[tuple[str, str]]) -> Path:
     return path
 
 
+LAYERS = (-1, -2)  # whose hidden states make the features of `tiny_draft`, too
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A row, and what the target says about it; of a row alone, without a target, only `row`."""
@@ -49,11 +52,12 @@ class Prepared:
 
 
 def prepare(target: Target | None, examples: list[Example], objective: ObjectiveConfig, seed: int = 0, teacher: Teacher | None = None) -> Prepared:
+    """A row of these conversations. The target's features are those of `LAYERS`."""
     teacher = teacher or (None if target is None else Teacher(target.head, None))
     row = lay_out(examples, objective, torch.Generator().manual_seed(seed), None if teacher is None else teacher.places)
     if target is None or teacher is None:
         return Prepared(row)
-    states = joined(online_states(target, examples))
+    states = joined(online_states(target, examples, LAYERS))
     return Prepared(row, states, trained_slots(row, states, teacher, objective))
 
 

@@ -28,8 +28,8 @@ def joined(documents: Sequence[DocumentStates]) -> DocumentStates:
     return DocumentStates(torch.cat([d.features for d in documents]), torch.cat([d.last_state for d in documents]))
 
 
-def online_states(target: Target, examples: Sequence[Example]) -> list[DocumentStates]:
-    """States of these conversations, in their order. The target must have been told which hidden states to `capture`.
+def online_states(target: Target, examples: Sequence[Example], layers: Sequence[int]) -> list[DocumentStates]:
+    """States of these conversations, in their order. layers: one at least, those whose hidden states make a feature.
 
     Conversations of like length share a pass, padded on the right, where no token before can see it. Their states are those that each would
     have alone but for rounding.
@@ -39,8 +39,8 @@ def online_states(target: Target, examples: Sequence[Example]) -> list[DocumentS
         padded = torch.zeros(len(batch), max(len(examples[i].token_ids) for i in batch), dtype=torch.long)
         for row, index in enumerate(batch):
             padded[row, : len(examples[index].token_ids)] = torch.tensor(examples[index].token_ids)
-        output = target.forward(padded.to(target.device), num_logits=0)
-        assert output.features is not None, "the target captures no hidden states"
+        output = target.forward(padded.to(target.device), num_logits=0, layers=layers)
+        assert output.features is not None, "no hidden states were asked for"
         for row, index in enumerate(batch):
             length = len(examples[index].token_ids)
             found[index] = DocumentStates(output.features[row, :length], output.last_state[row, :length])

@@ -45,28 +45,30 @@ class StateCache:
         cls,
         directory: str | Path,
         target: Target,
+        layers: Sequence[int],
         on_missing: Literal["generate", "skip", "raise"] = "generate",
         on_generate: Literal["keep", "delete"] = "keep",
     ) -> "StateCache":
-        """The cache in `directory`, which need not exist yet. The target captures its hidden states and is not packed.
+        """The cache in `directory`, which need not exist yet. layers: the hidden states that make a feature. The target's weights are plain.
 
         Raises `Pard2Error` for a directory of something else, a damaged shard, or states of another target, precision, layers,
         tokenizer or chat template.
         """
-        cache = cls(Path(directory), target, on_missing, on_generate == "keep")
+        target.check_layers(layers)
+        cache = cls(Path(directory), target, tuple(layers), on_missing, on_generate == "keep")
         cache._check_manifest()
         cache._shards.find()
         return cache
 
-    def __init__(self, directory: Path, target: Target, on_missing: str, keep: bool) -> None:
+    def __init__(self, directory: Path, target: Target, layers: tuple[int, ...], on_missing: str, keep: bool) -> None:
         """Use `open`."""
-        self.directory, self.target = directory, target
+        self.directory, self.target, self.layers = directory, target, layers
         self._on_missing, self._keep = on_missing, keep
-        self._identity = _identity(target)
+        self._identity = _identity(target, layers)
         self._pending: dict[bytes, StateRecord] = {}  # generated, on the CPU, not yet written
         self._pending_bytes, self._began = 0, 0.0
-        self._place = _last_state_place(target, target.feature_layers)
-        widths = {"features": len(target.feature_layers) * target.hidden_size} | ({"last_state": target.hidden_size} if self._place is None else {})
+        self._place = _last_state_place(target, layers)
+        widths = {"features": len(layers) * target.hidden_size} | ({"last_state": target.hidden_size} if self._place is None else {})
         self._shards = Shards(directory, hashlib.sha256(json.dumps(self._identity).encode()).hexdigest(), widths, target.model.dtype)
 
     def __enter__(self) -> "StateCache":
@@ -125,7 +127,7 @@ class StateCache:
 
     def generate(self, example: Example) -> DocumentStates:
         """Its states from the target; with `keep` they will be in the next shard. Raises `Pard2Error` if that cannot be written."""
-        (states,) = online_states(self.target, [example])
+        (states,) = online_states(self.target, [example], self.layers)
         if self._keep:
             if not self._pending:
                 self._began = time.monotonic()
@@ -149,7 +151,7 @@ class StateCache:
 
     def bytes_of(self, lengths: Sequence[int] | np.ndarray) -> int:
         """Bytes on disk of conversations of so many tokens."""
-        return cache_bytes(lengths, self.target, self.target.feature_layers, self.target.model.dtype)
+        return cache_bytes(lengths, self.target, self.layers, self.target.model.dtype)
 
     def check_room(self, needed: int) -> None:
         """Raises `Pard2Error` if so many bytes do not fit on the cache's disk."""
@@ -235,13 +237,13 @@ def _tokens(example: Example) -> np.ndarray:
     return np.array(example.token_ids, np.int32)
 
 
-def _identity(target: Target) -> dict[str, Any]:
+def _identity(target: Target, layers: Sequence[int]) -> dict[str, Any]:
     """What the states depend on beside the tokens; and the hashes of what made the tokens, which catch a mix-up before all are missing."""
     tokenizer = target.tokenizer
     return {
         "dtype": str(target.model.dtype).removeprefix("torch."),  # before the weights, which it rounds
         "weights": weights_hash(target.model),
-        "layers": [layer % target.num_states - target.num_states for layer in target.feature_layers],
+        "layers": [layer % target.num_states - target.num_states for layer in layers],
         "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer),
         "template": None if tokenizer is None else template_hash(tokenizer),
     }

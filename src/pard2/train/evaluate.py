@@ -50,7 +50,7 @@ def held_out_prompts(
 def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) -> list[dict[str, Any]]:
     """Acceptance and speed of a draft, greedy, in each mode that it has; target-dependent first.
 
-    prompts: of `held_out_prompts`. Returns, for each mode, what `acceptance` and `speed` do, in one dict. The target's choice of features is lost.
+    prompts: of `held_out_prompts`. Returns, for each mode, what `acceptance` and `speed` do, in one dict.
     """
     methods = ("pard2-ti",) if draft.projection is None else ("pard2-td", "pard2-ti")
     speeds = speed(target, draft, prompts[:TIMED_PROMPTS], methods, max_tokens)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.meta import meta_draft, meta_target
 from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
 from pard2.checkpoints.quantisation import check_quantisation
+from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.twin import check_decodable
 from pard2.config import TrainConfig
 from pard2.data.examples import Examples, load_examples
@@ -36,7 +36,7 @@ def meta_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draf
 
 
 def run_examples(config: TrainConfig, target: Target, draft: Draft) -> Examples:
-    """The run's conversations in the target's tokens; both models may be weightless.
+    """The run's conversations in the target's tokens; both models may be on the `meta` device.
 
     Raises as `load_examples` and `check_lengths` do.
     """
@@ -63,8 +63,8 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
     options = {"normalise_features": wanted.normalise_features, "mask_feature": wanted.learn_mask_feature}
     chosen = tuple(wanted.target_layers) if wanted.target_layers else None
     if wanted.path is not None:
-        weightless = target.device.type == "meta"
-        draft = meta_draft(wanted.path, target) if weightless else load_draft(wanted.path, target, torch.float32, pack=False)
+        on_meta = target.device.type == "meta"
+        draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
         check_quantisation(draft.lm.config, draft.name, plain=True)
         if draft.spec is None:
             draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, **options)

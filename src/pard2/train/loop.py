@@ -22,8 +22,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import TrainConfig
 from pard2.data.examples import Examples
 from pard2.data.features import DocumentStates, joined, online_states
@@ -88,7 +89,7 @@ class _Run:
         examples = run_examples(config, *pair)
         torch.manual_seed(config.loop.seed)
         with processes.main_first():
-            self.target = load_target(config.target.name, config.target.dtype, processes.device, pack=False)
+            self.target = load_target(config.target.name, config.target.dtype, processes.device, weight_format="plain")
             state = load_state(self.output / "checkpoints", config)
         processes.agree(
             0 if state is None else state.step, f"not every process sees the checkpoints in {self.output}; put loop.output on a disk that all share"
@@ -101,7 +102,6 @@ class _Run:
         self.draft.spec = replace(self.draft.spec, template_arguments=examples.arguments)
         attention = attention_kind(config.loop.attention, processes.device)
         check_compatibility(self.target, self.draft, examples, attention)
-        self.target.capture(self.draft.spec.target_layers)
         self.cache = self._open_cache()
         found = len(examples)
         if self.cache is not None:
@@ -141,14 +141,14 @@ class _Run:
     # --- data -------------------------------------------------------------------------------------
 
     def _open_cache(self) -> StateCache | None:
-        features = self.config.features
-        return None if features.cache is None else StateCache.open(features.cache, self.target, features.on_missing, features.on_generate)
+        features, layers = self.config.features, self.draft.spec.target_layers
+        return None if features.cache is None else StateCache.open(features.cache, self.target, layers, features.on_missing, features.on_generate)
 
     def _standardise(self, examples: Examples) -> None:
         if not self.config.draft.standardise_features:
             return
         some = [examples[i] for i in range(0, len(examples), max(1, len(examples) // _CALIBRATION_DOCUMENTS))][:_CALIBRATION_DOCUMENTS]
-        features = [states.features for states in online_states(self.target, some)]
+        features = [states.features for states in online_states(self.target, some, self.draft.spec.target_layers)]
         embedding_rms = float(self.draft.lm.get_input_embeddings().weight.float().square().mean().sqrt())
         self.draft.projection = StandardisedProjection(self.draft.projection, feature_std(features), self.draft.spec.scale, embedding_rms)
 
@@ -158,7 +158,9 @@ class _Run:
         return row, None if self.cache is None else self.cache.read(row.examples)
 
     def _states(self, row: PackedSequence, cached: list[DocumentStates | None] | None) -> DocumentStates:
-        return joined(online_states(self.target, row.examples) if self.cache is None else self.cache.complete(row.examples, cached))
+        if self.cache is not None:
+            return joined(self.cache.complete(row.examples, cached))
+        return joined(online_states(self.target, row.examples, self.draft.spec.target_layers))
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -326,9 +328,8 @@ class _Run:
         self.export()
         results: list[dict[str, Any]] | None = None
         if self.processes.is_main:
-            draft = load_draft(str(self.output / "draft"), self.target, self.target.model.dtype, pack=False)
+            draft = load_draft(str(self.output / "draft"), self.target, self.target.model.dtype, weight_format="plain")
             results = evaluate(self.target, draft, self.held_out, self.config.loop.evaluation_tokens)
-            self.target.capture(self.draft.spec.target_layers)
             warning = implausible(record["accuracy_by_depth"], results)
             if warning:
                 self.console.print(f"[bold yellow]warning:[/] {warning}")

@@ -134,7 +134,7 @@ def run_steps(config: TrainConfig, rows: int) -> int:
 
 
 def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examples, measure: bool = False, not_cached: int = 0) -> Plan:
-    """The plan of one process that does all the work. The models may be weightless. measure: let the device multiply for half a second.
+    """The plan of one process that does all the work. The models may be on the `meta` device. measure: let the device multiply for half a second.
 
     not_cached: conversations that are not in `examples`, since the run's cache lacks them.
     """
