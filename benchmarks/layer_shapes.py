@@ -90,20 +90,18 @@ def weight_bytes(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def measure_batch(args: argparse.Namespace, target: Target, draft: Draft, size: int, longest: int, floors: dict[str, float]) -> list[dict]:
-    device, vocabulary = target.device, target.vocab_size - 1
+    device = target.device
     target_pass = passes(target.config, target.decoder_dtype, size, longest, args.context, device)
     draft_pass = passes(draft.config, draft.decoder_dtype, size, longest, args.context, device)
     layers = draft.spec.target_layers
 
     def run_target(batch: TokenBatch, features: bool) -> None:
-        ids = torch.randint(0, vocabulary, (batch.rows,), device=device)
-        target.run(ids, batch, torch.arange(batch.rows, device=device), layers if features else ())
+        target.run(batch, torch.arange(batch.num_tokens, device=device), layers if features else ())
 
     def run_draft(batch: TokenBatch, k: int) -> None:
-        ids = torch.randint(0, vocabulary, (batch.rows,), device=device)
-        features = torch.randn(batch.rows, draft.spec.target_dim, dtype=draft.decoder_dtype, device=device)
-        rows = torch.arange(batch.rows, device=device).view(size, -1)[:, -k:].flatten()
-        draft.run(ids, features, batch, rows)
+        features = torch.randn(batch.num_tokens, draft.spec.target_dim, dtype=draft.decoder_dtype, device=device)
+        rows = torch.arange(batch.num_tokens, device=device).view(size, -1)[:, -k:].flatten()
+        draft.run(batch, features, rows)
 
     work: dict[tuple[str, int], Callable[[], float]] = {("plain", 0): lambda: seconds(lambda: run_target(target_pass(1), False), device)}
     for k in args.ks:
@@ -149,8 +147,13 @@ def passes(config: LlamaConfig, dtype: torch.dtype, size: int, longest: int, con
     for layer in range(config.num_hidden_layers):
         for buffer in cache.layer(layer, config.num_key_value_heads, config.head_dim, config.head_dim, like):
             buffer.zero_()
-    extents = [cache.reserve(longest) for _ in range(size)]
-    return lambda rows: TokenBatch(cache, [QuerySpan(extent, context, rows) for extent in extents], device)
+    regions = [cache.reserve(longest) for _ in range(size)]
+
+    def new_pass(tokens: int) -> TokenBatch:
+        spans = [QuerySpan(region, context, tokens) for region in regions]
+        return TokenBatch(cache, spans, torch.randint(0, config.vocab_size - 1, (size * tokens,), device=device))
+
+    return new_pass
 
 
 def run_engines(args: argparse.Namespace, target: Target, draft: Draft, size: int, longest: int) -> dict[int, dict]:

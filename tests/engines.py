@@ -56,7 +56,7 @@ def record_proposals(engine: Engine) -> list[list[int]]:
 def is_empty(engine: Engine) -> bool:
     """Whether nothing is left in it: no request, no sequence, not a row of the target's cache nor of the draft's."""
     drafter = engine._batch._drafter
-    drafts_free = engine.method == "ar" or drafter.cache.free == drafter.cache.positions  # type: ignore[attr-defined]
+    drafts_free = engine.method == "ar" or drafter.cache.free == drafter.cache.num_places  # type: ignore[attr-defined]
     return engine.idle and not engine._batch.sequences and engine.free_cache_tokens == engine.cache_tokens and drafts_free
 
 

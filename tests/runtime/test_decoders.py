@@ -17,7 +17,6 @@ from tiny import tiny_model
 
 LEAN = ["llama", "qwen2", "qwen3", "mistral"]
 LAYERS = (-1, 0, 1, -2)
-CPU = torch.device("cpu")
 
 
 def rough(architecture, **extra):
@@ -50,8 +49,8 @@ def run(decoder, texts, pieces, layers=LAYERS):
         counts = [min(piece, len(text) - done) for piece, text, done in zip(pieces, texts, past, strict=True)]
         going = [n for n, count in enumerate(counts) if count]
         ids = torch.tensor([token for n in going for token in texts[n][past[n] : past[n] + counts[n]]])
-        batch = TokenBatch(cache, [QuerySpan(extents[n], past[n], counts[n]) for n in going], CPU)
-        output = decoder.run(batch, ids, None, torch.arange(len(ids)), layers)
+        batch = TokenBatch(cache, [QuerySpan(extents[n], past[n], counts[n]) for n in going], ids)
+        output = decoder.run(batch, None, torch.arange(len(ids)), layers)
         for n, rows, states in zip(going, *(x.split([counts[n] for n in going]) for x in (output.logits, output.features)), strict=True):
             logits[n].append(rows)
             features[n].append(states)
@@ -80,13 +79,13 @@ def test_only_the_rows_asked_for_get_logits(architecture):
     model = rough(architecture)
     decoder = new_decoder(model, "mine", HiddenStateRecorder(model))
     assert isinstance(decoder, LlamaDecoder) == (architecture == "llama")
-    batch = lambda: TokenBatch(cache := KVCache(3, 5), [QuerySpan(cache.reserve(5), 0, 5)], CPU)  # noqa: E731
+    batch = lambda: TokenBatch(cache := KVCache(3, 5), [QuerySpan(cache.reserve(5), 0, 5)], ids)  # noqa: E731
     ids = torch.tensor([5, 9, 2, 7, 1])
     with torch.no_grad():
-        whole = decoder.run(batch(), ids, None, torch.arange(5))
-        some = decoder.run(batch(), ids, None, torch.tensor([4, 1]))
-        embedded = decoder.run(batch(), None, model.get_input_embeddings()(ids), torch.arange(5), (-1,))
-        none = decoder.run(batch(), ids, None, None, (-1,))
+        whole = decoder.run(batch(), None, torch.arange(5))
+        some = decoder.run(batch(), None, torch.tensor([4, 1]))
+        embedded = decoder.run(batch(), model.get_input_embeddings()(ids), torch.arange(5), (-1,))
+        none = decoder.run(batch(), None, None, (-1,))
     assert whole.features is None and none.logits is None
     torch.testing.assert_close(some.logits, whole.logits[[4, 1]], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(embedded.logits, whole.logits, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ from pard2.errors import Pard2Error
 from pard2.runtime.graphs import GraphedDecoder
 from pard2.runtime.kv_cache import KVCache
 from pard2.runtime.llama_decoder import LlamaDecoder
-from pard2.runtime.padded_batch import PaddedBatch
+from pard2.runtime.padded_batch import PaddedBatch, PaddedShape
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 from tiny import greedy, random_prompts, tiny_draft, tiny_target
 
@@ -52,12 +52,12 @@ def test_a_damaged_past_of_a_neighbour_reaches_nobody():
     cache = KVCache(2, 64)
     mine, other = cache.reserve(20), cache.reserve(20)
     prompt = torch.tensor([5, 17, 3])
-    clean = decoder.run(TokenBatch(cache, [QuerySpan(mine, 0, 3)], target.device), prompt, None, torch.arange(3)).logits
+    clean = decoder.run(TokenBatch(cache, [QuerySpan(mine, 0, 3)], prompt), None, torch.arange(3)).logits
     for number in range(2):
         for buffer in cache.layer(number, 2, 8, 8, clean):
             buffer[other.start : other.end] = torch.nan
             buffer[mine.start + 3 : mine.end] = torch.nan
-    again = decoder.run(TokenBatch(cache, [QuerySpan(mine, 0, 3)], target.device), prompt, None, torch.arange(3)).logits
+    again = decoder.run(TokenBatch(cache, [QuerySpan(mine, 0, 3)], prompt), None, torch.arange(3)).logits
     assert torch.equal(again, clean)
 
 
@@ -76,7 +76,7 @@ def test_an_output_outlives_the_next_replay():
     decoder, _ = graphed(target.model)
     cache = KVCache(2, 64)
     extent = cache.reserve(20)
-    run = lambda token: decoder.run(TokenBatch(cache, [QuerySpan(extent, 0, 1)], target.device), torch.tensor([token]), None, torch.arange(1), (0,))  # noqa: E731
+    run = lambda token: decoder.run(TokenBatch(cache, [QuerySpan(extent, 0, 1)], torch.tensor([token])), None, torch.arange(1), (0,))  # noqa: E731
     first = run(5)
     kept = first.logits.clone(), first.features.clone()
     run(9)
@@ -84,17 +84,19 @@ def test_an_output_outlives_the_next_replay():
 
 
 def test_a_batch_is_loaded_whole():
-    """Fails if a smaller batch leaves rows of a larger one behind in the tensors that stay."""
+    """Fails if a smaller batch leaves tokens of a larger one behind in the tensors that stay."""
     cache = KVCache(1, 64)
-    extents = [cache.reserve(16) for _ in range(2)]
-    fixed = PaddedBatch(cache, 2, 3, 16, torch.device("cpu"))
-    fixed.load(TokenBatch(cache, [QuerySpan(extents[0], 5, 3), QuerySpan(extents[1], 2, 2)], torch.device("cpu")))
-    ours = fixed.load(TokenBatch(cache, [QuerySpan(extents[1], 4, 1)], torch.device("cpu")))
-    assert ours.tolist() == [0]
-    assert fixed.position_ids.tolist() == [4, 0, 0, 0, 0, 0]
-    assert fixed._slots.tolist() == [extents[1].start + 4] + [64] * 5
-    assert fixed._past[0].tolist() == [*range(extents[1].start, extents[1].start + 5), *[64] * 11]
-    assert fixed._past[1].tolist() == [64] * 16
+    regions = [cache.reserve(16) for _ in range(2)]
+    padded = PaddedBatch(cache, PaddedShape(2, 3, 16, False), torch.device("cpu"))
+    padded.load(TokenBatch(cache, [QuerySpan(regions[0], 5, 3), QuerySpan(regions[1], 2, 2)], torch.arange(5)))
+    ours = padded.load(TokenBatch(cache, [QuerySpan(regions[1], 4, 1)], torch.tensor([7])))
+    padded.prepare()
+    assert ours.tolist() == [0] and padded.token_ids[0] == 7
+    assert padded.positions.tolist() == [4, 0, 0, 0, 0, 0]
+    assert padded._places.tolist() == [regions[1].start + 4] + [cache.scrap] * 5
+    places, _ = padded._view(None, 1, torch.float32)
+    assert places[0].tolist() == [*range(regions[1].start, regions[1].start + 5), *[cache.blank] * 11]
+    assert places[1].tolist() == [cache.blank] * 16
 
 
 def test_graphs_without_a_gpu():

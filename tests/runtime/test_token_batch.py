@@ -9,7 +9,6 @@ from pard2.runtime.kv_cache import CacheRegion, KVCache
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 D = 8
-CPU = torch.device("cpu")
 
 
 def dense(q, k, v, past, scale, window, softcap):
@@ -43,22 +42,23 @@ def test_every_row_attends_as_if_alone(pieces, heads, window, softcap, value_dim
     totals = [sum(counts) for counts in pieces]
     q, k, v = ([torch.randn(total, n, d, generator=generator) for total in totals] for n, d in ((h, D), (kv, D), (kv, value_dim)))
     cache = KVCache(2, 40 + 3 * sum(totals))
-    cache.reserve(3)  # so that no extent begins at 0
-    extents = [cache.reserve(total + 2) for total in totals]
+    cache.reserve(3)  # so that no region begins at 0
+    regions = [cache.reserve(total + 2) for total in totals]
     past = [0] * len(pieces)
     for turn in range(max(len(counts) for counts in pieces)):
         going = [(n, counts[turn]) for n, counts in enumerate(pieces) if turn < len(counts) and counts[turn]]
         if not going:
             continue
-        batch = TokenBatch(cache, [QuerySpan(extents[n], past[n], count) for n, count in going], CPU)
+        ids = torch.zeros(sum(count for _, count in going), dtype=torch.long)
+        batch = TokenBatch(cache, [QuerySpan(regions[n], past[n], count) for n, count in going], ids)
         rows = [torch.cat([x[n][past[n] : past[n] + count] for n, count in going]) for x in (q, k, v)]
         got = batch.attend(1, *rows, 0.3, window, softcap)
         expected = torch.cat(
             [dense(rows_of, k[n], v[n], past[n], 0.3, window, softcap) for n, count in going for rows_of in [q[n][past[n] : past[n] + count]]]
         )
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-        assert batch.position_ids.tolist() == [p for n, count in going for p in range(past[n], past[n] + count)]
-        assert batch.rows == len(got)
+        assert batch.positions.tolist() == [p for n, count in going for p in range(past[n], past[n] + count)]
+        assert batch.num_tokens == len(got)
         for n, count in going:
             past[n] += count
 
@@ -67,11 +67,12 @@ def test_rejected_rows_are_overwritten():
     """A crop is a smaller past, nothing else."""
     torch.manual_seed(0)
     cache = KVCache(1, 16)
-    extent = cache.reserve(16)
+    region = cache.reserve(16)
     q, k, v = (torch.randn(6, 2, D) for _ in range(3))
 
     def attend(past, count, new):
-        return TokenBatch(cache, [QuerySpan(extent, past, count)], CPU).attend(0, *(x[past : past + count] for x in new), 1.0)
+        batch = TokenBatch(cache, [QuerySpan(region, past, count)], torch.zeros(count, dtype=torch.long))
+        return batch.attend(0, *(x[past : past + count] for x in new), 1.0)
 
     attend(0, 3, (q, k, v))
     attend(3, 3, [torch.randn(6, 2, D) for _ in range(3)])
@@ -81,5 +82,5 @@ def test_rejected_rows_are_overwritten():
 @pytest.mark.parametrize(("past", "count"), [(8, 3), (11, 1), (0, 0)])
 def test_rows_that_do_not_fit_are_refused(past, count):
     """They would be written over the neighbour's past."""
-    with pytest.raises(ValueError, match="do not fit an extent of 10"):
+    with pytest.raises(ValueError, match="do not fit a region of 10"):
         QuerySpan(CacheRegion(5, 10), past, count)

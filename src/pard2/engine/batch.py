@@ -100,7 +100,6 @@ class Batch:
                 room -= chunks[-1][1]
         if not chunks:
             return
-        batch = TokenBatch(self.cache, [_segment(sequence, count) for sequence, count in chunks], self._target.device)
         rows = [token for sequence, count in chunks for token in sequence.prompt[sequence.held : sequence.held + count]]
         ends, end = [], 0
         for sequence, count in chunks:
@@ -109,7 +108,8 @@ class Batch:
                 ends.append(end - 1)
         token_ids = torch.tensor(rows, device=self._target.device)
         wanted = torch.tensor(ends, device=self._target.device) if ends else None
-        output = self._target.run(token_ids, batch, wanted, self._drafter.feature_layers)
+        batch = TokenBatch(self.cache, [_span(sequence, count) for sequence, count in chunks], token_ids)
+        output = self._target.run(batch, wanted, self._drafter.feature_layers)
         row = 0
         for sequence, count in chunks:
             self._absorb_prompt(sequence, rows[row : row + count], None if output.features is None else output.features[row : row + count])
@@ -157,8 +157,8 @@ class Batch:
         guesses = proposals.of(asks)
         newest = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self._target.device).split(1)
         token_ids = torch.cat([part for pair in zip(newest, guesses, strict=True) for part in pair]).clamp_(min=0)  # NOTHING cannot be read
-        batch = TokenBatch(self.cache, [_segment(sequence, k + 1) for sequence, k in zip(sequences, ks, strict=True)], self._target.device)
-        output = self._target.run(token_ids, batch, torch.arange(len(token_ids), device=token_ids.device), self._drafter.feature_layers)
+        batch = TokenBatch(self.cache, [_span(sequence, k + 1) for sequence, k in zip(sequences, ks, strict=True)], token_ids)
+        output = self._target.run(batch, torch.arange(len(token_ids), device=token_ids.device), self._drafter.feature_layers)
         self._watch.mark()
         assert output.logits is not None
         chosen = choose(sequences, output.logits, guesses, chooser.q, self._rule)
@@ -200,7 +200,7 @@ def _memory(sequence: Sequence) -> Memory:
     return sequence.memory
 
 
-def _segment(sequence: Sequence, count: int) -> QuerySpan:
+def _span(sequence: Sequence, count: int) -> QuerySpan:
     return QuerySpan(_memory(sequence).extent, sequence.held, count)
 
 

@@ -52,24 +52,24 @@ def _norm_head(head: Array, weight: Array, eps: float) -> None:
 
 @compiled
 def rotate_and_store(
-    qkv: Array, cos: Array, sin: Array, query_norm: Array, key_norm: Array, eps: float, slots: Array, queries: Array, keys: Array, values: Array
+    qkv: Array, cos: Array, sin: Array, query_norm: Array, key_norm: Array, eps: float, places: Array, queries: Array, keys: Array, values: Array
 ) -> None:
-    """Rotate queries and keys to their positions; keys and values go to their slots of the cache.
+    """Rotate queries and keys to their positions; keys and values go to their places in the cache.
 
     qkv: [N, (H + 2 KV) * D]. cos, sin: [N, D / 2]. query_norm, key_norm: [D] weights of a norm before the rotation, or [0] for none.
-    slots: [N]. queries: [N, H, D], written. keys, values: [positions, KV, D], written at the slots.
+    places: [N]. queries: [N, H, D], written. keys, values: [cache places, KV, D], written at `places`.
     """
     rows, heads, width = queries.shape
     kv_heads, half = keys.shape[1], width // 2
     for row in range(rows):
-        slot = slots[row]
+        place = places[row]
         for head in range(heads + kv_heads):
             start = head * width
             if head < heads and len(query_norm):
                 _norm_head(qkv[row, start : start + width], query_norm, eps)
             if head >= heads and len(key_norm):
                 _norm_head(qkv[row, start : start + width], key_norm, eps)
-            to = queries[row, head] if head < heads else keys[slot, head - heads]
+            to = queries[row, head] if head < heads else keys[place, head - heads]
             for i in range(half):
                 a, b = qkv[row, start + i], qkv[row, start + half + i]
                 to[i] = a * cos[row, i] - b * sin[row, i]
@@ -77,7 +77,7 @@ def rotate_and_store(
         for head in range(kv_heads):
             start = (heads + kv_heads + head) * width
             for i in range(width):
-                values[slot, head, i] = qkv[row, start + i]
+                values[place, head, i] = qkv[row, start + i]
 
 
 @compiled
@@ -95,34 +95,50 @@ def exp(x: Any) -> Any:
 
 
 @compiled
-def _four(vectors: Array, position: int, head: int) -> tuple[Array, Array, Array, Array]:
-    return vectors[position, head], vectors[position + 1, head], vectors[position + 2, head], vectors[position + 3, head]
+def _place(visible: Array, row: int, at: int) -> Any:
+    """Where the `at`-th of the keys lies that a row sees."""
+    behind = at - (visible[row, 1] - visible[row, 0])
+    return visible[row, 0] + at if behind < 0 else visible[row, 3 + behind]
+
+
+@compiled
+def _places(visible: Array, row: int, at: int) -> tuple[Any, Any, Any, Any]:
+    """Where the keys `at` to `at + 3` lie."""
+    first = visible[row, 0] + at
+    if first + 4 <= visible[row, 1]:
+        return first, first + 1, first + 2, first + 3
+    return _place(visible, row, at), _place(visible, row, at + 1), _place(visible, row, at + 2), _place(visible, row, at + 3)
 
 
 @cache
-def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, Array, float, Array], None]:
+def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, float, Array], None]:
     """Softmax attention of single rows, compiled for heads of `width`, `group` of which share a key head: loops of known length unroll.
 
-    `attend(queries, keys, values, begins, ends, scale, out)`: each row attends to slots begins[row] .. ends[row] - 1. queries, out: [N, H, width].
-    keys, values: [positions, H / group, width].
+    `attend(queries, keys, values, visible, scale, out)`:
+        queries: [N, H, width].
+        keys, values: [places, H / group, width].
+        visible: [N, 3 + A], the places that each row sees: begin and end of a stretch, how many single ones follow, and these.
+        out: [N, H, width], written.
 
-    All heads take a position together: keys and values are read once a row, in the order in which they lie in memory. Four
-    positions at a time, whose sums do not wait for one another.
+    All heads take a place together: keys and values are read once a row, in the order in which they lie in memory. Four
+    places at a time, whose sums do not wait for one another. Which four they are changes nothing in the arithmetic: a row
+    comes out the same, bit for bit, whether the keys that it sees lie side by side or apart.
     """
 
     @compiled
-    def attend(queries: Array, keys: Array, values: Array, begins: Array, ends: Array, scale: float, out: Array) -> None:
+    def attend(queries: Array, keys: Array, values: Array, visible: Array, scale: float, out: Array) -> None:
         rows, heads = queries.shape[:2]
         longest = 0
         for row in range(rows):
-            longest = max(longest, ends[row] - begins[row])
+            longest = max(longest, visible[row, 1] - visible[row, 0] + visible[row, 2])
         scores = np.empty((heads, longest), np.float32)
         for row in range(rows):
-            begin, count = begins[row], ends[row] - begins[row]
+            count = visible[row, 1] - visible[row, 0] + visible[row, 2]
             fours = count - count % 4
             for at in range(0, fours, 4):
+                p0, p1, p2, p3 = _places(visible, row, at)
                 for shared in range(keys.shape[1]):
-                    k0, k1, k2, k3 = _four(keys, begin + at, shared)
+                    k0, k1, k2, k3 = keys[p0, shared], keys[p1, shared], keys[p2, shared], keys[p3, shared]
                     for head in range(shared * group, (shared + 1) * group):
                         query = queries[row, head]
                         a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -133,41 +149,49 @@ def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, A
                             d += query[i] * k3[i]
                         scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3] = a, b, c, d
             for at in range(fours, count):
+                place = _place(visible, row, at)
                 for head in range(heads):
-                    query, k = queries[row, head], keys[begin + at, head // group]
+                    query, k = queries[row, head], keys[place, head // group]
                     a = np.float32(0)
                     for i in range(width):
                         a += query[i] * k[i]
                     scores[head, at] = a
             for head in range(heads):
-                mine = scores[head, :count]
-                highest = mine[0]
-                for at in range(1, count):
-                    highest = max(highest, mine[at])
-                total = np.float32(0)
-                for at in range(count):
-                    mine[at] = exp((mine[at] - highest) * np.float32(scale))
-                    total += mine[at]
-                for at in range(count):
-                    mine[at] /= total
+                _softmax(scores[head, :count], scale)
                 for i in range(width):
                     out[row, head, i] = np.float32(0)
             for at in range(0, fours, 4):
+                p0, p1, p2, p3 = _places(visible, row, at)
                 for shared in range(keys.shape[1]):
-                    v0, v1, v2, v3 = _four(values, begin + at, shared)
+                    v0, v1, v2, v3 = values[p0, shared], values[p1, shared], values[p2, shared], values[p3, shared]
                     for head in range(shared * group, (shared + 1) * group):
                         result = out[row, head]
                         a, b, c, d = scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3]
                         for i in range(width):
                             result[i] += a * v0[i] + b * v1[i] + c * v2[i] + d * v3[i]
             for at in range(fours, count):
+                place = _place(visible, row, at)
                 for head in range(heads):
-                    result, v = out[row, head], values[begin + at, head // group]
+                    result, v = out[row, head], values[place, head // group]
                     a = scores[head, at]
                     for i in range(width):
                         result[i] += a * v[i]
 
     return attend
+
+
+@compiled
+def _softmax(scores: Array, scale: float) -> None:
+    """In place."""
+    highest = scores[0]
+    for at in range(1, len(scores)):
+        highest = max(highest, scores[at])
+    total = np.float32(0)
+    for at in range(len(scores)):
+        scores[at] = exp((scores[at] - highest) * np.float32(scale))
+        total += scores[at]
+    for at in range(len(scores)):
+        scores[at] /= total
 
 
 @compiled

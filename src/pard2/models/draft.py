@@ -265,12 +265,14 @@ class Draft(nn.Module):
             self.short_head.convert(weight_format)
 
     @torch.no_grad()
-    def run(self, token_ids: Tensor, features: Tensor | None, batch: TokenBatch, logit_rows: Tensor | None) -> Tensor | None:
-        """Run the new rows of several sequences: logits [R, vocabulary] of the rows asked for, None where none were.
+    def run(self, batch: TokenBatch, features: Tensor | None, logit_rows: Tensor | None) -> Tensor | None:
+        """Run the new tokens of several sequences: logits [R, vocabulary] of those asked for, None where none were.
 
-        token_ids: [N]. features: [N, target_dim] as for `embed`, or None.
+        batch: N tokens.
+        features: [N, target_dim] as for `embed`, or None.
+        logit_rows: [R] numbers of the tokens whose logits are wanted; None for none.
         """
-        return self.decoder.run(batch, None, self.embed(token_ids, features), logit_rows).logits
+        return self.decoder.run(batch, self.embed(batch.token_ids, features), logit_rows).logits
 
     def states(
         self, token_ids: Tensor, features: Tensor | None, attention_mask: Tensor, position_ids: Tensor, with_features: Tensor | None = None

@@ -152,9 +152,14 @@ class Target:
         return TargetOutput(logits, states.features, states.last_state)
 
     @torch.no_grad()
-    def run(self, token_ids: Tensor, batch: TokenBatch, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
-        """Run the new rows of several sequences. token_ids: [N]. logit_rows: [R] rows whose logits are wanted; None for none."""
-        return self.decoder.run(batch, token_ids, None, logit_rows, layers)
+    def run(self, batch: TokenBatch, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
+        """Run the new tokens of several sequences.
+
+        batch: N tokens.
+        logit_rows: [R] numbers of the tokens whose logits are wanted; None for none.
+        layers: hidden states wanted as features.
+        """
+        return self.decoder.run(batch, None, logit_rows, layers)
 
     def head(self, state: Tensor) -> Tensor:
         """Logits [..., vocabulary] of states [..., hidden] after the final norm, as the model computes them."""

@@ -1,4 +1,4 @@
-"""What runs a ragged batch through a causal LM."""
+"""What runs a token batch through a causal LM."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,9 +10,10 @@ from pard2.runtime.token_batch import TokenBatch
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """One pass over N rows.
+    """What one pass over N tokens gives.
 
-    logits: [rows asked for, vocabulary], None where none were. features: [N, len(layers) * hidden], None without layers.
+    logits: [R, vocabulary], of the rows asked for; None where none were.
+    features: [N, len(layers) * hidden]; None without layers.
     """
 
     logits: Tensor | None
@@ -20,14 +21,13 @@ class DecoderOutput:
 
 
 class Decoder(Protocol):
-    """A causal LM's forward pass over the rows of several sequences at once."""
+    """A causal LM's forward pass over the new tokens of several sequences at once."""
 
-    def run(
-        self, batch: TokenBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
-    ) -> DecoderOutput:
-        """Run N rows, given as token_ids [N] or, where those are None, as embeddings [N, hidden].
+    def run(self, batch: TokenBatch, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
+        """Run the N tokens of a batch.
 
-        logit_rows: [R] numbers of the rows whose logits are wanted; None for none. layers: hidden states wanted as features,
-        numbered as in `RecordedStates`.
+        embeddings: [N, hidden], read in place of what the model embeds `batch.token_ids` as; None for that.
+        logit_rows: [R] numbers of the tokens whose logits are wanted; None for none.
+        layers: hidden states wanted as features, numbered as in `RecordedStates`.
         """
         ...

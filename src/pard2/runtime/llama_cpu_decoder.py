@@ -13,9 +13,10 @@ from pard2.runtime.decoder import DecoderOutput
 from pard2.runtime.llama_decoder import LlamaDecoder
 from pard2.runtime.token_batch import TokenBatch
 
-# Up to so many new rows of a sequence, and positions seen by any, our kernel attends, later torch's. In plain decoding and in verification
-# alike: a row then comes out the same in both, bit for bit, and so does the text. Past these positions torch's threads are twice as fast.
-_FEW_ROWS = 16
+# Up to so many new tokens of a chain, and places seen by any token, our kernel attends, beyond that torch's. In plain decoding
+# and in verification alike: a token then comes out the same in both, bit for bit, and so does the text. Hence a tree of any size
+# is the kernel's. With more places torch's threads are twice as fast.
+_FEW_TOKENS = 16
 _NEAR = 1024
 
 
@@ -42,12 +43,10 @@ class LlamaCpuDecoder(LlamaDecoder):
         self._norms = [_Arrays(*map(_array, (layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm))) for layer in self._layers]
         self._last_norm = _array(model.base_model.norm.weight)
 
-    def run(
-        self, batch: TokenBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
-    ) -> DecoderOutput:
+    def run(self, batch: TokenBatch, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
         from pard2.kernels import cpu as kernels  # numba is an extra
 
-        given = self._model.base_model.embed_tokens(token_ids) if embeddings is None else embeddings
+        given = self._model.base_model.embed_tokens(batch.token_ids) if embeddings is None else embeddings
         cos, sin = (part.numpy() for part in self._rotation(batch))
         rows, eps, scale = len(given), self._eps, self._head_dim**-0.5
         # The residual stream changes in place; what it takes in next is kept apart until a norm reads both.
@@ -59,8 +58,8 @@ class LlamaCpuDecoder(LlamaDecoder):
         attend = kernels.attention(self._head_dim, self._heads // self._kv_heads)
         flat = attended.view(rows, -1)
         visible = {window: batch.visible(window) for window in self._windows}
-        few = max(segment.count for segment in batch.segments) <= _FEW_ROWS
-        near = {window: few and int((ends - begins).max()) <= _NEAR for window, (begins, ends) in visible.items()}
+        few = all(span.count <= _FEW_TOKENS or span.parents is not None for span in batch.spans)
+        near = {window: few and int((seen[:, 1] - seen[:, 0] + seen[:, 2]).max()) <= _NEAR for window, seen in visible.items()}
         wanted = {layer % (len(self._layers) + 1) for layer in layers}
         states = {}
         for index, (layer, norms) in enumerate(zip(self._layers, self._norms, strict=True)):
@@ -70,9 +69,9 @@ class LlamaCpuDecoder(LlamaDecoder):
             qkv = layer.qkv(normed).numpy()
             keys, values = batch.cache.layer(index, self._kv_heads, self._head_dim, self._head_dim, stream)
             keys_, values_ = batch.cache.arrays(index)
-            kernels.rotate_and_store(qkv, cos, sin, norms.query, norms.key, eps, batch.slots, queries_, keys_, values_)
+            kernels.rotate_and_store(qkv, cos, sin, norms.query, norms.key, eps, batch.places, queries_, keys_, values_)
             if near[layer.window]:
-                attend(queries_, keys_, values_, *visible[layer.window], scale, attended_)
+                attend(queries_, keys_, values_, visible[layer.window], scale, attended_)
                 seen = flat
             else:
                 seen = batch.attend_stored(keys, values, queries, scale, layer.window).reshape(rows, -1)

@@ -76,11 +76,9 @@ class LlamaDecoder:
         self._windows = set(windows)
         self._layers = [_read_layer(*found) for found in zip(layers, fused, windows, strict=True)]
 
-    def run(
-        self, batch: TokenBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
-    ) -> DecoderOutput:
+    def run(self, batch: TokenBatch, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
         base = self._model.base_model
-        x = base.embed_tokens(token_ids) if embeddings is None else embeddings
+        x = base.embed_tokens(batch.token_ids) if embeddings is None else embeddings
         cos, sin = (part[:, None].to(x.dtype) for part in self._rotation(batch))
         wanted = {layer % (len(self._layers) + 1) for layer in layers}
         states = {}
@@ -125,7 +123,7 @@ class LlamaDecoder:
                 like = torch.empty(0, dtype=torch.float32, device=batch.device)
                 both = self._model.base_model.rotary_emb(like, positions[None])
                 self._tables.append(torch.stack([part[0, :, : self._head_dim // 2] for part in both]))
-        return self._tables[-1][0][batch.position_ids], self._tables[-1][1][batch.position_ids]
+        return self._tables[-1][0][batch.positions], self._tables[-1][1][batch.positions]
 
     def _attend(self, index: int, layer: _Layer, x: Tensor, batch: TokenBatch, cos: Tensor, sin: Tensor) -> Tensor:
         """[N, H * head_dim] from normalised states [N, hidden]. cos, sin: [N, 1, head_dim / 2]."""

@@ -9,11 +9,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pard2.errors import Pard2Error, first_line
 from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.runtime.decoder import Decoder
-from pard2.runtime.graphs import GraphedDecoder
+from pard2.runtime.graphs import GraphedDecoder, new_capture
 from pard2.runtime.hidden_states import HiddenStateRecorder
 from pard2.runtime.kv_cache import CacheRegion, KVCache
 from pard2.runtime.llama_cpu_decoder import LlamaCpuDecoder, has_kernels
 from pard2.runtime.llama_decoder import LlamaDecoder, is_llama_like
+from pard2.runtime.padded_batch import PaddedDecoder
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 from pard2.runtime.transformers_decoder import TransformersDecoder
 from pard2.runtime.windows import attention_windows
@@ -26,28 +27,34 @@ def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, 
     Raises `Pard2Error`, by name, for one whose attention cannot be taken over.
     """
     check_supported(model, name)
+    decoder: Decoder
     if is_llama_like(model):
-        return LlamaCpuDecoder(model, weight_format) if has_kernels(model, weight_format) else LlamaDecoder(model, weight_format)
-    convert_linears(model, weight_format)
-    decoder = TransformersDecoder(model, states)
-    _try(decoder, name)
-    return decoder
+        decoder = LlamaCpuDecoder(model, weight_format) if has_kernels(model, weight_format) else LlamaDecoder(model, weight_format)
+    else:
+        convert_linears(model, weight_format)
+        decoder = TransformersDecoder(model, states)
+        _try(decoder, name)
+    return PaddedDecoder(decoder) if model.device.type == "cuda" else decoder
 
 
 def can_capture(decoder: Decoder, device: torch.device) -> bool:
     """Whether a decoder's passes can be CUDA graphs: other decoders may decide on the host what to run, as experts' routers do."""
-    return device.type == "cuda" and isinstance(decoder, (LlamaDecoder, GraphedDecoder))
+    inner = decoder.decoder if isinstance(decoder, PaddedDecoder) else decoder
+    return device.type == "cuda" and isinstance(inner, (LlamaDecoder, GraphedDecoder))
 
 
 def graphed(decoder: Decoder, name: str, device: torch.device, most_sequences: int) -> Decoder:
-    """A decoder whose small passes are replayed as CUDA graphs. Raises `Pard2Error` where there is no CUDA, or for other than lean decoders."""
+    """A decoder whose small passes, of up to `most_sequences`, are replayed as CUDA graphs.
+
+    Raises `Pard2Error` where there is no CUDA, or for an architecture that cannot be captured.
+    """
     if isinstance(decoder, GraphedDecoder):
         return decoder
     if device.type != "cuda":
         raise Pard2Error(f"`cuda_graphs` needs a CUDA device; {name!r} is on {device}")
     if not can_capture(decoder, device):
         raise Pard2Error(f"`cuda_graphs`: {name!r} is not of an architecture that can be captured (Llama, Qwen2, Qwen3, Mistral)")
-    return GraphedDecoder(decoder, most_sequences)
+    return GraphedDecoder(decoder, most_sequences, new_capture())
 
 
 def context_limit(config: PreTrainedConfig) -> int:
@@ -78,8 +85,8 @@ def check_supported(model: PreTrainedModel, name: str) -> None:
 class _Trial(TokenBatch):
     """A pass that notes which layers attended, and with what windows."""
 
-    def __init__(self, cache: KVCache, segments: Sequence[QuerySpan], device: torch.device) -> None:
-        super().__init__(cache, segments, device)
+    def __init__(self, cache: KVCache, spans: Sequence[QuerySpan], token_ids: Tensor) -> None:
+        super().__init__(cache, spans, token_ids)
         self.attended: list[tuple[int, int | None]] = []
 
     def attend(
@@ -97,11 +104,11 @@ def _try(decoder: TransformersDecoder, name: str) -> None:
     """
     model = decoder.model
     windows = attention_windows(model.config.get_text_config())
-    trial = _Trial(KVCache(len(windows), 3), [QuerySpan(CacheRegion(0, 2), 0, 2), QuerySpan(CacheRegion(2, 1), 0, 1)], model.device)
     tokens, wanted = torch.zeros(3, dtype=torch.long, device=model.device), torch.tensor([2], device=model.device)
+    trial = _Trial(KVCache(len(windows), 3), [QuerySpan(CacheRegion(0, 2), 0, 2), QuerySpan(CacheRegion(2, 1), 0, 1)], tokens)
     way = f"{name!r} ({type(model).__name__}) cannot be decoded in batches"
     try:
-        logits = decoder.run(trial, tokens, None, wanted).logits
+        logits = decoder.run(trial, None, wanted).logits
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a modeling file makes of rows that it did not expect
@@ -113,6 +120,45 @@ def _try(decoder: TransformersDecoder, name: str) -> None:
             raise Pard2Error(f"{way}: layer {layer} attends with a window of {window}, where its config says {said}")
     if logits is None or len(logits) != 1:
         raise Pard2Error(f"{way}: it does not give the logits of chosen positions")
+
+
+# A tree whose nodes' places and positions differ much: eight children of the root, the last with a child and a grandchild, and
+# one more child of the first.
+_TREE = (-1, 0, 0, 0, 0, 0, 0, 0, 0, 8, 9, 1)
+_PATHS = ((0, 8, 9, 10), (0, 1, 11))
+
+
+@torch.no_grad()
+def check_trees(decoder: Decoder, name: str) -> None:
+    """Raises `Pard2Error`, by name, for a decoder that says something else of a tree's tokens than of the same tokens in a chain.
+
+    Decoders of Llama's kind take trees. Of others, whose code is transformers', it is tried: positions that are counted and not
+    read from `position_ids`, and scores that depend on where a key lies, as ALiBi's do, would show.
+    """
+    inner = decoder.decoder if isinstance(decoder, PaddedDecoder) else decoder
+    if not isinstance(inner, TransformersDecoder):
+        return
+    model = inner.model
+    layers, few = len(attention_windows(model.config.get_text_config())), 3  # tokens before the tree
+    size = few + len(_TREE)
+    text = (7 * torch.arange(size, device=model.device) + 1) % model.get_input_embeddings().weight.shape[0]
+
+    def logits(cache: KVCache, token_ids: Tensor, *spans: QuerySpan) -> Tensor:
+        found = decoder.run(TokenBatch(cache, spans, token_ids), None, torch.arange(len(token_ids), device=model.device)).logits
+        assert found is not None, "new_decoder has tried that"
+        return found.float()
+
+    region = CacheRegion(0, size)
+    cache = KVCache(layers, size)
+    logits(cache, text[:few], QuerySpan(region, 0, few))
+    tree = logits(cache, text[few:], QuerySpan(region, few, len(_TREE), _TREE))
+    for path in _PATHS:
+        nodes = torch.tensor(path, device=model.device)
+        chain = logits(KVCache(layers, size), torch.cat([text[:few], text[few:][nodes]]), QuerySpan(region, 0, few + len(path)))[few:]
+        if (tree[nodes] - chain).abs().mean() > (1e-3 if model.dtype == torch.float32 else 0.1) * chain.std():
+            raise Pard2Error(
+                f"{name!r} ({type(model).__name__}) cannot verify trees: its attention or its positions are not the chain's; use `tree` 0"
+            )
 
 
 def _rope_types(config: PreTrainedConfig) -> set[str]:

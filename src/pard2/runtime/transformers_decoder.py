@@ -60,13 +60,11 @@ class TransformersDecoder:
         self.model = model
         self._states = states
 
-    def run(
-        self, batch: TokenBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
-    ) -> DecoderOutput:
+    def run(self, batch: TokenBatch, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
         arguments = {
-            "input_ids": None if token_ids is None else token_ids[None],
+            "input_ids": batch.token_ids[None] if embeddings is None else None,
             "inputs_embeds": None if embeddings is None else embeddings[None],
-            "position_ids": batch.position_ids[None],
+            "position_ids": batch.positions[None],
             "use_cache": False,
         }
         logits = None

@@ -41,7 +41,7 @@ class AutoregressiveDrafter(ModelDrafter):
             rows = torch.tensor([row for _, row in wanted], device=self._device) if wanted else None
             token_ids = torch.cat([tokens for _, tokens in fed])
             passes.append(len(token_ids))
-            logits = self.draft.run(token_ids, None, TokenBatch(self.cache, segments, self._device), rows)
+            logits = self.draft.run(TokenBatch(self.cache, segments, token_ids), None, rows)
             if logits is not None:
                 numbers = [n for n, _ in wanted]
                 chosen = choose(logits[:, : self._vocab_size], numbers, [place] * len(numbers))

@@ -71,10 +71,9 @@ class ParallelDrafter(ModelDrafter):
             reading.pending, reading.features = [], []
         if not rows:
             return Proposals(torch.zeros(0, dtype=torch.long, device=self._device), ())
-        batch = TokenBatch(self.cache, segments, self._device)
         token_ids = torch.tensor(rows, device=self._device)
         wanted = torch.tensor(logit_rows, device=self._device) if logit_rows else None
-        logits = self.draft.run(token_ids, torch.cat(features) if features else None, batch, wanted)
+        logits = self.draft.run(TokenBatch(self.cache, segments, token_ids), torch.cat(features) if features else None, wanted)
         if logits is None:
             return Proposals(token_ids[:0], (len(rows),))
         return Proposals(choose(logits[:, : self._vocab_size], numbers, places), (len(rows),))
