@@ -11,7 +11,7 @@ from conftest import CONTEXT
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.write import save_draft
 from pard2.engine import randomness
-from pard2.engine.draft_length.adaptive import DraftLengths
+from pard2.engine.draft_length.adaptive import AdaptiveDraftLength
 from pard2.engine.engine import Engine
 from tiny import tiny_draft
 
@@ -127,7 +127,7 @@ TOO_LITTLE = {
 @pytest.mark.parametrize("case", TOO_LITTLE)
 def test_nothing_is_called_lossless_of_which_too_little_was_seen(verify, one_prompt, case, monkeypatch):
     options, parts, says = TOO_LITTLE[case]
-    monkeypatch.setattr(DraftLengths, "choose", lambda self, acceptances, limits, backlog: [0] * len(limits))  # as where passes are slow
+    monkeypatch.setattr(AdaptiveDraftLength, "choose", lambda self, acceptances, limits, backlog: [0] * len(limits))  # as where passes are slow
     result = verify("--prompts", one_prompt, *options, "--json")
     answer = json.loads(result.out)
     assert result.code == 3 and answer["lossless"] is False and all(one["lossless"] for one in answer["prompts"])

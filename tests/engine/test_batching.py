@@ -236,7 +236,7 @@ def test_running_sequences_go_on_between_the_chunks_of_a_long_prompt(monkeypatch
 
 
 class Told:
-    """In place of `DraftLengths`: cycle by cycle the k that it was told, as far as there is room."""
+    """In place of `AdaptiveDraftLength`: cycle by cycle the k that it was told, as far as there is room."""
 
     def __init__(self, *ks: int) -> None:
         self._ks = list(ks)

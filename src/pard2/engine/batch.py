@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor
 
-from pard2.engine.draft_length.adaptive import DraftLengths
+from pard2.engine.draft_length.adaptive import AdaptiveDraftLength, MeasuredCycle
 from pard2.engine.drafters.base import Ask, Drafter
 from pard2.engine.options import DraftSampling, VerificationRule
 from pard2.engine.processors import TokenCounts
@@ -40,7 +40,7 @@ class Batch:
         positions: int,
         max_size: int,
         draft_tokens: int,
-        lengths: DraftLengths | None,
+        lengths: AdaptiveDraftLength | None,
         draft_sampling: DraftSampling,
         rule: VerificationRule,
     ) -> None:
@@ -173,7 +173,16 @@ class Batch:
             self._drafter.absorb(_memory(sequence).reading, one.block, None if rows is None else rows[: len(one.block)])
         if self._lengths is not None:
             accepted = [one.accepted for one in chosen]  # of those asked for: a draft that brings NOTHING costs as much as one that is wrong
-            self._lengths.observe(ks, accepted, proposals.passes, draft_seconds, len(token_ids), verify_seconds)
+            self._lengths.observe(
+                MeasuredCycle(
+                    proposed=ks,
+                    accepted=accepted,
+                    draft_rows=proposals.passes,
+                    draft_seconds=draft_seconds,
+                    verify_rows=len(token_ids),
+                    verify_seconds=verify_seconds,
+                )
+            )
             for sequence, k, count in zip(sequences, ks, accepted, strict=True):
                 assert sequence.acceptance is not None
                 sequence.acceptance.observe(k, count)

@@ -20,7 +20,7 @@ from pard2.checkpoints.loading import load_target, parse_dtype
 from pard2.checkpoints.read import load_draft
 from pard2.engine.batch import Batch
 from pard2.engine.capacity import cache_positions
-from pard2.engine.draft_length.adaptive import DraftLengths
+from pard2.engine.draft_length.adaptive import AdaptiveDraftLength
 from pard2.engine.methods import METHODS
 from pard2.engine.options import DraftTokens, EngineOptions
 from pard2.engine.prompts import Prompt, encode_prompt
@@ -72,7 +72,7 @@ class Engine:
         drafter = chosen.new_drafter(target, used, self.cache_tokens)
         target.check_layers(drafter.feature_layers)
         adaptive = draft_tokens == "auto" and self.draft_tokens > 0
-        lengths = DraftLengths(self.draft_tokens, chosen.sequential) if adaptive else None
+        lengths = AdaptiveDraftLength(self.draft_tokens, chosen.sequential) if adaptive else None
         self._threads = decoding_threads(target.model)
         rules = self.options.draft_sampling, self.options.verification
         self._batch = Batch(target, drafter, self.cache_tokens, max_batch, self.draft_tokens, lengths, *rules)

@@ -1,20 +1,26 @@
-"""How likely a draft's tokens are to stand, position by position, learnt from what became of past ones."""
+"""How likely a draft's tokens are to be accepted, position by position, learnt from past cycles."""
 
 from itertools import accumulate
 from operator import mul
 
 
 class Acceptance:
-    """One sequence's acceptance rates by position, as averages that forget; a rate is conditional on all before it having been accepted.
+    """One sequence's acceptance rates by position: the rate of a position counts only cycles that accepted
+    all before it.
 
-    A rate leans on a guess, worth a few observations: the prior's rate where there is a prior, which learns from every
-    observation made here too. So what is seldom seen, and what was not asked for in a while (a cycle with k = 0
-    included), drifts to what the population does. Without a prior this is a population: it forgets more slowly, leans on the
-    position before, and on an optimistic rate at the first, so that what is unknown gets tried.
+    Rates are averages in which old cycles weigh less and less. To what was observed at a position a guess is
+    added,
+    worth a few observations: the rate of all sequences together, the `prior`, which learns from every
+        observation made here too. So the rate of a position that is seldom tested, and of one that was not
+        tested for a while (a cycle that proposes nothing counts), moves towards the rate of all sequences.
+
+    Without a prior this is the acceptance of all sequences together. It forgets more slowly; its guess is the
+    rate of the position before, and for the first position a high one, so that a draft of which nothing is
+    known gets tried.
     """
 
     _KEEP = 0.98  # weight left of an observation after one more cycle: text changes within a paragraph
-    _KEEP_POPULATION = 0.995  # after one more observation, of whichever sequence
+    _KEEP_OF_ALL = 0.995  # the same without a prior, after one more observation of any sequence
     _FIRST_RATE = 0.8
     _GUESS_WEIGHT = 5.0  # observations that a guess is worth
 
@@ -23,13 +29,18 @@ class Acceptance:
             raise ValueError("maximum must be at least 1")
         self.maximum = maximum
         self._prior = prior
-        self._keep = self._KEEP_POPULATION if prior is None else self._KEEP
+        self._keep = self._KEEP_OF_ALL if prior is None else self._KEEP
         self._hits = [0.0] * maximum
         self._trials = [0.0] * maximum
         self._rates: list[float] | None = None
 
     def observe(self, k: int, accepted: int) -> None:
-        """Learn from a cycle that proposed k >= 0 tokens, of which the first `accepted` stood; behind the first that fell nothing was tested."""
+        """Learn from a cycle. What was proposed behind the first rejected token was not tested, and teaches
+        nothing.
+
+        k: how many tokens were proposed, perhaps 0.
+        accepted: how many of them were accepted.
+        """
         if self._prior is not None:
             self._prior.observe(k, accepted)
         self._hits = [self._keep * hits for hits in self._hits]
@@ -42,7 +53,7 @@ class Acceptance:
     def rates(self) -> list[float]:
         """For each position: the chance that its token is accepted once all before it are."""
         if self._prior is not None:
-            return self._leaning_on(self._prior.rates())
+            return self._rates_near(self._prior.rates())
         if self._rates is None:  # every sequence asks, every cycle
             self._rates = []
             guess = self._FIRST_RATE
@@ -51,16 +62,22 @@ class Acceptance:
                 self._rates.append(guess)
         return self._rates
 
-    def _leaning_on(self, usual: list[float]) -> list[float]:
-        """Rates that lean on the usual ones; where the position before falls short of its own usual rate, by the same share less."""
+    def _rates_near(self, usual: list[float]) -> list[float]:
+        """The rates, with those of all sequences as guesses.
+
+        Where the position before falls short of its usual rate, the guess is lowered by the same share: text
+        that is hard at the first positions is hard at the later ones, where it is seldom tested.
+        """
         rates = []
         share = 1.0
         for hits, trials, guess in zip(self._hits, self._trials, usual, strict=True):
             rate = (hits + self._GUESS_WEIGHT * share * guess) / (trials + self._GUESS_WEIGHT)
             rates.append(rate)
-            share = min(1.0, rate / guess)  # text that is hard at once is hard further on, where it is seldom seen
+            share = min(1.0, rate / guess)
         return rates
 
     def chances(self) -> list[float]:
-        """For each position: the chance that its token is emitted, the product of the rates up to it; never rising."""
+        """For each position: the chance that its token is accepted, the product of the rates up to it; never
+        rising.
+        """
         return list(accumulate(self.rates(), mul))

@@ -25,11 +25,13 @@ class _Bucket:
 class PassTimes:
     """Seconds of a model's forward pass by its number of rows, learnt from passes measured.
 
-    A decayed mean for each number of rows, or for each eighth of an octave above 16; straight lines between those seen
-    of late; never less for more rows. It does not know the context's length, which the means follow as it grows.
+    It keeps a mean, in which old passes weigh less, for each number of rows up to 16, and for each eighth of
+    an octave above. Between the means seen of late run straight lines, and more rows never take less time.
+    The length of the context is not known here; the means follow it as it grows.
 
-    A pass may be held up tenfold by the world but hardly be hastened, so upward errors are clipped before they enter the mean,
-    and a time under half of the mean shows the mean itself to be spoilt and replaces it.
+    Other programs may hold up a pass to ten times its length, but nothing makes it much faster than usual. So
+    times far above the mean are clipped before they enter it, and a time under half of the mean replaces it:
+    then the mean itself came from a pass that was held up.
     """
 
     _EXACT = 16  # up to here each number of rows has a mean of its own
@@ -47,12 +49,20 @@ class PassTimes:
         self._buckets: dict[int, _Bucket] = {}
         self._knots: tuple[Array, Array] | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether a pass has been timed, so that there is something to estimate from."""
+        return bool(self._buckets)
+
     def observe(self, rows: int, seconds: float) -> None:
-        """Learn from a pass of `rows` >= 1 rows. The first one pays for set-up, which is no cost of rows, and is ignored."""
+        """Learn from a pass of `rows` >= 1 rows. The first pass, which includes set-up, is ignored."""
         self.observe_run([rows], seconds)
 
     def observe_run(self, rows: Sequence[int], seconds: float) -> None:
-        """Learn from passes of these rows that took `seconds` together: shared among them as expected, and one lesson per size."""
+        """Learn from passes of these rows that took `seconds` together, shared among them as was expected.
+
+        Each size among them enters its mean once.
+        """
         if not self._warm:
             self._warm = True
             return
@@ -95,32 +105,40 @@ class PassTimes:
             bucket.seconds += gain * (min(seconds, (1 + self._CLIP) * bucket.seconds) - bucket.seconds)
 
     def _fit(self) -> tuple[Array, Array]:
-        """(rows, seconds) of the knots of the curve: the buckets seen of late, made monotone, and what is guessed at either end."""
+        """(rows, seconds) of the knots of the curve.
+
+        They are the means seen of late, made monotone, and what is guessed at either end.
+        """
         if not self._buckets:
             raise ValueError("no pass has been timed yet")
         farthest = max(self._buckets)  # is kept: it bounds what has to be guessed
         self._buckets = {k: b for k, b in sorted(self._buckets.items()) if k == farthest or self._observations - b.last < self._FORGET}
-        pools: list[tuple[float, float, list[float]]] = []  # seconds, weight, rows: pooled until none is below the one before
+        # (seconds, weight, rows), pooled until none is below the one before.
+        pools: list[tuple[float, float, list[float]]] = []
         for bucket in self._buckets.values():
             seconds, weight, members = bucket.seconds, min(bucket.count, 1 / self._GAIN), [bucket.rows]
             while pools and pools[-1][0] > seconds:
                 other, other_weight, others = pools.pop()
-                other = min(other, (1 + self._CLIP) * seconds)  # far above a pass of more rows: it was held up when it was new
+                # Far above a pass of more rows: it was held up when it was new.
+                other = min(other, (1 + self._CLIP) * seconds)
                 seconds = (seconds * weight + other * other_weight) / (weight + other_weight)
                 weight, members = weight + other_weight, others + members
             pools.append((seconds, weight, members))
         xs = [rows for _, _, members in pools for rows in members]
         ys = [seconds for seconds, _, members in pools for _ in members]
         slope = self._slope(xs, ys)
-        # Fewer rows may well be much cheaper, but a pass reads its weights whatever its rows. Far above all that was timed,
-        # where a flat stretch must have ended, a row is taken to cost its full share.
+        # Fewer rows may well be much cheaper, but a pass reads its weights whatever its rows. Far above all
+        # that was timed a row is taken to cost its full share: rows are free in a limited range only.
         left = max(ys[0] - slope * xs[0], ys[0] / 2)
         near = ys[-1] + slope * (self._NEAR - 1) * xs[-1]
         far = near + max(slope, ys[-1] / xs[-1]) * _FAR
         return np.array([0.0, *xs, self._NEAR * xs[-1], self._NEAR * xs[-1] + _FAR]), np.array([left, *ys, near, far])
 
     def _slope(self, rows: list[float], seconds: list[float]) -> float:
-        """Seconds a row overall: least squares, less what noise could feign. A size thought too cheap gets tried and is known then."""
+        """Seconds a row overall: the slope by least squares, less what noise alone could make of it.
+
+        Too small a slope is the safer error: a size that is thought too cheap gets tried, and is known then.
+        """
         weights = [min(bucket.count, 1 / self._GAIN) for bucket in self._buckets.values()]
         total = sum(weights)
         center = sum(map(mul, weights, rows)) / total

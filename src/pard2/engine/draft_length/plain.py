@@ -1,0 +1,62 @@
+"""The rule by which draft lengths are chosen, in its plainest form: every possible choice is tried.
+
+The lengths of a batch are the numbers of tokens K that each of its sequences proposes. Chosen are those with
+the most expected tokens per second of the whole batch (docs/draft_length.md). `vectorised` finds them fast;
+tests compare the two.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+Cost = Callable[[float], float]  # seconds of a model's pass by its number of rows
+
+# Proposals must promise so many times the speed of plain decoding: they cost a little outside the models,
+# too, and measured times are noisy.
+WORTHWHILE = 1.015
+
+
+def expected_tokens(lengths: Sequence[int], chances: Sequence[Sequence[float]]) -> float:
+    """Tokens that a cycle emits: one of the target's own for each sequence, and those accepted.
+
+    chances: `Acceptance.chances` of each sequence.
+    """
+    return len(lengths) + sum(sum(chance[:k]) for k, chance in zip(lengths, chances, strict=True))
+
+
+def expected_seconds(lengths: Sequence[int], backlog: Sequence[float], draft: Cost, target: Cost, sequential: bool) -> float:
+    """Seconds of a cycle's passes.
+
+    backlog: tokens of each sequence that the draft has not read; it reads them when it next proposes.
+    sequential: the draft runs once for each further token, where a parallel one runs once for all.
+    """
+    seconds = target(len(lengths) + sum(lengths))
+    if not any(lengths):
+        return seconds
+    reading = sum(unread for k, unread in zip(lengths, backlog, strict=True) if k)
+    if not sequential:
+        return seconds + draft(reading + sum(k - 1 for k in lengths if k))
+    # Sequences that take part in each further pass of the draft.
+    further = [sum(k > depth for k in lengths) for depth in range(1, max(lengths))]
+    return seconds + draft(reading) + sum(map(draft, further))
+
+
+def best_lengths(
+    chances: Sequence[Sequence[float]],
+    limits: Sequence[int],
+    backlog: Sequence[float],
+    draft: Cost,
+    target: Cost,
+    sequential: bool,
+) -> list[int]:
+    """The lengths with the most expected tokens per second; all 0 where proposals are not worthwhile.
+
+    limits: the greatest length of each sequence.
+    Other arguments are those of `expected_tokens` and `expected_seconds`.
+    """
+
+    def speed(lengths: Sequence[int]) -> float:
+        return expected_tokens(lengths, chances) / expected_seconds(lengths, backlog, draft, target, sequential)
+
+    nothing = [0] * len(limits)
+    best = max(product(*(range(limit + 1) for limit in limits)), key=speed)
+    return list(best) if speed(best) > WORTHWHILE * speed(nothing) else nothing
