@@ -36,6 +36,7 @@ PROMPTS = [
     "Write a Python function that returns the n-th Fibonacci number.",
     "Explain in three sentences why the sky is blue.",
 ]
+SMOLLM2_MASK = 16  # which no text contains
 METHODS = {"plain step": "ar", "TI cycle": "pard2-ti", "TD cycle": "pard2-td"}
 
 Figures = dict[str, Any]  # milliseconds by measure, and what both trees must agree on
@@ -85,7 +86,7 @@ def decoding(tree: Path, args: argparse.Namespace) -> Figures:
     shipped = tree / "pard2" / "assets" / "smollm2-draft"
     options = ["--target", args.target, "--draft", args.draft or str(shipped), "--dtype", args.dtype]
     options += ["--draft-tokens", str(args.draft_tokens), "--new-tokens", str(args.new_tokens)]
-    _, output = run(tree, [__file__, "--child", str(tree), str(tree), *options])
+    _, output = run(tree, [__file__, str(tree), str(tree), "--child", *options])
     return json.loads(output.splitlines()[-1])
 
 
@@ -105,7 +106,7 @@ def write_run(directory: Path, target: str, steps: int, layers: int) -> Path:
             file.write(json.dumps({"id": str(number), "messages": messages}) + "\n")
     config = {
         "target": {"name": target},
-        "draft": {"layers": layers, "share_vocabulary": True},
+        "draft": {"layers": layers, "share_vocabulary": True} | ({"mask_token": SMOLLM2_MASK} if target == "smollm2" else {}),
         "data": {"train": [str(directory / "train.jsonl")], "max_length": 512, "on_long": "cut"},
         "objective": {"draft_tokens": 16},
         "loop": {"output": str(directory / "run"), "steps": steps, "rows_per_step": 1, "evaluate_every": steps + 1, "save_every": steps + 1},
@@ -168,7 +169,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4, help="of the draft that is trained")
     parser.add_argument("--starts", type=int, default=3, help="of each kind in a round; the fastest counts")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", type=Path, metavar="SRC", help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # of `old`
     return parser.parse_args(argv)
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     if args.child:
         import pard2
 
-        if not Path(pard2.__file__).is_relative_to(args.child.resolve()):
+        if not Path(pard2.__file__).is_relative_to(args.old):
             raise SystemExit(f"this is {pard2.__file__}")
         print(json.dumps(decode(args)))
         return
