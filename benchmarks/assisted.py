@@ -16,9 +16,9 @@ from rich.progress import track
 
 from common import in_turn, seconds, suite_prompts
 from pard2.bench.result_file import write_result
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.embedded import embedded_draft
 from pard2.checkpoints.loading import load_target, parse_dtype
+from pard2.checkpoints.read import load_draft
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.environment import meta
@@ -84,8 +84,8 @@ def ours(engine: Engine, new_tokens: int) -> Callable[[list[int]], list[int]]:
 
 def theirs(args: argparse.Namespace, draft_name: str, stops: frozenset[int]) -> dict[str, Callable[[list[int]], list[int]]]:
     """transformers' ways to generate, on models loaded for them alone."""
-    target = load_target(args.target, args.dtype, args.device, pack=False)
-    assistant = load_draft(draft_name, target, parse_dtype(args.dtype), False, pack=False).lm
+    target = load_target(args.target, args.dtype, args.device, weight_format="plain")
+    assistant = load_draft(draft_name, target, parse_dtype(args.dtype), False, weight_format="plain").lm
 
     def caller(fixed: int | None = None, **options: object) -> Callable[[list[int]], list[int]]:
         def call(prompt: list[int]) -> list[int]:

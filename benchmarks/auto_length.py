@@ -20,9 +20,9 @@ from pard2.bench.result_file import ResultFile, write_result
 from pard2.bench.runner import Runner, run
 from pard2.bench.suites import Suite, read_suites
 from pard2.bench.table import results_table
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.embedded import embedded_draft
 from pard2.checkpoints.loading import load_target, parse_dtype
+from pard2.checkpoints.read import load_draft
 from pard2.engine.statistics import Totals
 from pard2.intervals import bootstrap
 

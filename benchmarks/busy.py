@@ -62,8 +62,8 @@ class Child:
 def serve() -> None:
     """A child's life: a line with a method and a number of tokens in, a line of figures out."""
     from pard2 import Engine, SamplingParams
-    from pard2.checkpoints.checkpoint import load_draft
     from pard2.checkpoints.loading import load_target
+    from pard2.checkpoints.read import load_draft
 
     target = load_target("smollm2", device="cpu")
     draft = load_draft("smollm2", target, target.decoder_dtype)

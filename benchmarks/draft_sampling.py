@@ -15,9 +15,9 @@ from rich.table import Table
 
 from common import in_turn, suite_prompts
 from pard2.bench.result_file import write_result
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.embedded import embedded_draft
 from pard2.checkpoints.loading import load_target, parse_dtype
+from pard2.checkpoints.read import load_draft
 from pard2.engine.engine import Engine
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams

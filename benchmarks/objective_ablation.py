@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from pard2.bench.result_file import write_result
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.embedded import embedded_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
 from pard2.config import TrainConfig
 from pard2.data.records import read_records
 from pard2.environment import meta

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    target = load_target("smollm2", "float32", "cpu", pack=False) if arguments.shape == "smollm2" else None
+    target = load_target("smollm2", "float32", "cpu", weight_format="plain") if arguments.shape == "smollm2" else None
     about, results = meta(), []
     sizes = [(k, 512) for k in arguments.draft_tokens] + [(16, length) for length in arguments.lengths if length != 512]
     for k, length in sizes:

@@ -31,7 +31,8 @@ from pard2.objective.layout import attention_mask, slot_features, slot_tokens
 from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
 from pard2.objective.weights import cat_weights
 from pard2.train.attention import AttentionKind, attention_kind, draft_states
-from pard2.train.step import PackedSequence, Teacher, trained_slots
+from pard2.train.packed_sequences import PackedSequence
+from pard2.train.step import Teacher, trained_slots
 
 Step = Callable[[], float]
 
@@ -78,7 +79,7 @@ def our_step(
     cached: DocumentStates | None = None,
 ) -> float:
     parts.start()
-    states = cached or online_states(target, row.examples)[0]
+    states = cached or online_states(target, row.examples, draft.spec.target_layers)[0]
     parts.end("target")
     teacher = Teacher.of(target, draft)
     slots = trained_slots(row, states, teacher, objective)
@@ -101,7 +102,7 @@ def dense_step(
     target: Target, draft: Draft, row: PackedSequence, objective: ObjectiveConfig, optimizer: torch.optim.Optimizer, parts: Parts
 ) -> float:
     parts.start()
-    output = target.forward(row.token_ids[None])
+    output = target.forward(row.token_ids[None], layers=draft.spec.target_layers)
     parts.end("target")
     layout, teacher = row.layout, output.logits[0].float()
     logprobs = torch.zeros(len(row.token_ids), device=teacher.device)
@@ -136,7 +137,7 @@ def steps(arguments: argparse.Namespace) -> tuple[dict[str, Step], dict[str, Par
     optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=0.0, fused=True)
     parts = {kind: Parts(target.device) for kind in KINDS}
     attention = attention_kind("auto", target.device)
-    (states,) = online_states(target, row.examples)  # also touches the target's weights, which loading only maps
+    (states,) = online_states(target, row.examples, draft.spec.target_layers)  # also touches the target's weights, which loading only maps
     return (
         {
             "ours": lambda: our_step(target, draft, row, objective, optimizer, attention, parts["ours"]),

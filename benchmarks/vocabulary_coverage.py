@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from pard2.bench.result_file import write_result
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
 from pard2.data.corpus import Examples
 from pard2.data.examples import load_examples
 from pard2.environment import meta
@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     about = meta()
-    target = load_target(args.target, "float32", "cpu", pack=False)
+    target = load_target(args.target, "float32", "cpu", weight_format="plain")
     counted = {Path(name).stem: halves(load_examples([name], target.tokenizer, target.eos_token_ids, 384, "cut")) for name in args.data}
     made_of = np.concatenate([list_half for list_half, _ in counted.values()])
-    together = Examples(made_of, np.ones(len(made_of), bool), np.array([0, len(made_of)]), ["all"])
+    together = Examples(tokens=made_of, predicted=np.ones(len(made_of), bool), offsets=np.array([0, len(made_of)]), ids=["all"])
     lists = {f"{size:,} tokens": answer_vocabulary(together, size, target.vocab_size) for size in args.sizes}
     if args.draft is not None:
-        short = load_draft(args.draft, target, torch.float32, pack=False).short_head
+        short = load_draft(args.draft, target, torch.float32, weight_format="plain").short_head
         if short is None:
             parser.error(f"{args.draft} proposes the whole vocabulary")
         lists["the draft's list"] = short.token_ids

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
-from pard2.checkpoints import checkpoint
-from pard2.checkpoints.checkpoint import inexpressible, load_draft, read_spec, save_draft, spec_keys
+from pard2.checkpoints import write
+from pard2.checkpoints.draft_spec import inexpressible, read_spec, spec_keys
 from pard2.checkpoints.inspection import inspect_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
+from pard2.kernels.weight_format import weight_formats
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
 from tiny import MASK, pard_draft, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
@@ -154,19 +157,18 @@ def test_saving_in_bfloat16_rounds_once(target, tmp_path):
     assert json.loads((tmp_path / "draft" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("pack", [False, True])
-def test_half_precision_does_not_round_the_rotary_frequencies(target, tmp_path, monkeypatch, pack):
+@pytest.mark.parametrize("weight_format", ["plain", "packed"])
+def test_half_precision_does_not_round_the_rotary_frequencies(target, tmp_path, weight_format):
     """Rounded to bfloat16, positions drift apart by a radian within a few hundred tokens: lossless, and less is accepted."""
-    if pack and "fbgemm" not in torch.backends.quantized.supported_engines:
-        pytest.skip("this torch has no FBGEMM")
+    if weight_format not in weight_formats(target.device, torch.bfloat16):
+        pytest.skip("no packed products on this CPU")
     frequencies = target.model.model.rotary_emb.inv_freq
     assert not frequencies.equal(frequencies.bfloat16().float())
-    monkeypatch.setattr(checkpoint, "should_pack", lambda *_: pack)
     for name, draft, whole in [("full", tiny_draft(target), True), ("shared", shared_draft(target), False)]:
         save_draft(draft, tmp_path / name, vocabulary=whole)
-        loaded = load_draft(str(tmp_path / name), target, torch.bfloat16, True)
+        loaded = load_draft(str(tmp_path / name), target, torch.bfloat16, True, weight_format)
         assert loaded.lm.model.rotary_emb.inv_freq.equal(frequencies), name
-        assert {p.dtype for p in loaded.parameters()} == {torch.float32 if pack else torch.bfloat16}
+        assert {p.dtype for p in loaded.parameters()} == {torch.float32 if weight_format == "packed" else torch.bfloat16}
 
 
 # --- the released layout --------------------------------------------------------------------------
@@ -536,7 +538,7 @@ def test_a_save_that_fails_leaves_the_old_directory(target, directory, monkeypat
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ((checkpoint, "save_file"), SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
+        ((write, "save_file"), SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
         ((torch, "save"), RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore")),
         ((PreTrainedTokenizerBase, "save_pretrained"), Exception("No space left on device (os error 28)")),
         ((PreTrainedTokenizerBase, "save_pretrained"), OSError(28, "No space left on device")),

@@ -8,9 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pard2.checkpoints import pruning
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.layer_config import config_of_layers
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 from tiny import MASK
@@ -101,7 +102,7 @@ def test_a_cut_says_what_its_layers_say_in_the_target(kind, extra, tmp_path):
                 config = cut_draft(Target(AutoModelForCausalLM.from_config(target.model.config)), layers, MASK, 4, (-1,)).lm.config
             assert config.to_dict() == draft.lm.config.to_dict()
             save_draft(draft, tmp_path / "draft")
-            loaded = load_draft(str(tmp_path / "draft"), target, torch.float32, pack=False)
+            loaded = load_draft(str(tmp_path / "draft"), target, torch.float32, weight_format="plain")
             torch.testing.assert_close(loaded(IDS, None), draft(IDS, None), rtol=1e-5, atol=1e-5)
 
 
@@ -110,8 +111,8 @@ def test_what_no_config_can_say_is_refused_in_one_line(kind, case):
     extra, said = case
     target = target_of(kind, extra)
     with torch.device("meta"):
-        weightless = Target(AutoModelForCausalLM.from_config(target.model.config), name=target.name)
-    for model in (target, weightless):
+        meta = Target(AutoModelForCausalLM.from_config(target.model.config), name=target.name)
+    for model in (target, meta):
         with torch.device(model.device), pytest.raises(Pard2Error, match=said) as caught:
             cut_draft(model, [1, 2, 3], MASK, 4, (-1,))
         assert "\n" not in str(caught.value) and f"of '{target.name}'" in str(caught.value)
@@ -147,10 +148,9 @@ def test_an_entry_that_nobody_knows_is_found_by_its_layers_and_by_what_they_say(
 
 def test_the_comparison_leaves_the_target_as_it_was():
     target = target_of("gpt_oss", RIGHT["gpt_oss"])
-    target.capture((-1, 2))
-    config, said = copy.deepcopy(target.model.config), target.forward(IDS)
+    config, said = copy.deepcopy(target.model.config), target.forward(IDS, layers=(-1, 2))
     cut_draft(target, [1, 4], MASK, 4, (-1,))
-    again = target.forward(IDS)
+    again = target.forward(IDS, layers=(-1, 2))
     assert again.logits.equal(said.logits) and again.features.equal(said.features)
-    assert target.model.config.to_dict() == config.to_dict() and target.feature_layers == (-1, 2)
+    assert target.model.config.to_dict() == config.to_dict()
     assert not any(block._forward_hooks for block in target.model.get_submodule(target.blocks_name))

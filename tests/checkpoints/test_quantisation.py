@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.loading import load_causal_lm, load_target
 from pard2.checkpoints.meta import meta_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.config import TrainConfig
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
@@ -131,9 +132,9 @@ def test_no_draft_is_made_of_codes(bitsandbytes, tmp_path):
     target = tiny_target()
     target.model.config.quantization_config = bitsandbytes
     with torch.device("meta"):  # as a dry run has it
-        weightless = Target(tiny_model(quantization_config=bitsandbytes.to_dict()), name="tiny-llama")
+        meta = Target(tiny_model(quantization_config=bitsandbytes.to_dict()), name="tiny-llama")
     said = "'tiny-llama' is quantised (bitsandbytes): no draft can be cut out of it"
-    for one in (target, weightless):
+    for one in (target, meta):
         assert refused(cut_draft, one, [0], MASK).startswith(said)
 
 
@@ -159,7 +160,7 @@ def test_float8_is_dequantised_in_the_dtype_that_was_asked_for_and_can_be_cut(tm
     method = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
     directory = model_directory(tmp_path / "model", stored, quantization_config=method)
     for dtype in (torch.bfloat16, torch.float32):
-        target = load_target(str(directory), dtype, "cpu", pack=False)
+        target = load_target(str(directory), dtype, "cpu", weight_format="plain")
         assert {parameter.dtype for parameter in target.model.parameters()} == {dtype}
     for key, tensor in plain.state_dict().items():
         torch.testing.assert_close(target.model.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)

@@ -8,8 +8,8 @@ import huggingface_hub.constants
 import pytest
 
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
-from pard2.checkpoints.checkpoint import save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.write import save_draft
 from pard2.cli.main import main
 from tiny import tiny_draft, tiny_lm_draft, tiny_model
 

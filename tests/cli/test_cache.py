@@ -16,6 +16,7 @@ from pard2.data.state_cache import StateCache
 from pard2.models.target import Target
 
 COUNT = 20
+LAYERS = (-1, 1)
 
 
 def write_run(path: Path, target: Path, **sections: dict) -> Path:
@@ -42,9 +43,7 @@ def run(target_directory, tmp_path) -> Path:
 
 @pytest.fixture
 def target(target_directory) -> Target:
-    target = load_target(str(target_directory), "float32", "cpu", pack=False)
-    target.capture((-1, 1))
-    return target
+    return load_target(str(target_directory), "float32", "cpu", weight_format="plain")
 
 
 def examples_of(run: Path, target: Target) -> Examples:
@@ -59,10 +58,10 @@ def test_it_says_its_plan_and_fills_the_cache_for_training(pard2, run, target, t
     assert f"{COUNT} conversations of {tokens:,} tokens to run through" in result.err and ", 0 already there; 0 MB more in" in result.err
     assert "hidden states [-1, 1] in float32" in result.err and "for the other" in result.err and "by the pace of the first" in result.err
     assert result.err.index("to run through") < result.err.index("by the pace") < result.err.index(f"all {COUNT} conversations are there")
-    cache = StateCache.open(tmp_path / "cache", target, "raise")
+    cache = StateCache.open(tmp_path / "cache", target, LAYERS, "raise")
     assert cache.admit(examples) is examples
     for example, states in zip(examples, cache.read(examples), strict=True):
-        assert states.features.equal(online_states(target, [example])[0].features)
+        assert states.features.equal(online_states(target, [example], LAYERS)[0].features)
     again = pard2("data", "cache", run)
     assert again.code == 0 and f"all {COUNT} conversations are there" in again.err and "to run through" not in again.err
 
@@ -84,7 +83,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(pard2, run, targ
     assert f"7 of {COUNT} conversations are in {tmp_path / 'cache'}; the same command goes on from there" in result.err
     again = pard2("data", "cache", run)
     assert again.code == 0 and f"{COUNT - 7} conversations of" in again.err and "7 already there" in again.err
-    assert StateCache.open(tmp_path / "cache", target).missing(examples_of(run, target)) == []
+    assert StateCache.open(tmp_path / "cache", target, LAYERS).missing(examples_of(run, target)) == []
 
 
 def test_the_pace_leaves_the_slow_first_one_out(run, target, tmp_path, monkeypatch):
@@ -92,7 +91,7 @@ def test_the_pace_leaves_the_slow_first_one_out(run, target, tmp_path, monkeypat
     clock = iter([0.0, 100.0, *range(101, 200)])
     monkeypatch.setattr(filling.time, "perf_counter", lambda: float(next(clock)))
     examples = examples_of(run, target)
-    with StateCache.open(tmp_path / "cache", target) as cache:
+    with StateCache.open(tmp_path / "cache", target, LAYERS) as cache:
         done, seconds = filling.probe(cache, examples, range(COUNT))
     assert done == 1 + 6  # the seventh passes five seconds
     assert seconds == pytest.approx(7 / int(examples.lengths[1:7].sum()))
@@ -108,8 +107,7 @@ def test_the_draft_says_which_hidden_states(pard2, run, draft_directory, target,
     """A run that goes on from a draft has that draft's layers, whatever the defaults are."""
     overrides = ("draft.layers=null", "draft.target_layers=null", f"draft.path={draft_directory}", "objective.draft_tokens=6")
     assert "hidden states [-1, -2] in float32" in pard2("data", "cache", run, *overrides).err
-    target.capture((-1, -2))
-    assert StateCache.open(tmp_path / "cache", target).missing(examples_of(run, target)) == []
+    assert StateCache.open(tmp_path / "cache", target, (-1, -2)).missing(examples_of(run, target)) == []
 
 
 @pytest.mark.parametrize(

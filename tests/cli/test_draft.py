@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from chat_tokenizer import MASK_ID, VOCABULARY
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
 
 
 @pytest.fixture

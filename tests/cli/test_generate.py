@@ -10,8 +10,8 @@ from rich.console import Console
 
 from chat_tokenizer import byte_tokenizer
 from conftest import CONTEXT
-from pard2.checkpoints.checkpoint import save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.write import save_draft
 from pard2.cli import console
 from pard2.cli import generate as command
 from pard2.data.chat import prompt_ids

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from pard2.checkpoints import checkpoint
+from pard2.checkpoints import read
 from pard2.cli import interrupts
 
 COMMANDS = {
@@ -100,7 +100,7 @@ def test_what_the_machine_refuses_is_one_line(run, monkeypatch, error, code, tol
     def fails(_):
         raise error
 
-    monkeypatch.setattr(checkpoint, "checkpoint_directory", fails)
+    monkeypatch.setattr(read, "checkpoint_directory", fails)
     result = run("info")
     assert (result.code, result.err) == (code, f"error: {told}\n")
 
@@ -110,7 +110,7 @@ def test_a_bug_keeps_its_traceback(run, monkeypatch, error):
     def fails(_):
         raise error
 
-    monkeypatch.setattr(checkpoint, "checkpoint_directory", fails)
+    monkeypatch.setattr(read, "checkpoint_directory", fails)
     with pytest.raises(type(error)):
         run("info")
 
@@ -122,7 +122,7 @@ def test_an_import_that_fails_of_ctrl_c_is_an_interrupt(run, monkeypatch):
         raise ModuleNotFoundError("Could not import module 'PreTrainedModel'")
 
     monkeypatch.setattr(interrupts, "seen", False)
-    monkeypatch.setattr(checkpoint, "checkpoint_directory", fails)
+    monkeypatch.setattr(read, "checkpoint_directory", fails)
     assert run("info").code == 130
 
 

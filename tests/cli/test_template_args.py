@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from chat_tokenizer import byte_tokenizer
-from pard2.checkpoints.checkpoint import save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.write import save_draft
 from pard2.cli.template_args import parse_template_args
 from pard2.data.records import read_records
 from pard2.engine.engine import Engine

@@ -8,8 +8,8 @@ import pytest
 
 from chat_tokenizer import MASK_ID
 from conftest import CONTEXT
-from pard2.checkpoints.checkpoint import save_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.write import save_draft
 from pard2.engine import randomness
 from pard2.engine.draft_length.adaptive import DraftLengths
 from pard2.engine.engine import Engine

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chat_tokenizer import END_ID, byte_tokenizer
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.data.examples import load_examples
-from pard2.data.prepared import save_prepared
+from pard2.data.prepared import Preparation, save_prepared
 from pard2.data.sources import open_source
 from pard2.data.state_cache import StateCache
 from pard2.errors import Pard2Error
@@ -53,7 +53,7 @@ def refused(act) -> str:
 def prepared(tmp_path) -> Path:
     source = tmp_path / "f.jsonl"
     source.write_text("".join(json.dumps({"id": f"r{n}", "text": "once upon " + "a" * n}) + "\n" for n in range(4)))
-    save_prepared(tmp_path / "made", load(source), [open_source(source)], TOKENIZER, EOS, "t", 100, "raise")
+    save_prepared(tmp_path / "made", load(source), [open_source(source)], TOKENIZER, EOS, Preparation("t", 100, "raise"))
     return tmp_path / "made"
 
 
@@ -128,24 +128,22 @@ def test_prepared_data_without_a_file(prepared):
 
 # --- hidden states --------------------------------------------------------------------------------
 
-EXAMPLES = [Example(f"e{n}", [1 + n, 2, 3, 4 + n][: 3 + n % 2], [True] * (3 + n % 2)) for n in range(4)]
+EXAMPLES = [Example.of(f"e{n}", [1 + n, 2, 3, 4 + n][: 3 + n % 2], [True] * (3 + n % 2)) for n in range(4)]
 
 
-def target(*layers: int) -> Target:
-    made = Target(tiny_model(), name="tiny")
-    made.capture(layers or (1,))
-    return made
+def target() -> Target:
+    return Target(tiny_model(), name="tiny")
 
 
 @pytest.fixture
 def cache(tmp_path) -> Path:
-    with StateCache.open(tmp_path / "cache", target()) as states:
+    with StateCache.open(tmp_path / "cache", target(), (1,)) as states:
         states.complete(EXAMPLES, [None] * len(EXAMPLES))
     return tmp_path / "cache"
 
 
 def read(cache, *layers):
-    return StateCache.open(cache, target(*layers)).read(EXAMPLES)
+    return StateCache.open(cache, target(), layers or (1,)).read(EXAMPLES)
 
 
 SHARD = {
@@ -198,7 +196,6 @@ def test_a_manifest_of_states(cache, content):
 def test_states_are_read_in_half_precision(tmp_path):
     """The check must not take one precision for another."""
     made = Target(tiny_model().to(torch.bfloat16), name="tiny")
-    made.capture((1, -1))
-    with StateCache.open(tmp_path, made) as states:
+    with StateCache.open(tmp_path, made, (1, -1)) as states:
         states.complete(EXAMPLES, [None] * len(EXAMPLES))
-    assert all(one is not None for one in StateCache.open(tmp_path, made).read(EXAMPLES))
+    assert all(one is not None for one in StateCache.open(tmp_path, made, (1, -1)).read(EXAMPLES))

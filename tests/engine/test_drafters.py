@@ -26,8 +26,7 @@ def without_gradients():
 
 def states(target, layers, tokens):
     """The target's features [len(tokens), F]."""
-    target.capture(layers)
-    return target.forward(torch.tensor([tokens]), num_logits=0).features[0]
+    return target.forward(torch.tensor([tokens]), num_logits=0, layers=layers).features[0]
 
 
 def shifted(drafter, target, text, start):

@@ -33,9 +33,8 @@ def propose(engine: Engine, context: list[int], k: int) -> list[int]:
     target, draft = engine.target, engine.draft
     drafter = ParallelDrafter(draft, engine.method == "pard2-td", target.vocab_size, 64)
     reading = drafter.open(64)
-    target.capture(drafter.feature_layers)
     with torch.inference_mode():
-        features = target.forward(torch.tensor([context]), num_logits=0).features
+        features = target.forward(torch.tensor([context]), num_logits=0, layers=drafter.feature_layers).features
         if features is not None:
             features = torch.cat([torch.zeros_like(features[0, :1]), features[0, :-1]])
         drafter.absorb(reading, context, features)

@@ -105,7 +105,7 @@ def test_the_number_is_fixed_where_it_would_be_wrong_to_change_it(monkeypatch):
 @needs_packing
 def test_the_text_does_not_depend_on_the_threads(monkeypatch):
     torch.set_num_threads(2)
-    target = Target(tiny_model(seed=3).to(torch.bfloat16), pack=True)
+    target = Target(tiny_model(seed=3).to(torch.bfloat16), weight_format="packed")
     engine = Engine(target, None, "ar")
     params = SamplingParams(24, ignore_eos=True)
     usual = next(iter(engine.generate([[1, 2, 3]], params))).token_ids

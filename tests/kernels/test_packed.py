@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from pard2.errors import Pard2Error
 from pard2.kernels import packed
-from pard2.kernels.packed import PackedLinear, has_bfloat16_products, pack_linears, should_pack
+from pard2.kernels.packed import PackedLinear, has_bfloat16_products
+from pard2.kernels.weight_format import choose_format, convert_linears, weight_formats
 from tiny import tiny_model
 
 needs_fbgemm = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this torch has no FBGEMM")
@@ -46,7 +48,7 @@ def test_a_packed_model_is_the_bfloat16_model_in_float32(monkeypatch):
     half = AutoModelForCausalLM.from_config(tiny_model(layers=3).config, dtype=torch.bfloat16).eval()
     exact = tiny_model(layers=3)
     exact.load_state_dict({key: tensor.float() for key, tensor in half.state_dict().items()})
-    pack_linears(half)
+    convert_linears(half, "packed")
     assert sum(isinstance(m, PackedLinear) for m in half.modules()) == 3 * 7 + 1
     with torch.no_grad():
         torch.testing.assert_close(half(IDS).logits, exact(IDS).logits, rtol=1e-4, atol=1e-4)
@@ -58,7 +60,7 @@ def test_weights_that_float16_cannot_hold_stay_plain():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with torch.no_grad():
         model[1].weight[0, 0] = 1e6
-    pack_linears(model)
+    convert_linears(model, "packed")
     assert isinstance(model[0], PackedLinear) and type(model[1]) is nn.Linear
 
 
@@ -96,7 +98,7 @@ def test_a_model_packed_for_bfloat16_products_is_no_less_exact_than_the_model():
     exact.load_state_dict({key: tensor.float() for key, tensor in half.state_dict().items()})
     with torch.no_grad():
         expected, plain = exact(IDS).logits, half(IDS).logits
-        pack_linears(half)
+        convert_linears(half, "packed")
         assert (half(IDS).logits - expected).square().mean() <= (plain - expected).square().mean()
 
 
@@ -117,5 +119,15 @@ def test_a_model_packed_for_bfloat16_products_is_no_less_exact_than_the_model():
 @needs_fbgemm
 def test_only_a_cpu_that_gains_packs(monkeypatch, capabilities, dtype, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert should_pack(torch.device("cpu"), dtype) is expected
-    assert not should_pack(torch.device("cuda"), dtype)
+    assert weight_formats(torch.device("cpu"), dtype) == (("packed", "plain") if expected else ("plain",))
+    assert choose_format(None, torch.device("cpu"), dtype) == ("packed" if expected else "plain")
+    assert weight_formats(torch.device("cuda"), dtype) == ("plain",)
+
+
+def test_a_format_that_weights_do_not_have_is_one_line():
+    """Packed, float32 weights would be rounded, and on a GPU they would be nothing that it can multiply."""
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        assert choose_format("plain", torch.device(device), dtype) == "plain"
+        for wanted in ("packed", "int1"):
+            with pytest.raises(Pard2Error, match=rf"^`weight_format` '{wanted}': {dtype} weights on {device} can be plain$"):
+                choose_format(wanted, torch.device(device), dtype)

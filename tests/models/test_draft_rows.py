@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pard2 import Engine, SamplingParams
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pard2.checkpoints import loading as target_module
-from pard2.checkpoints.checkpoint import load_draft, save_draft
+from pard2.checkpoints import loading
 from pard2.checkpoints.inspection import fit, inspect_draft
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error, Pard2Warning
 from pard2.models.identity import warn_of_another
 from pard2.models.target import Target
@@ -86,11 +87,11 @@ def test_a_rotated_model_is_the_same_function():
     ],
     ids=["itself", "bfloat16", "float16", "rounded", "rotated", "tuned", "adapted", "foreign"],
 )
-@pytest.mark.parametrize("pack", [False, True])
-def test_another_target_is_noted_once_and_the_same_one_never(directory, make, noted, pack):
-    if pack and "fbgemm" not in torch.backends.quantized.supported_engines:
+@pytest.mark.parametrize("weight_format", ["plain", "packed"])
+def test_another_target_is_noted_once_and_the_same_one_never(directory, make, noted, weight_format):
+    if weight_format == "packed" and "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch has no FBGEMM")
-    target = Target(make(), name="mine", pack=pack)
+    target = Target(make(), name="mine", weight_format=weight_format)
     said = notes(load_draft, str(directory), target, torch.float32)
     assert len(said) == noted
     assert not noted or "was made for another target ('tiny-llama', whose weights are not those of 'mine')" in said[0]
@@ -133,7 +134,7 @@ def test_info_compares_with_the_stored_weights_and_tells_the_name(directory, tmp
     save_draft(tiny_draft(tied), tmp_path / "tied-draft")
     assert notes(fit, tmp_path / "tied-draft", str(tmp_path / "tied"), ["pard2-td"]) == []
     assert len(notes(fit, tmp_path / "tied-draft", str(tmp_path / "same"), ["pard2-td"])) == 1
-    monkeypatch.setattr(target_module, "load_causal_lm", None)
+    monkeypatch.setattr(loading, "load_causal_lm", None)  # by which a target is loaded; `read` has the name for itself
     for name, count in (("same", 0), ("other", 1), ("half", 0)):
         assert len(notes(fit, directory, str(tmp_path / name), ["pard2-td", "pard2-ti"])) == count, name
     assert inspect_draft(directory).target == "tiny-llama"

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pard2.checkpoints.checkpoint import load_draft, save_draft
 from pard2.checkpoints.meta import meta_draft
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.write import save_draft
 from pard2.kernels.packed import PackedLinear
 from pard2.models.short_head import ShortHead
 from pard2.models.target import Target
@@ -51,7 +52,7 @@ def test_the_packed_head_is_the_head_whether_or_not_the_target_was_packed_before
     again = ShortHead(PackedLinear(whole.weight.detach(), None), CHOSEN, torch.float32)
     assert again.weight.equal(short.weight)
     expected = short(states)
-    short.pack()
+    short.convert("packed")
     torch.testing.assert_close(short(states), expected, rtol=1e-5, atol=1e-5)
 
 

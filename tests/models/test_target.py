@@ -5,6 +5,7 @@ import torch
 
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
+from pard2.runtime.hidden_states import RecordedStates
 from tiny import set_eos, tiny_model, tiny_target
 
 ARCHITECTURES = ["llama", "qwen3", "gpt2", "gemma2"]
@@ -18,8 +19,7 @@ def test_features_are_transformers_hidden_states(architecture):
     states = target.model(IDS, output_hidden_states=True).hidden_states
     assert target.num_states == len(states) == 4
     for layer in range(-4, 4):
-        target.capture([layer])
-        torch.testing.assert_close(target.forward(IDS).features, states[layer], rtol=0, atol=0)
+        torch.testing.assert_close(target.forward(IDS, layers=[layer]).features, states[layer], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -42,24 +42,20 @@ def test_layers_are_joined_in_the_order_asked_for():
     """Sorted, a checkpoint's projection would read each feature from another layer's columns."""
     target = tiny_target(layers=3)
     states = target.model(IDS, output_hidden_states=True).hidden_states
-    target.capture((-1, 1, -3, -1))
-    torch.testing.assert_close(target.forward(IDS).features, torch.cat([states[i] for i in (-1, 1, -3, -1)], dim=-1))
+    layers = (-1, 1, -3, -1)
+    torch.testing.assert_close(target.forward(IDS, layers=layers).features, torch.cat([states[i] for i in layers], dim=-1))
 
 
-def test_capturing_anew_forgets_the_old_layers():
+def test_each_pass_records_what_it_was_asked_for():
     target = tiny_target(layers=3)
-    target.capture((0, 1, 2))
-    target.capture((-2,))
-    assert target.feature_layers == (-2,) and target.forward(IDS).features.shape == (2, 6, 32)
-    assert sum(len(block._forward_pre_hooks) for block in target.model.model.layers) == 1
-    target.capture(())
+    assert target.forward(IDS, layers=(0, 1, 2)).features.shape == (2, 6, 96)
+    assert target.forward(IDS, layers=(-2,)).features.shape == (2, 6, 32)
     assert target.forward(IDS).features is None
 
 
 def test_asking_for_fewer_logits_changes_nothing_else():
     target = tiny_target()
-    target.capture((-1, -2))
-    whole, last, none = (target.forward(IDS, num_logits=n) for n in (None, 2, 0))
+    whole, last, none = (target.forward(IDS, num_logits=n, layers=(-1, -2)) for n in (None, 2, 0))
     torch.testing.assert_close(last.logits, whole.logits[:, -2:])
     assert none.logits is None
     for output in (last, none):
@@ -68,20 +64,20 @@ def test_asking_for_fewer_logits_changes_nothing_else():
 
 
 def test_no_state_is_kept_after_a_pass():
-    """A long generation would otherwise hold the features of a forgotten prompt."""
+    """A long generation would otherwise hold the features of a forgotten prompt, and a failed pass would leave its hooks."""
     target = tiny_target()
-    target.capture((-1, -2))
-    target.forward(IDS)
-    assert target._states._captured == {}
+    target.forward(IDS, layers=(-1, -2))
+    with pytest.raises(IndexError):
+        target.forward(IDS + 100, layers=(-1, -2))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in target.model.modules())
+    assert not any(isinstance(kept, RecordedStates | torch.Tensor) for kept in vars(target._states).values())
 
 
 @pytest.mark.parametrize("layer", [3, -4, 100])
 def test_a_layer_that_does_not_exist_is_refused(layer):
     target = tiny_target(layers=2)
-    target.capture((-1,))
     with pytest.raises(Pard2Error, match=rf"feature layer {layer} does not exist in 'tiny-llama', which has 3 hidden states \(-3 to 2\)"):
-        target.capture((-1, layer))
-    assert target.feature_layers == (-1,)
+        target.forward(IDS, layers=(-1, layer))
 
 
 def test_every_end_of_answer_counts():

@@ -66,12 +66,11 @@ def batch() -> Batch:
     golden = load_file(DIRECTORY / "train_K4_L12_s11.safetensors")
     ids = golden["ids"][0]
     target = Target(golden_lm(golden, "target.", **FACTS["target"]))
-    target.capture(FACTS["layers"])
     projection = nn.Linear(*golden["target_proj.weight"].shape[::-1], bias=False)
     projection.load_state_dict({"weight": golden["target_proj.weight"]})
     spec = DraftSpec(FACTS["mask_token"], K, tuple(FACTS["layers"]), projection.in_features, FACTS["scale"])
     draft = Draft(golden_lm(golden, "draft.", **FACTS["draft"]), spec, projection)
-    said = target.forward(ids[None])
+    said = target.forward(ids[None], layers=FACTS["layers"])
 
     chains = [torch.cat([torch.tensor([-1]), a]) for a in keep_masks(torch.ones(L, dtype=torch.bool), K, 1.0, 1.0, None)]
     layout = build_layout([L], [chains])

@@ -159,7 +159,10 @@ def test_packed_passes_are_the_plain_ones(architecture):
     for model in (plain, packed):  # values that float16 and float32 both hold
         model.load_state_dict({key: tensor.bfloat16().float() for key, tensor in model.state_dict().items()})
     texts = texts_of(12, 5)
-    results = [run(new_decoder(model, "mine", HiddenStateRecorder(model), pack), texts, [5, 3]) for model, pack in ((plain, False), (packed, True))]
+    results = [
+        run(new_decoder(model, "mine", HiddenStateRecorder(model), weight_format), texts, [5, 3])
+        for model, weight_format in ((plain, "plain"), (packed, "packed"))
+    ]
     for expected, got in zip(*results, strict=True):
         for one, other in zip(expected, got, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
@@ -176,30 +179,28 @@ def test_states_are_found_wherever_an_architecture_keeps_its_blocks(architecture
     model = tiny_model(architecture, layers=3)
     recorder = HiddenStateRecorder(model)
     assert recorder.num_states == 4
-    recorder.choose((-1, 0, 2))
     ids = torch.tensor([[5, 9, 2, 7]])
-    with torch.no_grad():
+    with torch.no_grad(), recorder.recording((-1, 0, 2)) as states:
         output = model(ids, output_hidden_states=True)
-    features, last = recorder.take()
+    features, last = states.features, states.last_state
     torch.testing.assert_close(features, torch.cat([output.hidden_states[i] for i in (-1, 0, 2)], -1), rtol=0, atol=0)
-    assert last.equal(output.hidden_states[-1]) and recorder._captured == {}
+    assert last.equal(output.hidden_states[-1])
+    assert not any(block._forward_pre_hooks for block in recorder.blocks)
 
 
 def test_recorders_of_one_model_do_not_disturb_each_other():
     model = tiny_model(layers=3)
     one, other = HiddenStateRecorder(model), HiddenStateRecorder(model)
-    one.choose((1,))
-    other.choose((2, 0))
-    with torch.no_grad():
+    with torch.no_grad(), one.recording((1,)) as first, other.recording((2, 0)) as second:
         states = model(torch.tensor([[5, 9]]), output_hidden_states=True).hidden_states
-    assert one.take()[0].equal(states[1]) and other.take()[0].equal(torch.cat([states[2], states[0]], -1))
+    assert first.features.equal(states[1]) and second.features.equal(torch.cat([states[2], states[0]], -1))
 
 
 @pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU multiplies no bfloat16 numbers")
 def test_rows_are_the_same_bits_in_plain_decoding_and_in_verification():
     """In bfloat16 a last bit decides near-ties: what verification says of a token must be what a plain step says."""
     model = tiny_model(layers=3, hidden=64, vocab=300).bfloat16()
-    decoder = new_decoder(model, "tiny", HiddenStateRecorder(model), pack=True)
+    decoder = new_decoder(model, "tiny", HiddenStateRecorder(model), weight_format="packed")
     assert isinstance(decoder, LlamaCpuDecoder)
     texts = texts_of(90)
     (plain,), (features,) = run(decoder, texts, [1])

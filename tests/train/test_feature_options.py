@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pard2 import Engine, SamplingParams
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.read import load_draft
 from pard2.train.loop import train
 
 

@@ -8,7 +8,7 @@ import torch
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
-from pard2.kernels.packed import pack_linears
+from pard2.kernels.weight_format import convert_linears
 from pard2.models.target import Target
 from pard2.verify.greedy import audit, demands_equality, first_difference, gaps_to_first_choice, greedy_reference
 from tiny import greedy, perfect_draft, random_prompts, set_eos, tiny_draft, tiny_model, tiny_target
@@ -115,7 +115,7 @@ def test_packed_layers_are_not_held_to_equality():
     target = tiny_target()
     assert demands_equality(target)
     if "fbgemm" in torch.backends.quantized.supported_engines:
-        pack_linears(target.model)
+        convert_linears(target.model, "packed")
         assert target.model.dtype == torch.float32 and not demands_equality(target)
     assert not demands_equality(half_precision(tiny_target()))
 
@@ -124,7 +124,7 @@ def test_packed_layers_are_not_held_to_equality():
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_packed_target_can_be_audited(architecture):
     """Its own forward pass must still run where the decoder has taken its layers over."""
-    target = Target(tiny_model(architecture).to(torch.bfloat16), name="packed", pack=True)
+    target = Target(tiny_model(architecture).to(torch.bfloat16), name="packed", weight_format="packed")
     audits = list(audit(Engine(target), random_prompts(2), 12, near_tie=0.05, together=True))
     assert [one.lossless for one in audits] == [True] * 4
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from pard2.checkpoints.checkpoint import MASK_FEATURE, inexpressible, load_draft, read_projection_file, read_spec
-from pard2.checkpoints.loading import empty_model, load_config, load_tokenizer, model_directory, reading
+from pard2.checkpoints.draft_spec import inexpressible, read_spec
+from pard2.checkpoints.loading import empty_model, load_config, load_errors, load_tokenizer, model_directory
 from pard2.checkpoints.meta import meta_target
+from pard2.checkpoints.projection_file import MASK_FEATURE, read_projection_file
+from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.weight_files import open_weights, wanted_weights
 from pard2.errors import Pard2Error
 from pard2.models.identity import NAME_KEY, identity_keys
@@ -64,7 +66,7 @@ def inspect_draft(directory: Path) -> DraftReport:
     spec = read_spec(keys, name)
     text = config.get_text_config()
     is_pard2 = keys.get("spd_type") == "pard2" or bool(keys.get("pard2"))
-    with reading(name):
+    with load_errors(name):
         stored = open_weights(directory)
     empty = empty_model(config, name)
     wanted = wanted_weights(empty, spec is not None and spec.shared_vocabulary)

@@ -20,7 +20,7 @@ from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, embedded_gguf
 from pard2.checkpoints.quantisation import check_quantisation, check_unread
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
 from pard2.errors import Pard2Error, first_line
-from pard2.kernels.packed import should_pack
+from pard2.kernels.weight_format import WeightFormat, choose_format
 from pard2.models.target import Target
 from pard2.reading import read_json
 
@@ -74,14 +74,14 @@ _WAYS = f"give a directory, a hub id (org/name), a .gguf file or {EMBEDDED_TARGE
 def model_directory(name: str, *patterns: str) -> Path:
     """Where a model lies on this disk; of a hub id, the files that match the patterns are downloaded first. Raises `Pard2Error` if there is none."""
     path = resolve(name)
-    with reading(name):
+    with load_errors(name):
         return Path(path if os.path.isdir(path) else snapshot_download(path, allow_patterns=list(patterns)))
 
 
 def load_config(name: str) -> PreTrainedConfig:
     """Raises `Pard2Error` for an unknown name, an architecture that transformers does not know, and values that no model has."""
     path = resolve(name)
-    with reading(name):
+    with load_errors(name):
         _check_objects(path, "config.json")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         _ = config.to_dict(), config.get_text_config().to_dict()  # what raises, raises here
@@ -97,7 +97,7 @@ def load_config(name: str) -> PreTrainedConfig:
 def load_generation_config(name: str) -> GenerationConfig | None:
     """The model's own, or None: chat models often name their end-of-turn tokens only here."""
     directory = model_directory(name, _GENERATION)
-    with reading(name):
+    with load_errors(name):
         _check_objects(str(directory), _GENERATION)
         config = GenerationConfig.from_pretrained(directory) if (directory / _GENERATION).is_file() else None
         ends = None if config is None else config.eos_token_id
@@ -108,7 +108,7 @@ def load_generation_config(name: str) -> GenerationConfig | None:
 
 def empty_model(config: PreTrainedConfig, name: str) -> PreTrainedModel:
     """A causal LM of this config without weights, on the `meta` device. Raises `Pard2Error` where transformers can make none."""
-    with reading(name), torch.device("meta"):
+    with load_errors(name), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
@@ -123,15 +123,15 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     directory = model_directory(name, WHOLE, INDEX, _GENERATION)
     options: dict[str, Any] = {"dtype": dtype, "generation_config": load_generation_config(name), "output_loading_info": True}
     options["ignore_mismatched_sizes"] = True  # they are reported below, not raised with a table of all weights
-    with reading(name):
+    with load_errors(name):
         names = weight_names(directory)
     model_directory(name, *names)
-    with reading(name):
+    with load_errors(name):
         weights = open_weights(directory)
     empty, coded = empty_model(config, name), config.to_dict().get("quantization_config") is not None
     if not coded:
         check_weights(name, wanted_weights(empty), weights)
-    with reading(name, device):
+    with load_errors(name, device):
         if coded:
             model, report = AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, use_safetensors=True, **options)
         else:  # of these weights and no others, whatever else may lie in the directory
@@ -147,14 +147,22 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     return model.eval().requires_grad_(False)
 
 
-def load_target(name: str, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None, pack: bool = True) -> Target:
-    """A target and its tokenizer, by hub id, directory, `.gguf` file or `smollm2`.
+def load_target(
+    name: str,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    weight_format: WeightFormat | None = None,
+) -> Target:
+    """A target and its tokenizer.
 
-    pack: let a CPU use packed linear layers; False keeps plain ones, whose weights can be read.
+    name: a hub id, directory, `.gguf` file or `smollm2`.
+    dtype, device: as for `parse_dtype` and `parse_device`.
+    weight_format: of its linear layers, by default the fastest; only `plain` weights can be read and lent to a draft.
     """
     where, kind = parse_device(device), parse_dtype(dtype)
+    weight_format = choose_format(weight_format, where, kind)
     model = load_causal_lm(name, kind, where)
-    return Target(model, load_tokenizer(name), name, pack and should_pack(where, kind))
+    return Target(model, load_tokenizer(name), name, weight_format)
 
 
 def load_tokenizer(name: str) -> Tokenizer | None:
@@ -163,7 +171,7 @@ def load_tokenizer(name: str) -> Tokenizer | None:
     directory = Path(path)
     if directory.is_dir() and not any((directory / f).is_file() for f in _TOKENIZER_FILES):
         return None
-    with reading(name):
+    with load_errors(name):
         _check_objects(path, "tokenizer_config.json", "special_tokens_map.json")
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not isinstance(tokenizer.chat_template, str | dict | None) or not isinstance(tokenizer.model_max_length, int | float):
@@ -181,7 +189,7 @@ def _check_objects(directory: str, *names: str) -> None:
 
 
 @contextmanager
-def reading(name: str, device: torch.device | None = None) -> Iterator[None]:
+def load_errors(name: str, device: torch.device | None = None) -> Iterator[None]:
     """Turns whatever transformers makes of a damaged or strange file into one line, and leaves Ctrl-C as it is. device: where it might not fit."""
     try:
         yield

@@ -4,11 +4,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from pard2.checkpoints.checkpoint import check_vocabulary, read_spec, without_vocabulary
+from pard2.checkpoints.draft_spec import read_spec
 from pard2.checkpoints.embedded import embedded_draft
 from pard2.checkpoints.gguf import EMBEDDED_TARGET
-from pard2.checkpoints.loading import empty_model, load_config, load_generation_config, load_tokenizer, reading
+from pard2.checkpoints.loading import empty_model, load_config, load_errors, load_generation_config, load_tokenizer
 from pard2.checkpoints.quantisation import check_quantisation
+from pard2.checkpoints.read import check_vocabulary, without_vocabulary
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 
@@ -35,7 +36,7 @@ def meta_draft(name: str, target: Target) -> Draft:
     check_vocabulary(name, config.get_text_config().vocab_size, tokenizer, target)
     hidden = config.get_text_config().hidden_size
     projection = mask_feature = None
-    with reading(name), torch.device("meta"):
+    with load_errors(name), torch.device("meta"):
         if spec is not None and spec.shared_vocabulary:
             lm = without_vocabulary(config, torch.float32)
         else:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from pard2.checkpoints.checkpoint import without_vocabulary
 from pard2.checkpoints.layer_config import config_of_layers
 from pard2.checkpoints.quantisation import check_quantisation
+from pard2.checkpoints.read import without_vocabulary
 from pard2.errors import Pard2Error
 from pard2.models.draft import DEFAULT_SCALE, DEFAULT_TARGET_LAYERS, Draft, DraftSpec, neutral_row
 from pard2.models.target import Target

@@ -70,8 +70,8 @@ def bench(
         from pard2.bench.runner import Runner, run
         from pard2.bench.suites import read_suites
         from pard2.bench.table import results_table
-        from pard2.checkpoints.checkpoint import load_draft
         from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
+        from pard2.checkpoints.read import load_draft
         from pard2.engine.methods import check_method, choose_method
         from pard2.engine.sampling import SamplingParams
 

@@ -30,13 +30,12 @@ def cache(
         from pard2.units import duration, size
 
         name = run.target.name
-        weightless, draft = meta_pair(run)
+        meta, draft = meta_pair(run)
         layers = draft.spec.target_layers
-        examples = run_examples(run, weightless, draft)
+        examples = run_examples(run, meta, draft)
     with working(f"loading {name}"):
-        target = load_target(name, run.target.dtype, run.loop.device, pack=False)
-        target.capture(layers)
-        states = StateCache.open(run.features.cache, target)
+        target = load_target(name, run.target.dtype, run.loop.device, weight_format="plain")
+        states = StateCache.open(run.features.cache, target, layers)
     lacking = states.missing(examples)
     if not lacking:
         print_note(f"{states.directory}: all {len(examples):,} conversations are there")

@@ -42,11 +42,11 @@ def init(
     with working("importing torch"):
         import torch
 
-        from pard2.checkpoints.checkpoint import save_draft
         from pard2.checkpoints.loading import load_target
         from pard2.checkpoints.meta import meta_target
         from pard2.checkpoints.pruning import cut_draft, even_layers, unused_token
         from pard2.checkpoints.twin import check_decodable
+        from pard2.checkpoints.write import save_draft
         from pard2.train.compatibility import check_kinds
 
         shapes = meta_target(target)
@@ -57,7 +57,7 @@ def init(
             draft = cut_draft(shapes, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
         check_kinds(shapes, draft, "dense")
     with working(f"loading {target}"):
-        loaded = load_target(target, dtype="float32", device=device, pack=False)
+        loaded = load_target(target, dtype="float32", device=device, weight_format="plain")
     draft = cut_draft(loaded, chosen, mask, draft_tokens, features, shared_vocabulary=share_vocabulary)
     with working(f"writing {output}"):
         save_draft(draft, output, vocabulary=not share_vocabulary)
@@ -72,8 +72,8 @@ def info(
 ) -> None:
     """Explain a draft: what it is, what it fits, what it lacks."""
     with working("importing torch"):
-        from pard2.checkpoints.checkpoint import checkpoint_directory
         from pard2.checkpoints.inspection import fit, inspect_draft
+        from pard2.checkpoints.read import checkpoint_directory
 
     directory = checkpoint_directory(draft)
     report = inspect_draft(directory)

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import torch
 
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.loading import load_target, parse_dtype
+from pard2.checkpoints.read import load_draft
 from pard2.engine.batch import Batch
 from pard2.engine.capacity import cache_positions
 from pard2.engine.draft_length.adaptive import DraftLengths

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pard2.kernels.packed import PackedLinear, can_pack
+from pard2.kernels.packed import PackedLinear
+from pard2.kernels.weight_format import WeightFormat, formatted
 
 
 class FusedLinear:
@@ -46,13 +47,13 @@ class PackedPart(nn.Module):
         return self.whole(x)[..., self._rows]
 
 
-def fuse(module: nn.Module, names: Sequence[str], pack: bool) -> "FusedLinear | PackedLinear":
-    """Fuse the linear layers of these names. pack: in packed form (`packed`), if their weights allow it."""
+def fuse(module: nn.Module, names: Sequence[str], weight_format: WeightFormat) -> FusedLinear | PackedLinear:
+    """Fuse the linear layers of these names, in this format, if their weights allow it."""
     parts = [part for name in names if isinstance(part := module.get_submodule(name), nn.Linear)]
     fused = FusedLinear(parts)
-    if not (pack and can_pack(fused.weight)):
+    whole = formatted(fused.weight, fused.bias, weight_format)
+    if whole is None:
         return fused
-    whole = PackedLinear(fused.weight, fused.bias)
     row = 0
     for name, part in zip(names, parts, strict=True):
         setattr(module, name, PackedPart(whole, row, row := row + part.out_features))

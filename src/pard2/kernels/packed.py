@@ -28,7 +28,7 @@ def has_bfloat16_products() -> bool:
 
 
 def should_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """True on a CPU for half-precision weights that have a packed form there."""
+    """True on a CPU for half-precision weights that it multiplies faster in packed form."""
     if device.type != "cpu" or dtype == torch.float32:
         return False
     if has_bfloat16_products():
@@ -78,19 +78,5 @@ def _for_onednn(weight: Tensor, bias: Tensor | None) -> tuple[Callable[[Tensor],
 
 
 def can_pack(weight: Tensor) -> bool:
-    """False for a matrix with values outside float16's range."""
+    """False for a matrix with values outside float16's range: its layer keeps its plain form."""
     return bool(weight.abs().max() <= _LARGEST)
-
-
-def pack_linears(model: nn.Module) -> None:
-    """Replace, in place, every linear layer of a frozen model by its packed form; the rest will run in float32.
-
-    A layer whose weights exceed float16's range keeps its plain form.
-    """
-    packed: dict[int, nn.Module] = {}
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and can_pack(child.weight):
-                packed.setdefault(id(child), PackedLinear(child.weight, child.bias))
-                setattr(module, name, packed[id(child)])
-    model.float()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
-from pard2.kernels.packed import pack_linears
+from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.models.short_head import ShortHead
 from pard2.runtime.decoder import Decoder
 from pard2.runtime.hidden_states import HiddenStateRecorder, decoder_blocks
@@ -128,7 +128,7 @@ class Draft(nn.Module):
         self.mask_feature = None if mask_feature is None else nn.Parameter(mask_feature.detach().clone())
         self.tokenizer = tokenizer
         self.name = name
-        self._pack = False
+        self._weight_format: WeightFormat = "plain"
 
     @property
     def config(self):
@@ -221,19 +221,21 @@ class Draft(nn.Module):
 
         Raises `Pard2Error` for an architecture that cannot be batched.
         """
-        return new_decoder(self.lm, self.name, HiddenStateRecorder(self.lm), self._pack)
+        return new_decoder(self.lm, self.name, HiddenStateRecorder(self.lm), self._weight_format)
 
     def use_graphs(self, most_sequences: int) -> None:
         """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""
         self.decoder = graphed(self.decoder, self.name, self.lm.device, most_sequences)
 
-    def pack(self) -> None:
-        """Turn the linear layers to packed form, for a CPU (`packed`)."""
-        self._pack = True
-        _ = self.decoder
-        pack_linears(self)
+    def convert(self, weight_format: WeightFormat) -> None:
+        """Bring the linear layers of a plain draft into this format; it can then decode, but neither be trained nor saved."""
+        if weight_format == "plain":
+            return
+        self._weight_format = weight_format
+        _ = self.decoder  # made of plain layers, which it fuses
+        convert_linears(self, weight_format)
         if self.short_head is not None:
-            self.short_head.pack()
+            self.short_head.convert(weight_format)
 
     @torch.no_grad()
     def run(self, token_ids: Tensor, features: Tensor | None, batch: TokenBatch, logit_rows: Tensor | None) -> Tensor | None:

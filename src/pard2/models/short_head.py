@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pard2.kernels.packed import PackedLinear, can_pack
+from pard2.kernels.packed import PackedLinear
+from pard2.kernels.weight_format import WeightFormat, formatted
 
 
 class ShortHead(nn.Module):
@@ -35,10 +36,9 @@ class ShortHead(nn.Module):
         self.register_buffer("weight", weight.detach()[self.token_ids].to(dtype), persistent=False)
         self._product: PackedLinear | None = None
 
-    def pack(self) -> None:
-        """Turn to packed form, for a CPU (`packed`)."""
-        if can_pack(self.weight):
-            self._product = PackedLinear(self.weight, None)
+    def convert(self, weight_format: WeightFormat) -> None:
+        """Multiply by the matrix in this format from now on."""
+        self._product = formatted(self.weight, None, weight_format)
 
     def chosen_logits(self, states: Tensor) -> Tensor:
         """Logits [.., D] of final states [.., hidden], the draft's or the target's."""

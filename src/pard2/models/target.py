@@ -1,6 +1,6 @@
 """The target: the frozen model whose distribution must be preserved, and the features it lends to the draft."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
+from pard2.kernels.weight_format import WeightFormat
 from pard2.models.identity import identity_keys
 from pard2.runtime.decoder import Decoder, DecoderOutput
 from pard2.runtime.hidden_states import HiddenStateRecorder
@@ -23,7 +24,7 @@ class TargetOutput:
     """One forward pass over T tokens.
 
     logits: [B, T or fewer, vocabulary] of the last positions asked for, None where none were.
-    features: [B, T, len(layers) * hidden], None without feature layers.
+    features: [B, T, len(layers) * hidden], None where no layers were asked for.
     last_state: [B, T, hidden], the state after the final norm, which the head turns into logits.
     """
 
@@ -39,20 +40,22 @@ class Target:
     i-th block, and the last one (-1) the state AFTER the final norm (METHOD: section 1).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, name: str = "target", pack: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, name: str = "target", weight_format: WeightFormat = "plain"
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self._states = HiddenStateRecorder(model)
-        self._pack = pack
-        if pack:
+        self.weight_format = weight_format
+        if weight_format != "plain":
             _ = self.identity  # of weights that can be read
             _ = self.decoder  # at once, before anybody reads weights
 
     @cached_property
     def decoder(self) -> Decoder:
         """What runs ragged batches. Raises `Pard2Error` for an architecture that cannot be batched."""
-        return new_decoder(self.model, self.name, self._states, self._pack)
+        return new_decoder(self.model, self.name, self._states, self.weight_format)
 
     def use_graphs(self, most_sequences: int) -> None:
         """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""
@@ -111,10 +114,6 @@ class Target:
 
     # --- features ---------------------------------------------------------------------------------
 
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self._states.layers
-
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raises `Pard2Error` for a hidden state that this target does not have."""
         for layer in layers:
@@ -124,31 +123,28 @@ class Target:
                     f"(-{self.num_states} to {self.num_states - 1})"
                 )
 
-    def capture(self, layers: Iterable[int]) -> None:
-        """Choose the hidden states that every later `forward` returns as features, in this order.
-
-        Raises `Pard2Error` for a layer that this target does not have.
-        """
-        layers = tuple(layers)
-        self.check_layers(layers)
-        self._states.choose(layers)
-
     # --- running ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor, cache: Cache | None = None, num_logits: int | None = None) -> TargetOutput:
-        """Run T new tokens through the model's own code.
+    def forward(self, input_ids: Tensor, cache: Cache | None = None, num_logits: int | None = None, layers: Sequence[int] = ()) -> TargetOutput:
+        """Run new tokens through the model's own code.
 
-        input_ids: [B, T]. num_logits: logits of the last so many positions (None: all; 0: none).
+        input_ids: [B, T].
+        cache: of the tokens before them; None where there are none and nothing shall be kept.
+        num_logits: how many of the last positions shall have logits; None for all, 0 for none.
+        layers: hidden states wanted as features, in this order.
+
+        Raises `Pard2Error` for a layer that this target does not have.
         """
+        self.check_layers(layers)
         arguments: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": cache is not None}
         logits = None
-        if num_logits == 0:
-            self.model.base_model(**arguments)
-        else:
-            logits = self.model(**arguments, logits_to_keep=num_logits or 0).logits
-        features, last_state = self._states.take()
-        return TargetOutput(logits, features, last_state)
+        with self._states.recording(layers) as states:
+            if num_logits == 0:
+                self.model.base_model(**arguments)
+            else:
+                logits = self.model(**arguments, logits_to_keep=num_logits or 0).logits
+        return TargetOutput(logits, states.features, states.last_state)
 
     @torch.no_grad()
     def run(self, token_ids: Tensor, batch: TokenBatch, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:

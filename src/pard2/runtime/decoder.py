@@ -28,6 +28,6 @@ class Decoder(Protocol):
         """Run N rows, given as token_ids [N] or, where those are None, as embeddings [N, hidden].
 
         logit_rows: [R] numbers of the rows whose logits are wanted; None for none. layers: hidden states wanted as features,
-        numbered as in `HiddenStateRecorder`.
+        numbered as in `RecordedStates`.
         """
         ...

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pard2.kernels.weight_format import WeightFormat
 from pard2.runtime.decoder import DecoderOutput
 from pard2.runtime.llama_decoder import LlamaDecoder
 from pard2.runtime.token_batch import TokenBatch
@@ -18,9 +19,9 @@ _FEW_ROWS = 16
 _NEAR = 1024
 
 
-def has_kernels(model: PreTrainedModel, pack: bool) -> bool:
+def has_kernels(model: PreTrainedModel, weight_format: WeightFormat) -> bool:
     """Whether `LlamaCpuDecoder` can run a model: one that computes in float32 on a CPU, with numba installed (extra `cpu`)."""
-    return model.device.type == "cpu" and (pack or model.dtype == torch.float32) and find_spec("numba") is not None
+    return model.device.type == "cpu" and (weight_format == "packed" or model.dtype == torch.float32) and find_spec("numba") is not None
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class _Arrays:
 class LlamaCpuDecoder(LlamaDecoder):
     """The same passes as `LlamaDecoder`'s, for models that `has_kernels` allows."""
 
-    def __init__(self, model: PreTrainedModel, pack: bool = False) -> None:
-        super().__init__(model, pack)
+    def __init__(self, model: PreTrainedModel, weight_format: WeightFormat = "plain") -> None:
+        super().__init__(model, weight_format)
         self._norms = [_Arrays(*map(_array, (layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm))) for layer in self._layers]
         self._last_norm = _array(model.base_model.norm.weight)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pard2.kernels.fused import FusedLinear, fuse
-from pard2.kernels.packed import PackedLinear, pack_linears
+from pard2.kernels.packed import PackedLinear
+from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.runtime.decoder import DecoderOutput
 from pard2.runtime.token_batch import TokenBatch
 from pard2.runtime.windows import attention_windows
@@ -53,10 +54,10 @@ class _Layer:
 class LlamaDecoder:
     """Runs ragged batches with the weights of a transformers model.
 
-    pack: in packed form, for a CPU (`packed`); the model's own layers are packed with them.
+    weight_format: of its matrices; the model's own layers get it, too.
     """
 
-    def __init__(self, model: PreTrainedModel, pack: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, weight_format: WeightFormat = "plain") -> None:
         config = model.config
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
@@ -66,9 +67,11 @@ class LlamaDecoder:
         self._model = model
         self._tables: list[Tensor] = []  # all that there were: captured graphs go on reading those outgrown
         layers = model.base_model.layers
-        fused = [(fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], pack), fuse(layer.mlp, ["gate_proj", "up_proj"], pack)) for layer in layers]
-        if pack:
-            pack_linears(model)
+        fused = [
+            (fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], weight_format), fuse(layer.mlp, ["gate_proj", "up_proj"], weight_format))
+            for layer in layers
+        ]
+        convert_linears(model, weight_format)
         windows = attention_windows(config)
         self._windows = set(windows)
         self._layers = [_read_layer(*found) for found in zip(layers, fused, windows, strict=True)]

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pard2.errors import Pard2Error, first_line
-from pard2.kernels.packed import pack_linears
+from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.runtime.decoder import Decoder
 from pard2.runtime.graphs import GraphedDecoder
 from pard2.runtime.hidden_states import HiddenStateRecorder
@@ -19,19 +19,18 @@ from pard2.runtime.transformers_decoder import TransformersDecoder
 from pard2.runtime.windows import attention_windows
 
 
-def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, pack: bool = False) -> Decoder:
-    """The decoder that suits a model. pack: pack its linear layers for a CPU (`packed`).
+def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, weight_format: WeightFormat = "plain") -> Decoder:
+    """The decoder that suits a model, whose linear layers it brings into `weight_format`.
 
     Runs a model of an architecture that the lean decoder does not know once, over three tokens.
     Raises `Pard2Error`, by name, for one whose attention cannot be taken over.
     """
     check_supported(model, name)
     if is_llama_like(model):
-        return LlamaCpuDecoder(model, pack) if has_kernels(model, pack) else LlamaDecoder(model, pack)
-    if pack:
-        pack_linears(model)
+        return LlamaCpuDecoder(model, weight_format) if has_kernels(model, weight_format) else LlamaDecoder(model, weight_format)
+    convert_linears(model, weight_format)
     decoder = TransformersDecoder(model, states)
-    _try(decoder, name, states)
+    _try(decoder, name)
     return decoder
 
 
@@ -86,7 +85,7 @@ class _Trial(TokenBatch):
 
 
 @torch.no_grad()
-def _try(decoder: TransformersDecoder, name: str, states: HiddenStateRecorder) -> None:
+def _try(decoder: TransformersDecoder, name: str) -> None:
     """Run three rows of two sequences, so that what a config does not tell is found before the first text, and not by its being wrong.
 
     Raises `Pard2Error` unless every layer attends through the batch, once, with the window that its config names.
@@ -97,7 +96,7 @@ def _try(decoder: TransformersDecoder, name: str, states: HiddenStateRecorder) -
     tokens, wanted = torch.zeros(3, dtype=torch.long, device=model.device), torch.tensor([2], device=model.device)
     way = f"{name!r} ({type(model).__name__}) cannot be decoded in batches"
     try:
-        logits = decoder.run(trial, tokens, None, wanted, states.layers).logits
+        logits = decoder.run(trial, tokens, None, wanted).logits
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a modeling file makes of rows that it did not expect

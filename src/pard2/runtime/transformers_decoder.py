@@ -63,7 +63,6 @@ class TransformersDecoder:
     def run(
         self, batch: TokenBatch, token_ids: Tensor | None, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()
     ) -> DecoderOutput:
-        self._states.choose(layers)
         arguments = {
             "input_ids": None if token_ids is None else token_ids[None],
             "inputs_embeds": None if embeddings is None else embeddings[None],
@@ -71,12 +70,12 @@ class TransformersDecoder:
             "use_cache": False,
         }
         logits = None
-        with _attending(self.model, batch):
+        with _attending(self.model, batch), self._states.recording(layers) as states:
             if logit_rows is None:
                 self.model.base_model(**arguments)
             else:
                 logits = self.model(**arguments, logits_to_keep=logit_rows).logits[0]
-        features, _ = self._states.take()
+        features = states.features
         return DecoderOutput(logits, None if features is None else features[0])
 
 

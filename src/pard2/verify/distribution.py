@@ -160,7 +160,6 @@ def measure(target: Target, prompt: list[int], texts: list[tuple[int, ...]], tem
             following[text[:end]][token] += 1
     statistics: dict[tuple[int, ...], ChiSquare] = {}
     ranks: list[float] = []
-    target.capture(())
     generator = torch.Generator().manual_seed(seed)
     length = len(texts[0])
     chunk = max(1, _LOGITS // (length * target.vocab_size))

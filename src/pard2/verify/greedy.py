@@ -132,7 +132,6 @@ def first_difference(ours: list[int], theirs: list[int]) -> int | None:
 @torch.inference_mode()
 def greedy_reference(target: Target, prompt: list[int], max_new_tokens: int) -> list[int]:
     """New token ids of transformers' own greedy `generate`, the end-of-answer token included."""
-    target.capture(())
     tokens = torch.tensor([prompt], device=target.device)
     stops = sorted(target.eos_token_ids)
     output = target.model.generate(
@@ -151,7 +150,6 @@ def greedy_reference(target: Target, prompt: list[int], max_new_tokens: int) -> 
 def _teacher_forced(target: Target, prompt: list[int], completion: Completion, max_new_tokens: int, near_tie: float) -> _Differences:
     """Check a completion by one pass of the target over prompt and answer."""
     emitted = completion.token_ids
-    target.capture(())
     # The last token is not fed: nothing follows it.
     tokens = torch.tensor([prompt + emitted[:-1]], device=target.device)
     logits = target.forward(tokens, num_logits=len(emitted)).logits
