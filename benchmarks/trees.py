@@ -23,9 +23,9 @@ from rich.progress import track
 from common import suite_prompts
 from pard2 import Completion, Engine, SamplingParams
 from pard2.bench.result_file import write_result
-from pard2.checkpoints.checkpoint import load_draft
 from pard2.checkpoints.embedded import embedded_draft
 from pard2.checkpoints.loading import load_target, parse_dtype
+from pard2.checkpoints.read import load_draft
 from pard2.environment import meta
 from pard2.intervals import bootstrap
 from pard2.models.draft import Draft

@@ -24,7 +24,7 @@ _KEPT = "; what it held before is kept"
 
 @dataclass(frozen=True)
 class Kind:
-    """Directories that `--force` may replace. mark: a JSON file that each holds, and `key` a key in it. files: patterns of all that one may hold."""
+    """Directories that `force` may replace. mark: a JSON file that each holds, and `key` a key in it. files: patterns of all that one may hold."""
 
     name: str
     mark: str
@@ -158,15 +158,15 @@ def new_directory(path: Path, force: bool, kind: Kind, inputs: Iterable[str | Pa
     `force`, for one that holds anything but an output of this kind.
     """
     if os.path.lexists(path) and not os.path.isdir(path):
-        raise Pard2Error(f"cannot write {path}: a file of that name is in the way; name another directory with -o")
+        raise Pard2Error(f"cannot write {path}: a file of that name is in the way; name another directory with `output`")
     check_output(path, inputs)
-    with _beside_lock(path, "name another directory with -o"):
+    with _beside_lock(path, "name another directory with `output`"):
         recover(path)
         names = sorted(os.listdir(path)) if path.is_dir() else []
         if names and not force:
-            raise Pard2Error(f"{path} is not empty; name another directory with -o, or give --force to replace it")
+            raise Pard2Error(f"{path} is not empty; name another directory with `output`, or give `force` to replace it")
         if names and (found := _foreign(path, names, kind)):
-            raise Pard2Error(f"{path} holds {found}, so --force will not replace it; name another directory with -o")
+            raise Pard2Error(f"{path} holds {found}, so `force` will not replace it; name another directory with `output`")
         real = Path(os.path.realpath(path))
         for leftover in real.parent.glob(f".{glob.escape(real.name)}-*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed

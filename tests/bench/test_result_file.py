@@ -49,7 +49,7 @@ def _killed(*_):
 @pytest.mark.parametrize(("change", "named"), [({"new_tokens": 11}, "max_new_tokens"), ({"seed": 1}, "seed"), ({"heats": (1.0,)}, "configurations")])
 def test_results_of_two_plans_are_mixed(tmp_path, change, named):
     ResultFile(tmp_path / "r.json", small_plan()).add(chunk_of(0))
-    with pytest.raises(Pard2Error, match=f"another {named}.*--force"):
+    with pytest.raises(Pard2Error, match=f"another {named}.*`force`"):
         ResultFile(tmp_path / "r.json", small_plan(**change))
     assert ResultFile(tmp_path / "r.json", small_plan(**change), replace=True).done == set()
 
@@ -75,9 +75,9 @@ def test_somebody_elses_file_is_overwritten(tmp_path, text):
 
 def test_place_that_cannot_be_written_is_found_after_the_run(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Pard2Error, match="--json: cannot write"):
+    with pytest.raises(Pard2Error, match="`path`: cannot write"):
         ResultFile(tmp_path / "file" / "r.json", small_plan())
-    with pytest.raises(Pard2Error, match="--json: cannot read"):
+    with pytest.raises(Pard2Error, match="`path`: cannot read"):
         ResultFile(tmp_path, small_plan())
 
 

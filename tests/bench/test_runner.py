@@ -96,7 +96,7 @@ def test_prompt_that_does_not_fit_is_not_named(pair):
 
 def test_caches_larger_than_the_memory_are_tried(pair, monkeypatch):
     monkeypatch.setattr("pard2.bench.runner.free_bytes", lambda device: 1000)
-    with pytest.raises(Pard2Error, match="caches of 3 configurations.*--batch-size"):
+    with pytest.raises(Pard2Error, match="caches of 3 configurations.*`max_batch`"):
         Runner(plan(), *pair)
 
 

@@ -24,6 +24,7 @@ from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
 from pard2.kernels.weight_format import weight_formats
 from pard2.models.draft import Draft, DraftSpec
+from pard2.models.draft_kind import DraftKind
 from pard2.models.target import Target
 from tiny import MASK, pard_draft, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
 
@@ -249,7 +250,7 @@ def test_what_other_engines_cannot_express(target, tmp_path):
     assert (
         report.normalise_features
         and report.mask_feature
-        and report.methods == ["pard2-td", "pard2-ti"]
+        and report.kind is DraftKind.PROJECTED
         and report.lacks == ["a tokenizer: only the sizes of the vocabularies can be compared with a target's"]
     )
 
@@ -296,7 +297,7 @@ def test_a_missing_mask_feature(target, masked_directory):
     said = "DRAFT: config says pard2_mask_feature = True, the projection file lacks that vector; use it target-independent (-m pard2-ti)"
     assert refused(masked_directory, target) == said
     report = inspect_draft(masked_directory)
-    assert report.methods == ["pard2-ti"] and report.lacks[-1].startswith("`pard2_mask_feature` in its projection file")
+    assert report.kind is DraftKind.LAYERED and report.lacks[-1].startswith("`pard2_mask_feature` in its projection file")
     assert load(masked_directory, target, False).mask_feature is None  # the way out is one
 
 

@@ -211,13 +211,13 @@ def test_a_name_that_is_too_long_for_a_file(tmp_path):
 
 
 def test_a_dtype_or_device_nobody_knows():
-    with pytest.raises(Pard2Error, match="--dtype 'float8' is not one of float32, bfloat16, float16"):
+    with pytest.raises(Pard2Error, match="`dtype` 'float8' is not one of float32, bfloat16, float16"):
         parse_dtype("float8")
-    with pytest.raises(Pard2Error, match="--device 'warp' is not a device; say cpu, cuda or cuda:N"):
+    with pytest.raises(Pard2Error, match="`device` 'warp' is not a device; say cpu, cuda or cuda:N"):
         parse_device("warp")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there():
-    with pytest.raises(Pard2Error, match="--device cuda: torch sees no CUDA device here; say --device cpu"):
+    with pytest.raises(Pard2Error, match="`device` cuda: torch sees no CUDA device here; say `device` cpu"):
         parse_device("cuda")

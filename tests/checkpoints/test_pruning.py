@@ -30,7 +30,7 @@ def test_even_layers_are_distinct_spread_and_keep_both_ends(case):
 
 @pytest.mark.parametrize("count", [0, -1, 7])
 def test_more_layers_than_there_are(count):
-    with pytest.raises(Pard2Error, match=f"--layers {count}: the target has 6 layers"):
+    with pytest.raises(Pard2Error, match=f"`layers` {count}: the target has 6 layers"):
         even_layers(count, 6)
 
 
@@ -100,12 +100,12 @@ def test_the_mask_starts_from_a_neutral_row():
 @pytest.mark.parametrize(
     ("layers", "mask", "features", "said"),
     [
-        ([0, 2], MASK, (-1,), "--layers: 2 is not a layer of 'tiny-llama', which has 2 (0 to 1)"),
-        ([1, 0], MASK, (-1,), "--layers must rise, each named once"),
-        ([0, 0], MASK, (-1,), "--layers must rise, each named once"),
-        ([], MASK, (-1,), "--layers names no layer"),
-        ([0], 61, (-1,), "--mask-token 61: 'tiny-llama' has token ids 0 to 60"),
-        ([0], -1, (-1,), "--mask-token -1: 'tiny-llama' has token ids 0 to 60"),
+        ([0, 2], MASK, (-1,), "`layers`: 2 is not a layer of 'tiny-llama', which has 2 (0 to 1)"),
+        ([1, 0], MASK, (-1,), "`layers` must rise, each named once"),
+        ([0, 0], MASK, (-1,), "`layers` must rise, each named once"),
+        ([], MASK, (-1,), "`layers` names no layer"),
+        ([0], 61, (-1,), "`mask_token` 61: 'tiny-llama' has token ids 0 to 60"),
+        ([0], -1, (-1,), "`mask_token` -1: 'tiny-llama' has token ids 0 to 60"),
         ([0], MASK, (-1, -4), "target layer -4 is not a hidden state of 'tiny-llama', which has 3"),
     ],
 )
@@ -131,7 +131,7 @@ def test_no_unused_token_is_an_error_and_not_a_guess():
         (Target(tiny_model(vocab=len(tokenizer)), tokenizer), "no padding row and no reserved token"),
         (tiny_target(), "no tokenizer"),
     ]:
-        with pytest.raises(Pard2Error, match=f"{said}.*--mask-token ID"):
+        with pytest.raises(Pard2Error, match=f"{said}.*`mask_token`"):
             unused_token(target)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pard2 import __version__
 from pard2.checkpoints import embedded
-from pard2.cli import options
+from pard2.cli import flags, options
 from pard2.errors import Pard2Error
 
 
@@ -38,8 +38,8 @@ def test_the_embedded_draft_is_the_embedded_targets_default(monkeypatch):
 
 
 def test_parse_logit_bias():
-    assert options.parse_logit_bias(["7=1.5", "0=-100"]) == {7: 1.5, 0: -100.0}
-    assert options.parse_logit_bias([]) == {}
+    assert flags.parse_logit_bias(["7=1.5", "0=-100"]) == {7: 1.5, 0: -100.0}
+    assert flags.parse_logit_bias([]) == {}
 
 
 def test_parse_list():

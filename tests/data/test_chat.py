@@ -107,7 +107,7 @@ def test_an_answer_that_does_not_follow_its_prompt_is_refused_by_record():
 
 
 def test_no_chat_template_names_the_way_out():
-    with pytest.raises(Pard2Error, match="no chat template.*--raw"):
+    with pytest.raises(Pard2Error, match="no chat template.*`raw`"):
         examples(turns("hi", "hello"), None)
 
 

@@ -147,11 +147,11 @@ def test_a_retry_after_that_is_nonsense_or_never_does_not_stop_the_run(tmp_path:
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        (status(401, "no"), r"--api-key-env: a key is needed by http://.* \(401: no\)"),
-        (status(403, "no"), r"--api-key-env: a key is needed"),
-        (status(404, "no such model"), r"--endpoint http.* --model tiny are \(404: no such model\)"),
-        (status(302, "moved", Location="http://127.0.0.1:9/"), r"--endpoint .*\(302: moved\)"),
-        (answer("4", reasoning_content="2 and 2"), "--endpoint .*takes the thoughts out of its answers"),
+        (status(401, "no"), r"`api_key`: a key is needed by http://.* \(401: no\)"),
+        (status(403, "no"), r"`api_key`: a key is needed"),
+        (status(404, "no such model"), r"`endpoint` http.* `model` tiny are \(404: no such model\)"),
+        (status(302, "moved", Location="http://127.0.0.1:9/"), r"`endpoint` .*\(302: moved\)"),
+        (answer("4", reasoning_content="2 and 2"), "`endpoint` .*takes the thoughts out of its answers"),
     ],
 )
 def test_what_would_fail_for_every_record_stops_the_run_at_once(tmp_path: Path, server: FakeEndpoint, behaviour: Any, message: str) -> None:
@@ -270,14 +270,14 @@ def test_stopping_does_not_wait_for_requests_under_way(server: FakeEndpoint) -> 
 def test_check_finds_what_is_not_served_and_lists_what_is(server: FakeEndpoint, other: FakeEndpoint) -> None:
     endpoints(server, other).check()
     other.models = ["org/one", "org/two"]
-    with pytest.raises(Pard2Error, match=rf"--endpoint {other.address} does not serve 'tiny'; name what it serves with --model: org/one, org/two"):
+    with pytest.raises(Pard2Error, match=rf"`endpoint` {other.address} does not serve 'tiny'; name what it serves with `model`: org/one, org/two"):
         endpoints(server, other).check()
 
 
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        (status(401, "no key"), r"--api-key-env: a key is needed by .*401: no key"),
+        (status(401, "no key"), r"`api_key`: a key is needed by .*401: no key"),
         (status(404), "most addresses end in /v1"),
         (status(503, "loading"), r"does not list its models \(503: loading\)"),
         (body("<html>"), "does not list its models"),
@@ -295,12 +295,12 @@ def test_check_says_in_one_line_what_is_wrong_with_an_address(server: FakeEndpoi
 
 def test_check_of_a_server_that_is_down(server: FakeEndpoint) -> None:
     server.close()
-    with pytest.raises(Pard2Error, match=rf"--endpoint {server.address}: Connection refused; is the server up"):
+    with pytest.raises(Pard2Error, match=rf"`endpoint` {server.address}: Connection refused; is the server up"):
         endpoints(server).check()
 
 
 def test_check_of_a_server_that_speaks_no_tls(server: FakeEndpoint) -> None:
-    with pytest.raises(Pard2Error, match="--endpoint https://.*SSL.*; is the server up"):
+    with pytest.raises(Pard2Error, match="`endpoint` https://.*SSL.*; is the server up"):
         Endpoints([server.address.replace("http", "https")], "tiny", GREEDY).check()
 
 
@@ -319,9 +319,9 @@ def test_what_is_no_address(address: str) -> None:
 
 
 def test_what_cannot_be_sent_is_refused_without_showing_the_key() -> None:
-    with pytest.raises(Pard2Error, match="--api-key-env") as error:
+    with pytest.raises(Pard2Error, match="`api_key`") as error:
         Endpoints(["http://host"], "tiny", GREEDY, api_key="se\ncret")
     assert "cret" not in str(error.value)
     for field in ("seed", "chat_template_kwargs"):
-        with pytest.raises(Pard2Error, match=f"--extra-body may not hold '{field}'"):
+        with pytest.raises(Pard2Error, match=f"`extra_body` may not hold '{field}'"):
             Endpoints(["http://host"], "tiny", GREEDY | {"extra_body": {field: {}}})

@@ -86,8 +86,8 @@ def test_a_long_conversation_stops_the_run_by_default(tmp_path):
     with pytest.raises(Pard2Error) as info:
         load(source, max_length=LENGTH + 3)
     assert str(info.value) == (
-        f"{source}: record long has {LENGTH + 4} tokens, more than data.max_length={LENGTH + 3} (--max-length); "
-        "raise that, or set data.on_long (--on-long) to cut or skip"
+        f"{source}: record long has {LENGTH + 4} tokens, more than data.max_length={LENGTH + 3} (`max_length`); "
+        "raise that, or set data.on_long (`on_long`) to cut or skip"
     )
 
 

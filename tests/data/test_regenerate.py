@@ -169,11 +169,11 @@ def test_decoding_that_fails_on_one_record_does_not_stop_the_others(tmp_path, ta
     ("model", "settings", "message"),
     [
         ("other", answer_settings(5, 0.7, 0.9, 3), "holds answers made with -t tiny-llama, and this is -t other; give the same -t, name another"),
-        ("tiny-llama", answer_settings(6, 0.7, 0.9, 3), "with --max-new-tokens 5, and this is --max-new-tokens 6; give the same --max-new-tokens"),
-        ("tiny-llama", answer_settings(5, 0.0, 0.9, 3), "with --temperature 0.7, and this is --temperature 0.0"),
-        ("tiny-llama", answer_settings(5, 0.7, 1.0, 3), "with --top-p 0.9, and this is --top-p 1.0"),
-        ("tiny-llama", answer_settings(5, 0.7, 0.9, 4), "with --seed 3, and this is --seed 4"),
-        ("tiny-llama", answer_settings(5, 0.7, 0.9, 3, None, {"x": 1}), 'with no --template-arg, and this is --template-arg {"x": 1}'),
+        ("tiny-llama", answer_settings(6, 0.7, 0.9, 3), "with `max_tokens` 5, and this is `max_tokens` 6; give the same `max_tokens`"),
+        ("tiny-llama", answer_settings(5, 0.0, 0.9, 3), "with `temperature` 0.7, and this is `temperature` 0.0"),
+        ("tiny-llama", answer_settings(5, 0.7, 1.0, 3), "with `top_p` 0.9, and this is `top_p` 1.0"),
+        ("tiny-llama", answer_settings(5, 0.7, 0.9, 4), "with `seed` 3, and this is `seed` 4"),
+        ("tiny-llama", answer_settings(5, 0.7, 0.9, 3, None, {"x": 1}), 'with no `template_arguments`, and this is `template_arguments` {"x": 1}'),
     ],
 )
 def test_a_file_is_not_resumed_with_another_target_or_other_settings(tmp_path, target, model, settings, message):

@@ -112,7 +112,7 @@ def test_every_text_is_drawn_by_a_seed_of_its_own(tmp_path, target):
 
 def test_a_model_with_nothing_to_say_does_not_run_for_ever(tmp_path, target):
     speaker = Speaker()
-    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match=f"no new prompt in {MOST_BARREN} texts.*--temperature"):
+    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match=f"no new prompt in {MOST_BARREN} texts.*`temperature`"):
         synthesize(target, 1, writer, speaker)
     assert speaker.made == MOST_BARREN
 

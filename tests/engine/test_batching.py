@@ -132,7 +132,7 @@ def test_a_small_request_does_not_overtake_a_large_one_for_ever():
 def test_a_request_larger_than_the_cache_is_refused_and_one_that_fills_it_is_not():
     engine = new_engine("pard2-ti", 4, cache_tokens=30)
     with pytest.raises(
-        Pard2Error, match=r"prompt of 20 tokens and an answer of 11 do not fit the cache of 30.*--max-new-tokens.*--cache-tokens"
+        Pard2Error, match=r"prompt of 20 tokens and an answer of 11 do not fit the cache of 30.*`max_tokens`.*`cache_tokens`"
     ) as raised:
         engine.generate([[1, 2], [1] * 20], SamplingParams(11))
     assert "\n" not in str(raised.value) and engine.idle

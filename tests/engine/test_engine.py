@@ -233,18 +233,18 @@ def test_default_method_is_the_best_that_the_draft_allows():
 @pytest.mark.parametrize(
     ("draft", "method", "draft_tokens", "message"),
     [
-        (None, "vsd", "auto", "-d"),
-        (None, "pard2-td", "auto", "-d"),
-        (None, "eagle", "auto", "-m 'eagle' is not one of ar, vsd"),
-        (lambda target: tiny_lm_draft(), "pard", "auto", "mask token.*-m vsd"),
-        (lambda target: tiny_lm_draft(), "pard2-td", "auto", "mask token.*-m vsd"),
-        (pard_draft, "pard2-td", "auto", "no projection; use -m pard2-ti"),
-        (tiny_draft, None, 0, "--draft-tokens 0.*at least 1"),
-        (tiny_draft, None, -2, "--draft-tokens -2"),
-        (tiny_draft, None, 7, "--draft-tokens 7.*trained for 6"),
-        (tiny_draft, "pard2-ti", 7, "--draft-tokens 7.*trained for 6"),
-        (tiny_draft, None, "many", "--draft-tokens 'many'"),
-        (None, "ar", 0, "--draft-tokens 0"),
+        (None, "vsd", "auto", "`draft`"),
+        (None, "pard2-td", "auto", "`draft`"),
+        (None, "eagle", "auto", "`method` 'eagle' is not one of ar, vsd"),
+        (lambda target: tiny_lm_draft(), "pard", "auto", "mask token.*`method` vsd"),
+        (lambda target: tiny_lm_draft(), "pard2-td", "auto", "mask token.*`method` vsd"),
+        (pard_draft, "pard2-td", "auto", "no projection; use `method` pard2-ti"),
+        (tiny_draft, None, 0, "`draft_tokens` 0.*at least 1"),
+        (tiny_draft, None, -2, "`draft_tokens` -2"),
+        (tiny_draft, None, 7, "`draft_tokens` 7.*trained for 6"),
+        (tiny_draft, "pard2-ti", 7, "`draft_tokens` 7.*trained for 6"),
+        (tiny_draft, None, "many", "`draft_tokens` 'many'"),
+        (None, "ar", 0, "`draft_tokens` 0"),
     ],
 )
 def test_misfits_are_refused_by_the_name_of_their_flag(draft, method, draft_tokens, message):
@@ -262,18 +262,18 @@ def test_a_draft_of_a_deeper_target_is_refused_before_decoding():
 
 
 def test_a_method_that_lacks_its_draft_is_refused_before_loading():
-    with pytest.raises(Pard2Error, match="-d"):
+    with pytest.raises(Pard2Error, match="`draft`"):
         Engine.from_pretrained("/no/such/model", method="vsd")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_batch": 0}, "--batch-size 0"),
-        ({"cache_tokens": 1}, "--cache-tokens 1"),
-        ({"draft_sampling": "random"}, "--draft-sampling 'random'"),
-        ({"verification": "blocks"}, "--verification 'blocks'"),
-        ({"verification": "block"}, "add --draft-sampling sampled"),
+        ({"max_batch": 0}, "`max_batch` 0"),
+        ({"cache_tokens": 1}, "`cache_tokens` 1"),
+        ({"draft_sampling": "random"}, "`draft_sampling` 'random'"),
+        ({"verification": "blocks"}, "`verification` 'blocks'"),
+        ({"verification": "block"}, "add `draft_sampling` sampled"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_before_the_long_load(options, message):
@@ -284,5 +284,5 @@ def test_options_that_mean_nothing_are_refused_before_the_long_load(options, mes
 
 
 def test_max_tokens_of_zero_is_refused():
-    with pytest.raises(Pard2Error, match="--max-new-tokens 0"):
+    with pytest.raises(Pard2Error, match="`max_tokens` 0"):
         SamplingParams(0)

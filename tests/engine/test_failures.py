@@ -50,7 +50,7 @@ def test_nan_in_a_prompt_fails_that_request_alone(method, settings):
     outs = list(engine.generate(prompts, [SamplingParams(12), SamplingParams(12, logprobs=2, **settings), SamplingParams(12)]))
     assert [outs[0].token_ids, outs[2].token_ids] == [expected(0), expected(1)]
     assert (outs[1].token_ids, outs[1].finish_reason) == ([], "error")
-    assert "NaN" in one_line(outs[1].error) and "--dtype float32" in outs[1].error and "tiny-llama" in outs[1].error
+    assert "NaN" in one_line(outs[1].error) and "`dtype` float32" in outs[1].error and "tiny-llama" in outs[1].error
     assert is_empty(engine)
     # Whoever gets the failed one's part of the cache finds none of its numbers.
     assert [out.token_ids for out in engine.generate([PROMPTS[2]] * 3, SamplingParams(12))] == [expected(2)] * 3
@@ -232,7 +232,7 @@ def test_a_pass_that_fails_ends_who_took_part_and_the_engine_goes_on(method, whe
 def test_out_of_memory_is_told_with_the_way_out(monkeypatch):
     engine = new_engine("pard2-td", 3, tiny_target())
     fail_once(monkeypatch, engine.target, "run", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 GiB"), after=2)
-    with pytest.raises(Pard2Error, match="ran out of memory.*--batch-size.*--cache-tokens") as raised:
+    with pytest.raises(Pard2Error, match="ran out of memory.*`max_batch`.*`cache_tokens`") as raised:
         list(engine.generate(PROMPTS, SamplingParams(12)))
     one_line(raised.value)
     assert is_empty(engine)
@@ -241,7 +241,7 @@ def test_out_of_memory_is_told_with_the_way_out(monkeypatch):
 
 def test_a_cache_that_does_not_fit_is_told_with_the_way_out(monkeypatch):
     engine = new_engine("ar", "auto", tiny_target(), cache_tokens=2**50)
-    with pytest.raises(Pard2Error, match="does not fit.*--cache-tokens"):
+    with pytest.raises(Pard2Error, match="does not fit.*`cache_tokens`"):
         list(engine.generate([PROMPTS[0]], SamplingParams(4)))
     assert engine.idle
 
@@ -268,8 +268,8 @@ def test_a_stream_learns_that_anothers_pass_has_failed(monkeypatch):
         ([[1], [61]], SamplingParams(), "token id 61"),
         ([[1], [1] * 300], SamplingParams(), "300 tokens"),
         ([[1], [2]], [SamplingParams()], "2 prompts and 1 SamplingParams"),
-        ([[1], [2]], SamplingParams(logit_bias={61: 1.0}), "--logit-bias names token 61"),
-        ([[1], [2]], [SamplingParams(), SamplingParams(stop="x")], "--stop needs a tokenizer"),
+        ([[1], [2]], SamplingParams(logit_bias={61: 1.0}), "`logit_bias` names token 61"),
+        ([[1], [2]], [SamplingParams(), SamplingParams(stop="x")], "`stop` needs a tokenizer"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_before_anything_begins(prompts, params, message):

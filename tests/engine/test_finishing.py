@@ -148,7 +148,7 @@ def test_each_of_n_completions_has_its_own_text():
 
 
 def test_a_stop_string_needs_a_tokenizer():
-    with pytest.raises(Pard2Error, match="--stop needs a tokenizer"):
+    with pytest.raises(Pard2Error, match="`stop` needs a tokenizer"):
         Engine(tiny_target()).generate([PROMPT], SamplingParams(stop="x"))
 
 

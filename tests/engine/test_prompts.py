@@ -71,7 +71,7 @@ def test_a_dict_says_what_the_template_gets_beside_the_messages(target):
 
 def test_text_without_a_tokenizer_and_chat_without_a_template(target):
     target.tokenizer.chat_template = None
-    with pytest.raises(Pard2Error, match="--raw"):
+    with pytest.raises(Pard2Error, match="`raw`"):
         encode_prompt(target, "what")
     assert encode_prompt(target, "what", raw=True) == [1, 5]
     target.tokenizer = None

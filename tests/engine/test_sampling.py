@@ -13,53 +13,53 @@ NAN = math.nan
 @pytest.mark.parametrize(
     ("flag", "settings"),
     [
-        ("--max-new-tokens", {"max_tokens": 0}),
-        ("--max-new-tokens", {"max_tokens": 2.5}),
-        ("--temperature", {"temperature": -0.1}),
-        ("--temperature", {"temperature": NAN}),
-        ("--temperature", {"temperature": math.inf}),
-        ("--temperature", {"temperature": 1e-30}),  # would divide logits to infinity
-        ("--temperature", {"temperature": "hot"}),
-        ("--top-k", {"top_k": -1}),
-        ("--top-k", {"top_k": True}),
-        ("--top-p", {"top_p": 0.0}),
-        ("--top-p", {"top_p": 1.01}),
-        ("--top-p", {"top_p": NAN}),
-        ("--min-p", {"min_p": -0.01}),
-        ("--min-p", {"min_p": 1.01}),
-        ("--min-p", {"min_p": NAN}),
-        ("--repetition-penalty", {"repetition_penalty": 0.0}),
-        ("--repetition-penalty", {"repetition_penalty": -1.0}),
-        ("--repetition-penalty", {"repetition_penalty": NAN}),
-        ("--repetition-penalty", {"repetition_penalty": math.inf}),
-        ("--presence-penalty", {"presence_penalty": 2.1}),
-        ("--presence-penalty", {"presence_penalty": NAN}),
-        ("--frequency-penalty", {"frequency_penalty": -2.1}),
-        ("--frequency-penalty", {"frequency_penalty": NAN}),
-        ("--logit-bias", {"logit_bias": {3: 101.0}}),
-        ("--logit-bias", {"logit_bias": {3: NAN}}),
-        ("--logit-bias", {"logit_bias": {3: -math.inf}}),
-        ("--logit-bias", {"logit_bias": {-1: 1.0}}),
-        ("--logit-bias", {"logit_bias": {"3": 1.0}}),
-        ("--seed", {"seed": -1}),
-        ("--seed", {"seed": 2**63}),
-        ("--n", {"n": 0}),
-        ("--n", {"n": 129}),
-        ("--stop", {"stop": ""}),
-        ("--stop", {"stop": ["end", ""]}),
-        ("--stop", {"stop": "x" * 257}),
-        ("--stop", {"stop": [str(i) for i in range(17)]}),
-        ("--stop", {"stop": [7]}),
-        ("--stop", {"stop": 5}),
-        ("--stop", {"stop": None}),
-        ("--logit-bias", {"logit_bias": 5}),
-        ("--logit-bias", {"logit_bias": [1]}),
-        ("--logit-bias", {"logit_bias": {1: "much"}}),
-        ("--logit-bias", {"logit_bias": {True: 1.0}}),
-        ("--temperature", {"temperature": ["a\nb"] * 100}),
-        ("--ignore-eos", {"ignore_eos": "no"}),
-        ("--logprobs", {"logprobs": -1}),
-        ("--logprobs", {"logprobs": 21}),
+        ("`max_tokens`", {"max_tokens": 0}),
+        ("`max_tokens`", {"max_tokens": 2.5}),
+        ("`temperature`", {"temperature": -0.1}),
+        ("`temperature`", {"temperature": NAN}),
+        ("`temperature`", {"temperature": math.inf}),
+        ("`temperature`", {"temperature": 1e-30}),  # would divide logits to infinity
+        ("`temperature`", {"temperature": "hot"}),
+        ("`top_k`", {"top_k": -1}),
+        ("`top_k`", {"top_k": True}),
+        ("`top_p`", {"top_p": 0.0}),
+        ("`top_p`", {"top_p": 1.01}),
+        ("`top_p`", {"top_p": NAN}),
+        ("`min_p`", {"min_p": -0.01}),
+        ("`min_p`", {"min_p": 1.01}),
+        ("`min_p`", {"min_p": NAN}),
+        ("`repetition_penalty`", {"repetition_penalty": 0.0}),
+        ("`repetition_penalty`", {"repetition_penalty": -1.0}),
+        ("`repetition_penalty`", {"repetition_penalty": NAN}),
+        ("`repetition_penalty`", {"repetition_penalty": math.inf}),
+        ("`presence_penalty`", {"presence_penalty": 2.1}),
+        ("`presence_penalty`", {"presence_penalty": NAN}),
+        ("`frequency_penalty`", {"frequency_penalty": -2.1}),
+        ("`frequency_penalty`", {"frequency_penalty": NAN}),
+        ("`logit_bias`", {"logit_bias": {3: 101.0}}),
+        ("`logit_bias`", {"logit_bias": {3: NAN}}),
+        ("`logit_bias`", {"logit_bias": {3: -math.inf}}),
+        ("`logit_bias`", {"logit_bias": {-1: 1.0}}),
+        ("`logit_bias`", {"logit_bias": {"3": 1.0}}),
+        ("`seed`", {"seed": -1}),
+        ("`seed`", {"seed": 2**63}),
+        ("`n`", {"n": 0}),
+        ("`n`", {"n": 129}),
+        ("`stop`", {"stop": ""}),
+        ("`stop`", {"stop": ["end", ""]}),
+        ("`stop`", {"stop": "x" * 257}),
+        ("`stop`", {"stop": [str(i) for i in range(17)]}),
+        ("`stop`", {"stop": [7]}),
+        ("`stop`", {"stop": 5}),
+        ("`stop`", {"stop": None}),
+        ("`logit_bias`", {"logit_bias": 5}),
+        ("`logit_bias`", {"logit_bias": [1]}),
+        ("`logit_bias`", {"logit_bias": {1: "much"}}),
+        ("`logit_bias`", {"logit_bias": {True: 1.0}}),
+        ("`temperature`", {"temperature": ["a\nb"] * 100}),
+        ("`ignore_eos`", {"ignore_eos": "no"}),
+        ("`logprobs`", {"logprobs": -1}),
+        ("`logprobs`", {"logprobs": 21}),
     ],
 )
 def test_a_value_out_of_range_is_refused_in_one_line_by_its_flag(flag, settings):
@@ -104,13 +104,13 @@ def test_a_bias_changed_after_validation_does_not_get_in():
 def test_a_bias_of_a_token_past_the_vocabulary_is_refused_before_it_indexes_anything():
     params = SamplingParams(logit_bias={60: 1.0, 61: 1.0})
     params.check_vocabulary(62)
-    with pytest.raises(Pard2Error, match="^--logit-bias names token 61: the vocabulary ends at 60$"):
+    with pytest.raises(Pard2Error, match="^`logit_bias` names token 61: the vocabulary ends at 60$"):
         params.check_vocabulary(61)
 
 
 def test_more_alternatives_than_tokens_are_refused_before_a_pass_fails_for_everybody():
     SamplingParams(logprobs=10).check_vocabulary(10)
-    with pytest.raises(Pard2Error, match="^--logprobs 10: the vocabulary has 9 tokens$"):
+    with pytest.raises(Pard2Error, match="^`logprobs` 10: the vocabulary has 9 tokens$"):
         SamplingParams(logprobs=10).check_vocabulary(9)
 
 

@@ -107,7 +107,7 @@ def test_a_decoding_that_fails_is_no_difference_but_an_error():
     target = half_precision(tiny_target())
     with torch.no_grad():
         target.model.lm_head.weight[3] = float("nan")
-    with pytest.raises(Pard2Error, match="NaN.*--dtype float32"):
+    with pytest.raises(Pard2Error, match="NaN.*`dtype` float32"):
         list(audit(Engine(target), random_prompts(1), 4))
 
 

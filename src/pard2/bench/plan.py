@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from pard2.bench.suites import Suite
+from pard2.engine.methods import PLAIN
+from pard2.engine.options import TreeNodes
 
 DraftTokens = int | Literal["auto"]
 
@@ -26,7 +28,7 @@ class Configuration:
     @property
     def base(self) -> "Configuration":
         """Plain decoding under the same conditions, which speed is compared with."""
-        return Configuration("ar", self.batch_size, 0, self.temperature)
+        return Configuration(PLAIN, self.batch_size, 0, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides what is measured. dtype, device: names. ignore_eos: answers of exactly max_new_tokens."""
+    """All that decides what is measured.
+
+    dtype, device: names.
+    ignore_eos: answers of exactly max_new_tokens.
+    tree, cuda_graphs: as in `EngineOptions`, the tree for the methods that propose any.
+    """
 
     target: str
     draft: str | None
@@ -54,6 +61,8 @@ class Plan:
     ignore_eos: bool = False
     repeats: int = 1
     seed: int = 0
+    tree: TreeNodes = 0
+    cuda_graphs: bool | None = None
 
     @property
     def prompts(self) -> int:
@@ -95,8 +104,8 @@ def configurations(
     found = []
     for size in batch_sizes:
         for temperature in temperatures:
-            found.append(Configuration("ar", size, 0, temperature))
-            found += [Configuration(method, size, k, temperature) for method in methods if method != "ar" for k in draft_tokens]
+            found.append(Configuration(PLAIN, size, 0, temperature))
+            found += [Configuration(method, size, k, temperature) for method in methods if method != PLAIN for k in draft_tokens]
     return tuple(dict.fromkeys(found))
 
 

@@ -33,7 +33,7 @@ class ResultFile:
         try:
             check_output(path)  # a place that cannot be written is found before the long run
         except Pard2Error as error:
-            raise Pard2Error(f"--json: {error}") from None
+            raise Pard2Error(f"`path`: {error}") from None
 
     @property
     def done(self) -> set[Chunk]:
@@ -56,21 +56,21 @@ class ResultFile:
             if not isinstance(plan, dict) or not isinstance(resumed, list):
                 raise TypeError
         except OSError as error:
-            raise Pard2Error(f"--json: cannot read {path}: {error.strerror}") from None
+            raise Pard2Error(f"`path`: cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             if replace and isinstance(held, dict) and held.keys() >= {"meta", "plan", "chunks"}:
                 return  # a damaged one of ours
-            raise Pard2Error(f"--json: {path} exists and is no result of `pard2 bench`; name another file") from None
+            raise Pard2Error(f"`path`: {path} exists and is no result of `pard2 bench`; name another file") from None
         if replace:
             return
         ours = {key: self._about[key] for key in machine}
         changed = _first_difference(plan, self.plan.as_dict()) or _first_difference(machine, ours)
         if changed is not None:
-            raise Pard2Error(f"--json: {path} holds a run with another {changed}; name another file, or replace it with --force")
+            raise Pard2Error(f"`path`: {path} holds a run with another {changed}; name another file, or replace it with `force`")
         whole = {(chunk, one) for chunk in {each.chunk for each in measurements} for one in self.plan.at(chunk.batch_size)}
         found = [(each.chunk, each.configuration) for each in measurements if len(each.answers) == each.chunk.count]
         if len(found) != len(measurements) or len(found) != len(whole) or set(found) != whole:
-            raise Pard2Error(f"--json: {path} holds a chunk twice or in part; name another file, or replace it with --force")
+            raise Pard2Error(f"`path`: {path} holds a chunk twice or in part; name another file, or replace it with `force`")
         if measurements:
             again = {key: self._about[key] for key in ("argv", "commit", "date")}
             self._about = about | {"resumed": [*resumed, again]}

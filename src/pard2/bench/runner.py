@@ -12,6 +12,7 @@ from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.engine.capacity import free_bytes, position_bytes
 from pard2.engine.engine import Engine
+from pard2.engine.methods import METHODS
 from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
@@ -38,9 +39,18 @@ class Runner:
         for one in plan.configurations:
             # Room for a whole batch, however the gaps between its members lie.
             positions = (2 * one.batch_size - 1) * longest
-            used = draft if one.method != "ar" else None
-            k = one.draft_tokens or "auto"
-            self._engines[one] = Engine(target, used, one.method, k, max_batch=one.batch_size, cache_tokens=positions)
+            method = METHODS[one.method]
+            used = draft if method.needs else None
+            self._engines[one] = Engine(
+                target,
+                used,
+                one.method,
+                one.draft_tokens or "auto",
+                max_batch=one.batch_size,
+                cache_tokens=positions,
+                tree=plan.tree if method.trees else 0,
+                cuda_graphs=plan.cuda_graphs,
+            )
             size = position_bytes(target.config, target.decoder_dtype)
             size += 0 if used is None else position_bytes(used.config, used.decoder_dtype)
             self.cache_bytes += positions * size
@@ -48,7 +58,7 @@ class Runner:
         if self.cache_bytes > free:
             raise Pard2Error(
                 f"the caches of {len(plan.configurations)} configurations take {self.cache_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-                "compare fewer at once, or smaller --batch-size"
+                "compare fewer at once, or smaller `max_batch`"
             )
 
     def warm_up(self, announce: Callable[[Configuration], None]) -> float:
@@ -116,5 +126,5 @@ def _complete(engine: Engine, prompts: Sequence[list[int]], params: Sequence[Sam
     completions = list(engine.generate(prompts, params))
     for completion in completions:
         if completion.finish_reason == "error":
-            raise Pard2Error(f"-m {engine.method} failed: {completion.error}")
+            raise Pard2Error(f"`method` {engine.method} failed: {completion.error}")
     return completions

@@ -43,11 +43,11 @@ def read_suites(paths: Sequence[Path], most: int | None = None, arguments: dict[
     suites = [_read_suite(path, most, arguments) for path in paths]
     for number, suite in enumerate(suites):
         if suite.name in [other.name for other in suites[:number]]:
-            raise Pard2Error(f"-s {paths[number]}: another suite is called {suite.name!r} already; rename the file")
+            raise Pard2Error(f"`suites` {paths[number]}: another suite is called {suite.name!r} already; rename the file")
     return suites
 
 
 def _read_suite(path: Path, most: int | None, arguments: dict[str, Any] | None) -> Suite:
     records = read_records(path)[:most]
-    prompts = tuple(to_prompts(records, arguments, f"-s {path}"))
+    prompts = tuple(to_prompts(records, arguments, f"`suites` {path}"))
     return Suite(path.stem.removeprefix("eval_"), tuple(record["id"] for record in records), prompts)

@@ -11,5 +11,7 @@ EMBEDDED_DRAFT_DIRECTORY = Path(__file__).parent.parent / "assets" / "smollm2-dr
 def embedded_draft() -> str:
     """Directory of the shipped draft. Raises `Pard2Error` if this installation lacks it."""
     if not (EMBEDDED_DRAFT_DIRECTORY / "config.json").is_file():
-        raise Pard2Error(f"this installation of pard2 lacks the embedded draft for {EMBEDDED_TARGET!r}; install it again, or name a draft with -d")
+        raise Pard2Error(
+            f"this installation of pard2 lacks the embedded draft for {EMBEDDED_TARGET!r}; install it again, or name another with `draft`"
+        )
     return str(EMBEDDED_DRAFT_DIRECTORY)

@@ -1,6 +1,7 @@
 """What a draft's directory holds, said without running it and without its target."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pard2.checkpoints.projection_file import MASK_FEATURE, read_projection_file
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.weight_files import open_weights, wanted_weights
 from pard2.errors import Pard2Error
+from pard2.models.draft_kind import DraftKind
 from pard2.models.identity import NAME_KEY, identity_keys
 
 _REDOWNLOAD = "download it again"
@@ -24,7 +26,7 @@ _OF_SPEC = ("mask_token", "draft_tokens", "shared_vocabulary", "vocabulary_size"
 class DraftReport:
     """A draft checkpoint, field by field.
 
-    parameters: stored in the directory, projection included. methods: what it can do, best first.
+    parameters: stored in the directory, projection included. kind: what it can do.
     target_hidden_size: width of the targets that its projection fits. target: the one that it was made for. projection: [draft hidden,
     target_dim]. inexpressible: what other engines cannot read (`checkpoint.inexpressible`). lacks: what is missing or broken, each with its way out.
     """
@@ -36,7 +38,7 @@ class DraftReport:
     vocab_size: int
     parameters: int
     dtype: str
-    methods: list[str]
+    kind: DraftKind
     mask_token: int | None = None
     mask_text: str | None = None
     draft_tokens: int | None = None
@@ -84,11 +86,11 @@ def inspect_draft(directory: Path) -> DraftReport:
             missing = [key for key in ("target_proj.weight", *[MASK_FEATURE] * spec.mask_feature) if key not in projection]
             dependent = not missing
             if missing:
-                lacks.append(f"`{missing[0]}` in its projection file: {_REDOWNLOAD}, or use it target-independent (-m pard2-ti)")
+                lacks.append(f"`{missing[0]}` in its projection file: {_REDOWNLOAD}, or use it target-independent (`method` pard2-ti)")
         except Pard2Error as error:
             lacks.append(str(error))
     elif is_pard2:
-        lacks.append("`pard2_target_layers` in its config.json: add it, or use it target-independent (-m pard2-ti)")
+        lacks.append("`pard2_target_layers` in its config.json: add it, or use it target-independent (`method` pard2-ti)")
     if spec is not None and "pard2_scale" not in keys and spec.target_layers:
         lacks.append(f"`pard2_scale` in its config.json: {spec.scale} is assumed")
     said: dict[str, Any] = {}
@@ -108,17 +110,18 @@ def inspect_draft(directory: Path) -> DraftReport:
         vocab_size=text.vocab_size,
         parameters=sum(t.numel() for t in [*stored.values(), *projection.values()] if t.is_floating_point()),
         dtype="/".join(sorted({str(tensor.dtype).removeprefix("torch.").replace("float", "f").upper() for tensor in stored.values()})),
-        methods=_methods(spec is not None, is_pard2, dependent),
+        kind=_kind(spec is not None, is_pard2, dependent),
         projection=list(weight.shape) if weight is not None else None,
         lacks=lacks,
         **said,
     )
 
 
-def fit(directory: Path, target: str, methods: list[str]) -> dict[str, str]:
-    """For each method, "yes" or why this draft cannot serve this target so. Of the target's weights, where they are here, only some values are read.
+def fit(directory: Path, target: str, methods: Mapping[str, bool]) -> dict[str, str]:
+    """For each method, "yes" or why this draft cannot serve this target so.
 
-    Warns of a draft that was made for another target.
+    methods: for each name, whether it wants the projection.
+    Of the target's weights, where they are here, only some values are read. Warns of a draft that was made for another target.
     """
     model = meta_target(target)
     names = [key for key, _ in model.model.named_parameters()]
@@ -126,18 +129,18 @@ def fit(directory: Path, target: str, methods: list[str]) -> dict[str, str]:
         stored = open_weights(model_directory(target))
         model.identity = identity_keys(target, [(key, stored[key]) for key in names])
     answers = {}
-    for method in methods:
+    for method, target_dependent in methods.items():
         try:
-            load_draft(str(directory), model, torch.float32, target_dependent=method == "pard2-td")
+            load_draft(str(directory), model, torch.float32, target_dependent=target_dependent)
             answers[method] = "yes"
         except Pard2Error as error:
             answers[method] = str(error)
     return answers
 
 
-def _methods(masked: bool, pard2: bool, dependent: bool) -> list[str]:
-    if not masked:
-        return ["vsd"]
-    if not pard2:
-        return ["pard"]
-    return ["pard2-td", "pard2-ti"] if dependent else ["pard2-ti"]
+def _kind(masked: bool, pard2: bool, dependent: bool) -> DraftKind:
+    if dependent:
+        return DraftKind.PROJECTED
+    if pard2:
+        return DraftKind.LAYERED
+    return DraftKind.MASKED if masked else DraftKind.LM

@@ -38,7 +38,7 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype:
     if name is None:
         return torch.bfloat16
     if name not in DTYPES:
-        raise Pard2Error(f"--dtype {name!r} is not one of {', '.join(DTYPES)}")
+        raise Pard2Error(f"`dtype` {name!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -51,9 +51,9 @@ def parse_device(name: str | torch.device | None) -> torch.device:
         if device.type == "meta":  # which holds no values
             raise RuntimeError
     except RuntimeError:
-        raise Pard2Error(f"--device {name!r} is not a device; say cpu, cuda or cuda:N") from None
+        raise Pard2Error(f"`device` {name!r} is not a device; say cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise Pard2Error(f"--device {name}: torch sees no CUDA device here; say --device cpu")
+        raise Pard2Error(f"`device` {name}: torch sees no CUDA device here; say `device` cpu")
     return device
 
 
@@ -196,7 +196,7 @@ def load_errors(name: str, device: torch.device | None = None) -> Iterator[None]
     except (KeyboardInterrupt, SystemExit):
         raise
     except torch.OutOfMemoryError:
-        raise Pard2Error(f"{name!r} does not fit on {device}; try --dtype bfloat16, a smaller model or --device cpu") from None
+        raise Pard2Error(f"{name!r} does not fit on {device}; try `dtype` bfloat16, a smaller model or `device` cpu") from None
     except BaseException as error:  # what panics in a tokenizer's Rust is no `Exception`
         if isinstance(error, OSError) and not os.path.exists(name):
             raise Pard2Error(f"no model {name!r}: no such directory, and the hub has no such id or cannot be reached; {_WAYS}") from None

@@ -20,7 +20,7 @@ WEIGHT, BIAS = "target_proj.weight", "target_proj.bias"
 MASK_EMBEDDING = "pard2_mask_embedding"
 MASK_FEATURE = "pard2_mask_feature"
 VOCABULARY = "pard2_vocabulary"
-USE_TI = "use it target-independent (-m pard2-ti)"
+USE_TI = "use it target-independent (`method` pard2-ti)"
 
 
 def read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def even_layers(count: int, total: int) -> list[int]:
     Raises `Pard2Error` unless 1 <= count <= total.
     """
     if not 1 <= count <= total:
-        raise Pard2Error(f"--layers {count}: the target has {total} layers")
+        raise Pard2Error(f"`layers` {count}: the target has {total} layers")
     if count == 1:
         return [0]
     return [round(i * (total - 1) / (count - 1)) for i in range(count)]
@@ -41,7 +41,7 @@ def unused_token(target: Target) -> int:
 
     Raises `Pard2Error` where there is none to be sure of.
     """
-    way_out = "name one that no text contains with --mask-token ID (draft.mask_token in a run)"
+    way_out = "name one that no text contains with `mask_token` (draft.mask_token in a run)"
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer to find an unused token with; {way_out}")
     last = max(target.tokenizer.get_vocab().values())
@@ -79,14 +79,14 @@ def cut_draft(
     check_quantisation(target.model.config, target.name, plain=True)
     total = target.num_states - 1
     if not layers:
-        raise Pard2Error("--layers names no layer")
+        raise Pard2Error("`layers` names no layer")
     for layer in layers:
         if not 0 <= layer < total:
-            raise Pard2Error(f"--layers: {layer} is not a layer of {target.name!r}, which has {total} (0 to {total - 1})")
+            raise Pard2Error(f"`layers`: {layer} is not a layer of {target.name!r}, which has {total} (0 to {total - 1})")
     if sorted(set(layers)) != list(layers):
-        raise Pard2Error("--layers must rise, each named once")
+        raise Pard2Error("`layers` must rise, each named once")
     if not 0 <= mask_token < target.vocab_size:
-        raise Pard2Error(f"--mask-token {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
+        raise Pard2Error(f"`mask_token` {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
     if vocabulary is not None and not shared_vocabulary:
         raise ValueError("only a draft that shares its target's vocabulary can propose a part of it alone")
     spec = _new_spec(target, mask_token, draft_tokens, target_layers, scale, shared_vocabulary, normalise_features, mask_feature)

@@ -80,7 +80,7 @@ def _check_target_dependent(spec: DraftSpec | None, config: PreTrainedConfig, na
         return
     if spec is not None and config.to_dict().get("pard2"):
         raise Pard2Error(f"{name!r} lacks `pard2_target_layers` in its config.json; add it, or {USE_TI}")
-    raise Pard2Error(f"{name!r} is not a PARD-2 draft, so it has no target-dependent mode; use -m {'pard' if spec else 'vsd'}")
+    raise Pard2Error(f"{name!r} is not a PARD-2 draft, so it has no target-dependent mode; leave `method` away for the best that it can do")
 
 
 def check_vocabulary(name: str, vocab_size: int, tokenizer: Tokenizer | None, target: Target) -> None:

@@ -1,122 +1,179 @@
 """`pard2 bench`: methods x suites x batch sizes x draft lengths x temperatures, side by side in one run."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pard2.cli.console import console, print_note, working
-from pard2.cli.options import (
-    EMBEDDED,
-    DeviceOption,
-    DraftOption,
-    DtypeOption,
-    ForceOption,
-    SeedOption,
-    TargetOption,
-    choose_draft,
-    parse_draft_tokens,
-    parse_list,
-)
+from pard2.cli.flags import Flags, number_or_word, with_records
+from pard2.cli.options import EMBEDDED, ForceOption, Models, SeedOption, choose_draft, parse_list
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
+from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method
+from pard2.engine.options import EngineOptions
+from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.files import new_file
 
+if TYPE_CHECKING:
+    from pard2.bench.plan import Configuration, Plan
+    from pard2.bench.result_file import ResultFile
+    from pard2.bench.runner import Runner
+    from pard2.bench.suites import Suite
+    from pard2.models.draft import Draft
+    from pard2.models.target import Target
+
 _WIDTH = 150  # of a table that goes into a file
 
-SuitesOption = Annotated[
-    str, typer.Option("-s", "--suites", metavar="SUITE[,SUITE]", help="JSONL files of records with `messages`; the last user turn is answered.")
-]
-MethodsOption = Annotated[
-    str | None, typer.Option("-m", "--methods", metavar="METHOD[,METHOD]", help="ar, the base, runs in any case; by default the draft's best.")
-]
-JsonFileOption = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Keep the results here, chunk by chunk; the same command goes on where a run was stopped."),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is decoded, by which configurations; lists are read by the properties."""
+
+    suites: Annotated[
+        str, typer.Option("-s", "--suites", metavar="SUITE[,SUITE]", help="JSONL files of records with `messages`; the last user turn is answered.")
+    ]
+    methods: Annotated[
+        str | None,
+        typer.Option("-m", "--methods", metavar="METHOD[,METHOD]", help=f"{PLAIN}, the base, runs in any case; by default the draft's best."),
+    ] = None
+    prompts: Annotated[int | None, typer.Option("--prompts", metavar="N", min=1, help="The first N of each suite; by default all.")] = None
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Longest answer, in tokens.")] = 128
+    batch_sizes: Annotated[str, typer.Option("--batch-size", metavar="B[,B]", help="Sequences decoded at once.")] = "1"
+    draft_tokens: Annotated[str, typer.Option("--draft-tokens", metavar="K[,K]", help="Tokens proposed in a cycle: numbers, or auto.")] = "auto"
+    temperatures: Annotated[str, typer.Option("--temperature", metavar="X[,X]", help="0 is greedy.")] = "0"
+    repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, max=1000, help="Times that each suite is run.")] = 1
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of answers, so that all are equally long.")] = False
+    seed: SeedOption = 0
+    template_arguments: TemplateArgOption = None
+
+    @property
+    def names(self) -> list[str] | None:
+        return None if self.methods is None else parse_list("-m", self.methods, str)
+
+    @property
+    def paths(self) -> list[Path]:
+        return parse_list("-s", self.suites, Path)
+
+    @property
+    def sizes(self) -> list[int]:
+        return parse_list("--batch-size", self.batch_sizes, int)
+
+    @property
+    def ks(self) -> list[Any]:
+        return [number_or_word(part) for part in self.draft_tokens.split(",")]
+
+    @property
+    def heats(self) -> list[float]:
+        return parse_list("--temperature", self.temperatures, float)
+
+    def check(self, options: EngineOptions, has_draft: bool) -> None:
+        """Raises `Pard2Error` for whatever can be told before anything is loaded."""
+        for heat in self.heats:
+            SamplingParams(temperature=heat)
+        for name in self.names or ():
+            check_has_draft(name, has_draft)
+        for size in self.sizes:
+            EngineOptions(max_batch=size)
+        for k in self.ks:
+            if k == "full":
+                raise Pard2Error("--draft-tokens 'full' is neither a number nor 'auto'")
+            EngineOptions(draft_tokens=k)
+        if options.tree != 0 and self.names and not any(METHODS[name].trees for name in self.names):
+            raise Pard2Error(f"--tree {options.tree}: {', '.join(self.names)} proposes no trees; name a method that does with -m, or leave it away")
+
+    def configurations(self, draft: "Draft | None") -> "tuple[Configuration, ...]":
+        from pard2.bench.plan import configurations
+
+        return configurations(self.names or [choose_method(None, draft)], self.sizes, self.ks, self.heats)
 
 
+@with_records
 def bench(
     context: typer.Context,
-    target: TargetOption,
-    suites: SuitesOption,
-    draft: DraftOption = None,
-    methods: MethodsOption = None,
-    prompts: Annotated[int | None, typer.Option("--prompts", metavar="N", min=1, help="The first N of each suite; by default all.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Longest answer, in tokens.")] = 128,
-    batch_sizes: Annotated[str, typer.Option("--batch-size", metavar="B[,B]", help="Sequences decoded at once.")] = "1",
-    draft_tokens: Annotated[str, typer.Option("--draft-tokens", metavar="K[,K]", help="Tokens proposed in a cycle: numbers, or auto.")] = "auto",
-    temperatures: Annotated[str, typer.Option("--temperature", metavar="X[,X]", help="0 is greedy.")] = "0",
-    repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, max=1000, help="Times that each suite is run.")] = 1,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of answers, so that all are equally long.")] = False,
-    seed: SeedOption = 0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    template_arg: TemplateArgOption = None,
-    json_file: JsonFileOption = None,
+    models: Models,
+    work: Work,
+    options: Annotated[EngineOptions, Flags("tree", "cuda_graphs")],
+    path: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Keep the results here, chunk by chunk; the same command goes on where a run was stopped."),
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Decode the same prompts by several methods in turn, and say how much faster each is than plain decoding."""
-    sizes = parse_list("--batch-size", batch_sizes, int)
-    ks = [parse_draft_tokens(part) for part in draft_tokens.split(",")]
-    arguments = parse_template_args(template_arg)
-    heats = parse_list("--temperature", temperatures, float)
+    arguments = parse_template_args(work.template_arguments)
+    needs_draft = work.names is None or any(name != PLAIN for name in work.names)
+    found = choose_draft(models.target, models.draft, None if needs_draft else PLAIN)
+    work.check(options, found is not None)
+    if path is not None:
+        context.with_resource(new_file(path, (*work.paths, models.target, found)))
     with working("importing torch"):
-        from rich.console import Console
-
-        from pard2.bench.plan import Plan, configurations
-        from pard2.bench.report import summarise
         from pard2.bench.result_file import ResultFile
-        from pard2.bench.runner import Runner, run
+        from pard2.bench.runner import Runner
         from pard2.bench.suites import read_suites
-        from pard2.bench.table import results_table
-        from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
-        from pard2.checkpoints.read import load_draft
-        from pard2.engine.methods import check_method, choose_method
-        from pard2.engine.sampling import SamplingParams
 
-    names = None if methods is None else parse_list("-m", methods, str)
-    paths = parse_list("-s", suites, Path)
-    found = choose_draft(target, draft, "ar" if names == ["ar"] else None)
-    for name in names or ():
-        check_method(name, found is not None)
-    for heat in heats:
-        SamplingParams(temperature=heat)
-    if min(sizes) < 1:
-        raise Pard2Error(f"--batch-size {min(sizes)}: at least 1 is needed")
-    if json_file is not None:
-        context.with_resource(new_file(json_file, (*paths, target, found)))
-    read = read_suites(paths, prompts, arguments)
-    with working(f"loading {target}"):
-        loaded = load_target(target, dtype, device)
-        draft_loaded = None
-        if found is not None and names != ["ar"]:
-            draft_loaded = load_draft(found, loaded, parse_dtype(dtype), None if names is None else "pard2-td" in names)
-    check_template_args(loaded, draft_loaded, arguments, [prompt for suite in read for prompt in suite.prompts])
-    plan = Plan(
-        target,
-        draft or (found and EMBEDDED),  # by its name: where it lies on this machine matters to nobody
-        str(parse_dtype(dtype)).removeprefix("torch."),
-        parse_device(device).type,
-        tuple(read),
-        configurations(names or [choose_method(None, draft_loaded)], sizes, ks, heats),
-        max_new_tokens,
-        ignore_eos,
-        repeats,
-        seed,
-    )
-    runner = Runner(plan, loaded, draft_loaded)
-    file = ResultFile(json_file, plan, force)
+    suites = read_suites(work.paths, work.prompts, arguments)
+    target, draft = _load(models, found if needs_draft else None, work.names)
+    check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
+    plan = _plan(models, work, options, suites, draft)
+    runner = Runner(plan, target, draft)
+    file = ResultFile(path, plan, force)
     print_note(
-        f"{len(plan.configurations)} configurations x {plan.prompts} prompts x {repeats} x up to {max_new_tokens} new tokens: "
+        f"{len(plan.configurations)} configurations x {plan.prompts} prompts x {plan.repeats} x up to {plan.max_new_tokens} new tokens: "
         f"{plan.most_tokens:,} tokens at most, caches of {runner.cache_bytes / 1e9:.2f} GB"
     )
+    _run(runner, file, force)
+
+
+def _load(models: Models, draft: str | None, names: list[str] | None) -> "tuple[Target, Draft | None]":
+    """The models; the draft's projection is required where a method wants it, and left away where none does."""
+    from pard2.checkpoints.loading import load_target, parse_dtype
+    from pard2.checkpoints.read import load_draft
+
+    with working(f"loading {models.target}"):
+        target = load_target(models.target, models.dtype, models.device)
+        if draft is None:
+            return target, None
+        wanted = None if names is None else any(METHODS[name].loads_projection for name in names)
+        return target, load_draft(draft, target, parse_dtype(models.dtype), wanted)
+
+
+def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suite]", draft: "Draft | None") -> "Plan":
+    from pard2.bench.plan import Plan
+    from pard2.checkpoints.loading import parse_device, parse_dtype
+
+    named = models.draft or (EMBEDDED if draft is not None else None)  # by its name: where it lies on this machine matters to nobody
+    return Plan(
+        target=models.target,
+        draft=named,
+        dtype=str(parse_dtype(models.dtype)).removeprefix("torch."),
+        device=parse_device(models.device).type,
+        suites=tuple(suites),
+        configurations=work.configurations(draft),
+        max_new_tokens=work.max_new_tokens,
+        ignore_eos=work.ignore_eos,
+        repeats=work.repeats,
+        seed=work.seed,
+        tree=options.tree,
+        cuda_graphs=options.cuda_graphs,
+    )
+
+
+def _run(runner: "Runner", file: "ResultFile", force: bool) -> None:
+    """Measure what the file lacks, and print the table."""
+    from rich.console import Console
+
+    from pard2.bench.report import summarise
+    from pard2.bench.runner import run
+    from pard2.bench.table import results_table
+
     if file.done:
-        print_note(f"going on with {json_file}: {len(file.done)} of {len(list(plan.chunks()))} chunks are there")
+        print_note(f"going on with {file.path}: {len(file.done)} of {len(list(runner.plan.chunks()))} chunks are there")
     try:
         run(runner, file, console)
     except KeyboardInterrupt:
-        if json_file is not None and file.done:
-            print_note(f"{len(file.done)} chunks are in {json_file}; the same command{' without --force' * force} goes on from there")
+        if file.path is not None and file.done:
+            print_note(f"{len(file.done)} chunks are in {file.path}; the same command{' without --force' * force} goes on from there")
         raise
-    Console(width=None if Console().is_terminal else _WIDTH).print(results_table(summarise(plan, file.measurements)))
+    Console(width=None if Console().is_terminal else _WIDTH).print(results_table(summarise(runner.plan, file.measurements)))

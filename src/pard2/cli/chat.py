@@ -1,25 +1,19 @@
 """`pard2 chat`: a conversation with the target, answered as fast as its draft allows."""
 
+import dataclasses
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pard2.cli.console import print_error, print_note, working
-from pard2.cli.options import (
-    DeviceOption,
-    DraftOption,
-    DraftTokensOption,
-    DtypeOption,
-    MethodOption,
-    TargetOption,
-    TopPOption,
-    choose_draft,
-    parse_draft_tokens,
-)
+from pard2.cli.console import print_error, print_note
+from pard2.cli.flags import Flags, with_records
+from pard2.cli.options import Models
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.data.arguments import to_prompt
+from pard2.engine.options import EngineOptions
+from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
@@ -28,41 +22,32 @@ if TYPE_CHECKING:
     from pard2.data.records import Message
     from pard2.engine.engine import Engine
     from pard2.engine.prompts import Prompt
-    from pard2.engine.sampling import SamplingParams
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
 
 
+@with_records
 def chat(
-    target: TargetOption,
-    draft: DraftOption = None,
-    method: MethodOption = None,
+    models: Models,
+    params: Annotated[SamplingParams, Flags("max_tokens", "temperature", "top_p", "seed", max_tokens=512)],
+    options: Annotated[EngineOptions, Flags("method", "draft_tokens", "tree", "cache_tokens", "cuda_graphs")],
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy; higher is more varied.")] = 0.0,
-    top_p: TopPOption = 1.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
-    template_arg: TemplateArgOption = None,
-    draft_tokens: DraftTokensOption = "auto",
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    template_arguments: TemplateArgOption = None,
 ) -> None:
     """Talk with the target; what its draft proposed is green. Without a terminal, each line of standard input is a turn."""
-    from pard2.engine.sampling import SamplingParams
-
-    params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    asked = parse_draft_tokens(draft_tokens)
-    arguments = parse_template_args(template_arg)
-    with working(f"loading {target}"):
-        from rich.console import Console
-
-        from pard2.engine.engine import Engine
-
-        engine = Engine.from_pretrained(target, choose_draft(target, draft, method), method, dtype, device, asked, max_batch=1)
+    arguments = parse_template_args(template_arguments)
+    engine = models.load(dataclasses.replace(options, max_batch=1))
     if engine.target.tokenizer is None or engine.target.tokenizer.chat_template is None:
-        raise Pard2Error(f"{target!r} has no chat template; continue a text with `pard2 generate --raw`")
+        raise Pard2Error(f"{models.target!r} has no chat template; continue a text with `pard2 generate --raw`")
     check_template_args(engine.target, engine.draft, arguments, [{"chat_template_kwargs": arguments}])
-    print_note(f"{target}, {engine.method}; {_HELP}")
+    print_note(f"{models.target}, {engine.method}; {_HELP}")
+    _converse(engine, params, system, arguments)
+
+
+def _converse(engine: "Engine", params: SamplingParams, system: str | None, arguments: dict[str, Any]) -> None:
+    """Answer turn by turn, until the user has no more to say."""
+    from rich.console import Console
+
     opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     console = Console(highlight=False, soft_wrap=True)
     messages = list(opening)
@@ -96,7 +81,7 @@ def _listen() -> str | None:
         return None
 
 
-def _answer(engine: "Engine", prompt: "Prompt", params: "SamplingParams", console: "Console") -> str:
+def _answer(engine: "Engine", prompt: "Prompt", params: SamplingParams, console: "Console") -> str:
     """Stream an answer, and return what of it has been said: Ctrl-C ends it early."""
     from pard2.cli.colours import ColouredText
     from pard2.engine.statistics import Stats

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from pard2 import __version__
 from pard2.cli import bench, chat, data, demo, draft, generate, interrupts, train, verify
 from pard2.cli.console import print_error, print_note
+from pard2.cli.flags import speak_flags_of
 from pard2.errors import BAD_INPUT, Pard2Error, Pard2Warning, first_line
 
 
@@ -50,6 +51,12 @@ def show_warnings() -> None:
     warnings.showwarning = lambda told, kind, *place: print_note(f"note: {told}") if kind is Pard2Warning else usual(told, kind, *place)
 
 
+class _Command(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        speak_flags_of(self.params)
+        return super().invoke(ctx)
+
+
 class _Commands(TyperGroup):
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **more: Any) -> Any:
         with _told():  # which prints --help and --version
@@ -79,6 +86,9 @@ app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
+for group in (app, draft.app, data.app):
+    for command in group.registered_commands:
+        command.cls = _Command
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 
+from pard2.cli.flags import to_flags
 from pard2.reading import printable
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # else `f.jsonl:100: ..` shows a picture
@@ -24,12 +25,12 @@ def on_terminal() -> bool:
 
 def print_error(message: str) -> None:
     """One red line."""
-    console.print(f"[bold red]error:[/] [red]{escape(printable(message))}[/]")
+    console.print(f"[bold red]error:[/] [red]{escape(printable(to_flags(message)))}[/]")
 
 
 def print_note(message: str) -> None:
     """A plan, or how a run ended."""
-    console.print(f"[dim]{escape(printable(message))}[/]")
+    console.print(f"[dim]{escape(printable(to_flags(message)))}[/]")
 
 
 @contextmanager

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pard2.cli.console import print_note, working
-from pard2.cli.options import EMBEDDED, DraftTokensOption, DtypeOption, JsonOption, choose_draft, parse_draft_tokens
+from pard2.cli.flags import Flags, with_records
+from pard2.cli.options import EMBEDDED, DtypeOption, JsonOption, choose_draft
+from pard2.engine.methods import METHODS, PLAIN, methods_for
+from pard2.engine.options import EngineOptions
+from pard2.engine.sampling import SamplingParams
+from pard2.models.draft_kind import DraftKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,8 +24,8 @@ if TYPE_CHECKING:
     from pard2.engine.engine import Engine
     from pard2.engine.statistics import Stats, Step
 
-METHODS = ("ar", "pard2-ti", "pard2-td")
-NAMES = {"ar": "plain decoding", "pard2-ti": "PARD-2 TI", "pard2-td": "PARD-2 TD"}
+BEST = methods_for(DraftKind.PROJECTED)[0]
+SHOWN = (PLAIN, *reversed(methods_for(DraftKind.PROJECTED)))  # from the slowest to the fastest
 PROMPTS = (
     "A baker sells 14 loaves in the morning and twice as many in the afternoon. Each loaf costs $3. How much money does she take in?",
     "Write a Python function that checks whether a string is a palindrome.",
@@ -40,27 +45,25 @@ class Run:
     stats: "Stats"
 
 
+@with_records
 def demo(
+    options: Annotated[EngineOptions, Flags("draft_tokens")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Longest answer, in tokens.")] = 96,
-    draft_tokens: DraftTokensOption = "auto",
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Decode four prompts with and without the embedded draft: the same text, and how much faster."""
-    asked = parse_draft_tokens(draft_tokens)
     print_note(
-        f"SmolLM2-135M-Instruct on this machine: {len(PROMPTS)} prompts x {len(METHODS)} methods, up to {max_new_tokens} tokens each, "
+        f"SmolLM2-135M-Instruct on this machine: {len(PROMPTS)} prompts x {len(SHOWN)} methods, up to {max_new_tokens} tokens each, "
         "about a minute.\n"
         "The first start reads the model from its GGUF file, half a minute more and 540 MB in the cache directory."
     )
     with working("loading the model and its draft"):
         from pard2.engine.engine import Engine
-        from pard2.engine.sampling import SamplingParams
 
-        drafted = Engine.from_pretrained(EMBEDDED, choose_draft(EMBEDDED, None, None), "pard2-td", dtype, draft_tokens=asked, max_batch=1)
-        engines = {
-            method: drafted if method == drafted.method else Engine(drafted.target, drafted.draft, method, asked, max_batch=1) for method in METHODS
-        }
+        best = Engine.from_pretrained(EMBEDDED, choose_draft(EMBEDDED, None, BEST), BEST, dtype, draft_tokens=options.draft_tokens, max_batch=1)
+        others = {name: Engine(best.target, best.draft, name, options.draft_tokens, max_batch=1) for name in SHOWN if name != BEST}
+        engines = {name: others.get(name, best) for name in SHOWN}
     params = SamplingParams(max_tokens=max_new_tokens)
     with working("warming up"):
         for engine in engines.values():
@@ -102,19 +105,19 @@ class _SideBySide:
     Where output is no terminal, or as JSON, nothing moves: the columns are printed once they are full.
     """
 
-    SHOWN = ("ar", "pard2-td")
+    COLUMNS = (PLAIN, BEST)
 
     def __init__(self, console: "Console") -> None:
         from rich.live import Live
         from rich.text import Text
 
-        self._texts = {method: Text() for method in self.SHOWN}
+        self._texts = {method: Text() for method in self.COLUMNS}
         self._live = Live(self, console=console, auto_refresh=False)
 
     def __rich__(self) -> "Table":
         from rich.table import Table
 
-        table = Table(*(NAMES[method] for method in self.SHOWN), expand=True, box=None, header_style="dim")
+        table = Table(*(METHODS[method].title for method in self.COLUMNS), expand=True, box=None, header_style="dim")
         table.add_row(*self._texts.values())
         return table
 
@@ -145,7 +148,7 @@ def _print_speeds(console: "Console", results: list[Run]) -> None:
     parts = []
     for run in results:
         same = "" if run is plain else f", {_same(plain, run)}"
-        parts.append(f"{NAMES[run.method]} {run.stats.tokens_per_second:.1f} tokens/s{same}")
+        parts.append(f"{METHODS[run.method].title} {run.stats.tokens_per_second:.1f} tokens/s{same}")
     console.print(f"[dim]{'   '.join(parts)}[/]")
 
 
@@ -160,30 +163,29 @@ def _same(plain: Run, other: Run) -> str:
 def _print_summary(console: "Console", runs: list[list[Run]]) -> None:
     from rich.table import Table
 
-    base = _total(runs, "ar")
+    base = _total(runs, PLAIN)
     table = Table("method", "tokens/s", "speed-up", "tokens a cycle", "same text")
-    for method in METHODS:
+    for index, method in enumerate(SHOWN):
         stats = _total(runs, method)
-        index = METHODS.index(method)
         same = sum(results[0].token_ids == results[index].token_ids for results in runs)
         table.add_row(
-            NAMES[method],
+            METHODS[method].title,
             f"{stats.tokens_per_second:.1f}",
             f"{stats.tokens_per_second / base.tokens_per_second:.2f}x",
             f"{stats.acceptance_length:.2f}",
-            "" if method == "ar" else f"{same} of {len(runs)}",
+            "" if method == PLAIN else f"{same} of {len(runs)}",
         )
     console.print()
     console.print(table)
     console.print("[green]green[/]: proposed by the draft and accepted by the model; the rest the model's own. Acceptance by position:")
-    for method in METHODS[1:]:
+    for method in SHOWN[1:]:
         for position, rate in enumerate(_total(runs, method).accepted_by_position, 1):
-            label = NAMES[method] if position == 1 else ""
+            label = METHODS[method].title if position == 1 else ""
             console.print(f"  {label:<10} {position:>2} {'█' * round(rate * _BAR):<{_BAR}} {rate:4.0%}")
 
 
 def _as_json(runs: list[list[Run]]) -> dict:
-    base = _total(runs, "ar")
+    base = _total(runs, PLAIN)
     return {
         "prompts": [
             {"prompt": prompt, "results": [dataclasses.asdict(run) | {"stats": run.stats.as_dict()} for run in results]}
@@ -191,7 +193,7 @@ def _as_json(runs: list[list[Run]]) -> dict:
         ],
         "methods": [
             {"method": method, "speedup": stats.tokens_per_second / base.tokens_per_second, "stats": stats.as_dict()}
-            for method in METHODS
+            for method in SHOWN
             for stats in [_total(runs, method)]
         ],
     }

@@ -34,7 +34,7 @@ def prepare(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory for data.train of a run.")],
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens of a conversation.")] = 512,
     on_long: Annotated[str, typer.Option("--on-long", metavar="raise|cut|skip", help="What becomes of a longer one.")] = "raise",
-    template_arg: TemplateArgOption = None,
+    template_arguments: TemplateArgOption = None,
     force: ForceOption = False,
 ) -> None:
     """Tokenise conversations once, for many runs: tokens, loss mask, and a manifest of what made them."""
@@ -43,7 +43,7 @@ def prepare(
         from pard2.data.prepared import BYTES_PER_TOKEN, Preparation, is_prepared, save_prepared
         from pard2.data.sources import open_source
 
-    choice, arguments = _parse_on_long(on_long), parse_template_args(template_arg)
+    choice, arguments = _parse_on_long(on_long), parse_template_args(template_arguments)
     for name in sources:
         if is_prepared(name):
             raise Pard2Error(f"{name} is prepared already; name it in data.train")
@@ -67,7 +67,7 @@ def preview(
     sources: SourcesArgument,
     target: TargetOption,
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=10**9, help="Conversations to show.")] = 3,
-    template_arg: TemplateArgOption = None,
+    template_arguments: TemplateArgOption = None,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens of a conversation; what is longer is shown up to there.")] = 512,
 ) -> None:
     """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""
@@ -79,7 +79,7 @@ def preview(
         from pard2.data.arguments import check_arguments
         from pard2.data.examples import load_examples
 
-    arguments = parse_template_args(template_arg) or None
+    arguments = parse_template_args(template_arguments) or None
     model = _with_tokenizer(target)
     check_arguments(model.tokenizer, arguments)
     out = Console(highlight=False, soft_wrap=True)

@@ -3,29 +3,23 @@
 import dataclasses
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pard2.cli.console import print_note, record_progress, working
-from pard2.cli.options import (
-    DeviceOption,
-    DraftOption,
-    DraftSamplingOption,
-    JsonOption,
-    MethodOption,
-    TargetOption,
-    VerificationOption,
-    choose_draft,
-    parse_draft_tokens,
-    read_prompts,
-)
+from pard2.cli.flags import Flags, with_records
+from pard2.cli.options import JsonOption, Models, read_prompts
 from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
+from pard2.engine.methods import METHODS
+from pard2.engine.options import EngineOptions
+from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
-    from pard2.engine.methods import DraftTokens
+    from pard2.engine.engine import Engine
     from pard2.engine.prompts import Prompt
     from pard2.verify.distribution import DistributionTest
     from pard2.verify.greedy import PromptAudit
@@ -45,133 +39,192 @@ PROMPTS = [
 ]
 
 
-def verify(
-    target: TargetOption,
-    draft: DraftOption = None,
-    method: MethodOption = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts, in place of the built-in eight.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="float32 demands equality; half precisions allow near-ties.")] = "float32",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest greedy answer, in tokens.")] = 64,
-    draft_tokens: Annotated[
-        str,
-        typer.Option("--draft-tokens", metavar="K|full|auto", help="Tokens proposed in a cycle; auto may leave nothing to judge."),
-    ] = "full",
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Sequences decoded together; 1 leaves that part out.")] = 8,
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """What is decoded, and how much of it."""
+
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts, in place of the built-in eight.")] = None
+    raw: Annotated[bool, typer.Option("--raw", help="Take the built-in prompts without the chat template.")] = False
+    template_arguments: TemplateArgOption = None
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest greedy answer, in tokens.")] = 64
     near_tie: Annotated[
         float | None, typer.Option("--near-tie", min=0.0, help="Gap in logits that half-precision rounding may explain; by default 0.25.")
-    ] = None,
+    ] = None
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", min=0, max=10**5, help="Completions drawn of each prompt to test sampling; 0 leaves it out.")
-    ] = 64,
-    sample_tokens: Annotated[int, typer.Option("--sample-tokens", metavar="N", min=1, max=4096, help="Tokens of each drawn completion.")] = 12,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of the test of sampling.")] = 1.0,
-    draft_sampling: DraftSamplingOption = "greedy",
-    verification: VerificationOption = "token",
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the drawn completions.")] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Take the built-in prompts without the chat template.")] = False,
-    template_arg: TemplateArgOption = None,
-    device: DeviceOption = None,
+    ] = 64
+    sample_tokens: Annotated[int, typer.Option("--sample-tokens", metavar="N", min=1, max=4096, help="Tokens of each drawn completion.")] = 12
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the test of sampling.")] = 1.0
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the drawn completions.")] = 0
+
+    def read(self, arguments: dict[str, Any]) -> "list[Prompt]":
+        """The prompts. Raises `Pard2Error` for them, and for a test of sampling that tests nothing."""
+        from pard2.verify.distribution import FEWEST_SAMPLES
+
+        if 0 < self.samples < FEWEST_SAMPLES:
+            raise Pard2Error(f"--samples {self.samples} are too few to tell anything; give at least {FEWEST_SAMPLES}, or 0 for no test of sampling")
+        if self.samples and SamplingParams(temperature=self.temperature).greedy:
+            raise Pard2Error("--temperature 0 is greedy, which is tested anyway; give a higher one, or --samples 0 for no test of sampling")
+        return apply_template_args(PROMPTS, arguments, self.raw) if self.prompts is None else [*read_prompts(self.prompts, arguments)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found, and how it is told.
+
+    rule: what was demanded of greedy text, in words.
+    near_tie: the gap in logits that was let pass; None where equality was demanded.
+    """
+
+    method: str
+    dtype: str
+    rule: str
+    near_tie: float | None
+    audits: "list[PromptAudit]"
+    sampling: "DistributionTest | None"
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing was found to be wrong."""
+        return all(one.lossless for one in self.audits) and (self.sampling is None or self.sampling.fits)
+
+    @property
+    def lossless(self) -> bool:
+        return self.right and not any(self.lacking.values())
+
+    @property
+    def lacking(self) -> dict[str, str]:
+        """For each part that ran what it lacks to call decoding lossless: a line, empty where it lacks nothing."""
+        from pard2.verify.greedy import FEWEST_ACCEPTED
+
+        accepted = Counter({"alone": 0})
+        for one in self.audits:
+            accepted["together" if one.together else "alone"] += one.accepted
+        accepted.update({} if self.sampling is None else {"sampling": self.sampling.accepted})
+        lacking = dict.fromkeys(accepted, "")
+        for part, count in accepted.items():
+            if count < FEWEST_ACCEPTED and METHODS[self.method].needs:  # others propose nothing
+                more = "--samples or --sample-tokens" if part == "sampling" else "--prompts or --max-new-tokens"
+                lacking[part] = f"{part}: only {count} proposals were accepted, {FEWEST_ACCEPTED} are needed; give more {more}, or a better draft"
+        if self.sampling is not None and not self.sampling.prefixes_freedom:
+            lacking["sampling"] = "sampling: too few completions share a beginning to count what follows it; give more --samples"
+        return lacking
+
+    def line(self) -> str:
+        untold = f"too little to tell, though nothing is wrong so far ({'; '.join(filter(None, self.lacking.values()))})"
+        verdict = "lossless" if self.lossless else untold if self.right else "NOT lossless"
+        found = f"{_greedy_verdict(self.audits, self.rule)}; {_sampling_verdict(self.sampling)}; {self._proposals()}"
+        return f"{verdict}: {found} ({self.method}, {self.dtype})"
+
+    def _proposals(self) -> str:
+        if not METHODS[self.method].needs:
+            return f"nothing was proposed, {self.method} is plain decoding"
+        parts = [*self.audits, self.sampling]
+        proposed, judged, accepted = (sum(getattr(one, name) for one in parts if one) for name in ("proposed", "judged", "accepted"))
+        return f"{proposed} tokens were proposed, {judged} judged, {accepted} accepted"
+
+    def as_dict(self, checks: Checks, options: EngineOptions, draft_tokens: int) -> dict[str, Any]:
+        """draft_tokens: most that were proposed in a cycle."""
+        tested = {part: self.lacking.get(part) == "" for part in ("alone", "together", "sampling")}
+        rules = {"draft_sampling": options.draft_sampling, "verification": options.verification}
+        rules |= {"temperature": checks.temperature, "seed": checks.seed}
+        sampling = self.sampling and dataclasses.asdict(self.sampling) | {"lossless": self.sampling.fits and tested["sampling"]} | rules
+        return {
+            "lossless": self.lossless,
+            "tested": tested,
+            "method": self.method,
+            "dtype": self.dtype,
+            "near_tie": self.near_tie,
+            "batch_size": options.max_batch,
+            "draft_tokens": draft_tokens,
+            "prompts": [dataclasses.asdict(one) | {"lossless": one.lossless} for one in self.audits],
+            "sampling": sampling,
+        }
+
+
+@with_records
+def verify(
+    models: Annotated[Models, Flags(dtype="float32", help={"dtype": "float32 demands equality; half precisions allow near-ties."})],
+    checks: Checks,
+    options: Annotated[
+        EngineOptions,
+        Flags(
+            *("method", "draft_tokens", "draft_sampling", "verification", "tree", "max_batch", "cuda_graphs"),
+            help={
+                "draft_tokens": "Tokens proposed in a cycle; auto may leave nothing to judge.",
+                "max_batch": "Sequences decoded together; 1 leaves that part out.",
+            },
+            draft_tokens="full",
+            max_batch=8,
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Hold decoding, greedy and sampled, against the target itself; exit code 1 if it says anything else, 3 if too little was proposed to tell."""
-    asked: DraftTokens = "full" if draft_tokens == "full" else parse_draft_tokens(draft_tokens)
-    arguments = parse_template_args(template_arg)
+    arguments = parse_template_args(checks.template_arguments)
     with working("importing torch"):
-        from pard2.engine.engine import Engine
         from pard2.engine.prompts import encode_prompt
-        from pard2.engine.sampling import SamplingParams
-        from pard2.verify.distribution import FEWEST_SAMPLES, draw, judge
-        from pard2.verify.greedy import NEAR_TIE, audit, demands_equality
+        from pard2.verify.greedy import NEAR_TIE, demands_equality
 
-    if 0 < samples < FEWEST_SAMPLES:
-        raise Pard2Error(f"--samples {samples} are too few to tell anything; give at least {FEWEST_SAMPLES}, or 0 for no test of sampling")
-    if samples and SamplingParams(temperature=temperature).greedy:
-        raise Pard2Error("--temperature 0 is greedy, which is tested anyway; give a higher one, or --samples 0 for no test of sampling")
-    texts: list[Prompt] = apply_template_args(PROMPTS, arguments, raw) if prompts is None else [*read_prompts(prompts, arguments)]
-    with working(f"loading {target}"):
-        engine = Engine.from_pretrained(
-            target,
-            choose_draft(target, draft, method),
-            method,
-            dtype,
-            device,
-            asked,
-            max_batch=batch_size,
-            draft_sampling=draft_sampling,  # type: ignore[arg-type]  # the engine checks the words
-            verification=verification,  # type: ignore[arg-type]
-        )
-    check_template_args(engine.target, engine.draft, arguments, [] if raw else texts)
-    encoded = [encode_prompt(engine.target, text, raw) for text in texts]
+    texts = checks.read(arguments)
+    engine = models.load(options)
+    check_template_args(engine.target, engine.draft, arguments, [] if checks.raw else texts)
+    encoded = [encode_prompt(engine.target, text, checks.raw) for text in texts]
     exact = demands_equality(engine.target)
-    tolerance = NEAR_TIE if near_tie is None else near_tie
-    together = batch_size > 1 and len(encoded) > 1
-    rounds = 2 if together else 1
-    rule = "tokens equal to transformers' greedy generate" if exact else f"every token the first choice or within {tolerance} logits of it"
-    print_note(_plan(engine.method, dtype, rule, len(encoded), rounds, max_new_tokens, samples, sample_tokens, exact))
-
-    audits, draws = [], []
-    with record_progress("greedy", rounds * len(encoded), 0) as advance:
-        for one in audit(engine, encoded, max_new_tokens, tolerance, together):
-            audits.append(one)
-            advance(1, one.new_tokens)
-    if samples:
-        with record_progress("sampling", len(encoded), 0) as advance:
-            for number, ids in enumerate(encoded):
-                draws.append(draw(engine, ids, samples, sample_tokens, temperature, seed + number * samples))
-                advance(1, len(draws[-1].ranks))
-    sampling = judge(draws) if samples else None
-    right = all(one.lossless for one in audits) and (sampling is None or sampling.fits)
-    lacking = _lacking(engine.method, audits, sampling)
-    lossless = right and not any(lacking.values())
+    near_tie = NEAR_TIE if checks.near_tie is None else checks.near_tie
+    rule = "tokens equal to transformers' greedy generate" if exact else f"every token the first choice or within {near_tie} logits of it"
+    assert models.dtype is not None
+    print_note(_plan(f"{engine.method}, {models.dtype}", rule, len(encoded), checks, exact, together=options.max_batch > 1 and len(encoded) > 1))
+    audits = _audit(engine, encoded, checks.max_new_tokens, near_tie)
+    verdict = Verdict(
+        method=engine.method,
+        dtype=models.dtype,
+        rule=rule,
+        near_tie=None if exact else near_tie,
+        audits=audits,
+        sampling=_sample(engine, encoded, checks) if checks.samples else None,
+    )
     if as_json:
-        tested = {part: lacking.get(part) == "" for part in ("alone", "together", "sampling")}
-        head = {"lossless": lossless, "tested": tested, "method": engine.method, "dtype": dtype, "near_tie": None if exact else tolerance}
-        rules = {"draft_sampling": draft_sampling, "verification": verification, "temperature": temperature, "seed": seed}
-        about = None if sampling is None else dataclasses.asdict(sampling) | {"lossless": sampling.fits and tested["sampling"]} | rules
-        rows = [dataclasses.asdict(one) | {"lossless": one.lossless} for one in audits]
-        typer.echo(json.dumps(head | {"batch_size": batch_size, "draft_tokens": engine.draft_tokens, "prompts": rows, "sampling": about}))
+        typer.echo(json.dumps(verdict.as_dict(checks, options, engine.draft_tokens)))
     else:
         _print_table(audits, exact)
-        untold = f"too little to tell, though nothing is wrong so far ({'; '.join(filter(None, lacking.values()))})"
-        verdict = "lossless" if lossless else untold if right else "NOT lossless"
-        found = f"{_greedy_verdict(audits, rule)}; {_sampling_verdict(sampling)}; {_proposals(engine.method, audits, sampling)}"
-        typer.echo(f"{verdict}: {found} ({engine.method}, {dtype})")
-    if not lossless:
-        raise typer.Exit(NOT_TESTED if right else NOT_LOSSLESS)
+        typer.echo(verdict.line())
+    if not verdict.lossless:
+        raise typer.Exit(NOT_TESTED if verdict.right else NOT_LOSSLESS)
 
 
-def _lacking(method: str, audits: "list[PromptAudit]", sampling: "DistributionTest | None") -> dict[str, str]:
-    """For each part that ran what it lacks to call decoding lossless: a line, empty where it lacks nothing."""
-    from pard2.verify.greedy import FEWEST_ACCEPTED
+def _audit(engine: "Engine", prompts: list[list[int]], max_new_tokens: int, near_tie: float) -> "list[PromptAudit]":
+    """Greedy decoding of each prompt alone, and of all of them together where they can be."""
+    from pard2.verify.greedy import audit
 
-    accepted = Counter({"alone": 0})
-    for one in audits:
-        accepted["together" if one.together else "alone"] += one.accepted
-    accepted.update({} if sampling is None else {"sampling": sampling.accepted})
-    lacking = dict.fromkeys(accepted, "")
-    for part, count in accepted.items():
-        if count < FEWEST_ACCEPTED and method != "ar":  # which proposes nothing
-            more = "--samples or --sample-tokens" if part == "sampling" else "--prompts or --max-new-tokens"
-            lacking[part] = f"{part}: only {count} proposals were accepted, {FEWEST_ACCEPTED} are needed; give more {more}, or a better draft"
-    if sampling is not None and not sampling.prefixes_freedom:
-        lacking["sampling"] = "sampling: too few completions share a beginning to count what follows it; give more --samples"
-    return lacking
+    together = engine.options.max_batch > 1 and len(prompts) > 1
+    audits = []
+    with record_progress("greedy", (2 if together else 1) * len(prompts), 0) as advance:
+        for one in audit(engine, prompts, max_new_tokens, near_tie, together):
+            audits.append(one)
+            advance(1, one.new_tokens)
+    return audits
 
 
-def _proposals(method: str, audits: "list[PromptAudit]", sampling: "DistributionTest | None") -> str:
-    if method == "ar":
-        return "nothing was proposed, ar is plain decoding"
-    proposed, judged, accepted = (sum(getattr(one, name) for one in [*audits, sampling] if one) for name in ("proposed", "judged", "accepted"))
-    return f"{proposed} tokens were proposed, {judged} judged, {accepted} accepted"
+def _sample(engine: "Engine", prompts: list[list[int]], checks: Checks) -> "DistributionTest":
+    from pard2.verify.distribution import draw, judge
+
+    draws = []
+    with record_progress("sampling", len(prompts), 0) as advance:
+        for number, ids in enumerate(prompts):
+            draws.append(draw(engine, ids, checks.samples, checks.sample_tokens, checks.temperature, checks.seed + number * checks.samples))
+            advance(1, len(draws[-1].ranks))
+    return judge(draws)
 
 
-def _plan(method: str, dtype: str, rule: str, prompts: int, rounds: int, max_new_tokens: int, samples: int, sample_tokens: int, exact: bool) -> str:
+def _plan(what: str, rule: str, prompts: int, checks: Checks, exact: bool, together: bool) -> str:
     """What will be done, and the tokens that it costs."""
-    greedy = prompts * rounds * max_new_tokens
-    reference = f" and {prompts * max_new_tokens} by transformers" if exact else " and as many read once more"
-    lines = [f"{method}, {dtype}, {prompts} prompts. Greedy{', alone and together' if rounds > 1 else ''}: {rule}; up to {greedy} tokens{reference}."]
-    if samples:
-        lines.append(f"Sampling: {samples} completions of each, {prompts * samples * sample_tokens} tokens, decoded and read once more.")
+    greedy = prompts * (2 if together else 1) * checks.max_new_tokens
+    reference = f" and {prompts * checks.max_new_tokens} by transformers" if exact else " and as many read once more"
+    lines = [f"{what}, {prompts} prompts. Greedy{', alone and together' if together else ''}: {rule}; up to {greedy} tokens{reference}."]
+    if checks.samples:
+        drawn = prompts * checks.samples * checks.sample_tokens
+        lines.append(f"Sampling: {checks.samples} completions of each, {drawn} tokens, decoded and read once more.")
     return "\n".join(lines)
 
 

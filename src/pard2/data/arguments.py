@@ -62,7 +62,7 @@ def check_arguments(tokenizer: "Tokenizer", arguments: Arguments | None) -> None
             free = sorted(one for one in read - _GIVEN if not one.endswith("_token"))
             near = ", ".join(difflib.get_close_matches(name, free, n=3))
             what = f"did you mean {near}?" if near else f"it reads {', '.join(free) or 'none'}"
-            raise Pard2Error(f"--template-arg {name} (data.chat_template_kwargs): the chat template reads no such argument; {what}")
+            raise Pard2Error(f"`template_arguments` {name} (data.chat_template_kwargs): the chat template reads no such argument; {what}")
 
 
 def template_source(tokenizer: "Tokenizer") -> str:

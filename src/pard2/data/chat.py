@@ -47,7 +47,7 @@ def check_ids(token_ids: list[int], vocab_size: int, where: str, model: str) -> 
 
 def _render(tokenizer: Tokenizer, messages: list[Message], arguments: dict[str, Any], add_generation_prompt: bool) -> str:
     if tokenizer.chat_template is None:
-        raise Pard2Error("the tokenizer has no chat template; give raw text (--raw, or rows of `text`) or a chat model")
+        raise Pard2Error("the tokenizer has no chat template; give raw text (`raw`, or rows of `text`) or a chat model")
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **arguments)
     except Exception as error:  # a template is a program of the model's author and may raise anything

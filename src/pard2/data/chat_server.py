@@ -36,7 +36,7 @@ class ChatServer:
         self._headers = {"Content-Type": "application/json", "User-Agent": "pard2"}
         if api_key is not None:
             if not (api_key.isascii() and api_key.isprintable()):
-                raise Pard2Error("--api-key-env: the key holds characters that no HTTP header may hold")
+                raise Pard2Error("`api_key`: the key holds characters that no HTTP header may hold")
             self._headers["Authorization"] = f"Bearer {api_key}"
         try:
             parts = urlsplit(address)
@@ -46,7 +46,7 @@ class ChatServer:
             parts, self._host = urlsplit(""), ""
         blank = " " in address or not address.isprintable()
         if blank or parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment:
-            raise Pard2Error(f"--endpoint {address!r} is not an address such as http://host:8000/v1")
+            raise Pard2Error(f"`endpoint` {address!r} is not an address such as http://host:8000/v1")
         self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._path = parts.path.rstrip("/")
 
@@ -55,17 +55,17 @@ class ChatServer:
         try:
             status, _, body = self._request("GET", "/models", timeout)
         except TryAgain as error:
-            raise Pard2Error(f"--endpoint {error}; is the server up?") from None
+            raise Pard2Error(f"`endpoint` {error}; is the server up?") from None
         self._stop_if_unusable(status, body, model)
         try:
             served = [entry["id"] for entry in _parsed(body)["data"]] if status == 200 else None
         except (ValueError, TypeError, KeyError):
             served = None
         if served is None:
-            raise Pard2Error(f"--endpoint {self.address} does not list its models ({status}: {_said(body)})")
+            raise Pard2Error(f"`endpoint` {self.address} does not list its models ({status}: {_said(body)})")
         if model not in served:
             names = ", ".join(map(str, served[:10])) or "none"
-            raise Pard2Error(f"--endpoint {self.address} does not serve {model!r}; name what it serves with --model: {names}")
+            raise Pard2Error(f"`endpoint` {self.address} does not serve {model!r}; name what it serves with `model`: {names}")
 
     def chat(self, fields: dict[str, Any], timeout: float) -> Reply:
         """The reply to a request of these fields (`model` and `messages` among them). timeout: seconds of silence.
@@ -85,10 +85,10 @@ class ChatServer:
         """Raises `Pard2Error` for what would be the same for every request."""
         if status in (401, 403):
             advice = "the key was refused" if "Authorization" in self._headers else "a key is needed"
-            raise Pard2Error(f"--api-key-env: {advice} by {self.address} ({status}: {_said(body)}); name the variable that holds a good one")
+            raise Pard2Error(f"`api_key`: {advice} by {self.address} ({status}: {_said(body)}); give a good one")
         if status in (404, 405) or 300 <= status < 400:
             raise Pard2Error(
-                f"--endpoint {self.address} is not where chat completions of --model {model} are ({status}: {_said(body)}); most addresses end in /v1"
+                f"`endpoint` {self.address} is not where chat completions of `model` {model} are ({status}: {_said(body)}); most addresses end in /v1"
             )
 
     def _request(self, method: str, path: str, timeout: float, body: dict[str, Any] | None = None) -> tuple[int, str | None, bytes]:
@@ -130,7 +130,7 @@ def _reply(address: str, body: bytes) -> Reply:
         raise TryAgain(f"{address}: not a chat completion: {_said(body)}") from None
     if thoughts:
         raise Pard2Error(
-            f"--endpoint {address} takes the thoughts out of its answers, and a draft must learn them where they stand; "
+            f"`endpoint` {address} takes the thoughts out of its answers, and a draft must learn them where they stand; "
             "start the server without its reasoning parser"
         )
     if reason in (None, "abort"):  # a server that shuts down ends its answers so

@@ -70,7 +70,7 @@ class Endpoints:
         extra = settings.get("extra_body", {})
         own = sorted(OWN_FIELDS & extra.keys())
         if own:
-            raise Pard2Error(f"--extra-body may not hold {own[0]!r}, which the other options or the records decide")
+            raise Pard2Error(f"`extra_body` may not hold {own[0]!r}, which the other options or the records decide")
         fields = {"model": model, "max_tokens": settings["max_new_tokens"], "temperature": settings["temperature"]}
         return fields | ({"top_p": settings["top_p"]} if "top_p" in settings else {}) | extra
 
@@ -116,7 +116,7 @@ class Endpoints:
                     yield record, Reply(None, "error", error=str(outcome))
                     if lost == MOST_LOST:
                         raise Pard2Error(
-                            f"--endpoint: {MOST_LOST} records in a row were not answered, at last: {outcome}; "
+                            f"`endpoint`: {MOST_LOST} records in a row were not answered, at last: {outcome}; "
                             "what is there is kept, and the same command goes on from there"
                         )
                 else:

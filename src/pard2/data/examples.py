@@ -72,7 +72,7 @@ def load_examples(
     if not len(builder) and not builder.skipped:
         raise Pard2Error(f"no answer is left to learn{told(builder.tally.counts)}")
     if not len(builder):
-        raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within data.max_length={max_length} (--max-length) tokens")
+        raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within data.max_length={max_length} (`max_length`) tokens")
     examples = builder.build()
     if vocab_size is not None:
         _check_vocabulary(examples, vocab_size)
@@ -102,8 +102,8 @@ def _add(builder: ExamplesBuilder, example: Example, source: Source, max_length:
         builder.add(example, source.name)
     elif on_long == "raise":
         raise Pard2Error(
-            f"{source.name}: record {example.id} has {length} tokens, more than data.max_length={max_length} (--max-length); "
-            "raise that, or set data.on_long (--on-long) to cut or skip"
+            f"{source.name}: record {example.id} has {length} tokens, more than data.max_length={max_length} (`max_length`); "
+            "raise that, or set data.on_long (`on_long`) to cut or skip"
         )
     elif on_long == "cut" and example.predicted[:max_length].any():
         # Copies: a view would hold the whole conversation until the arrays are joined.

@@ -43,9 +43,9 @@ class RecordWriter:
         self.path = Path(path)
         self.done: set[str] = set()
         self._file: IO[bytes] | None = None  # where there is none, the first record makes the file anew
-        self.way_on = f"the same command{' without --force' * replace} goes on from there"
+        self.way_on = f"the same command{' without `force`' * replace} goes on from there"
         with ExitStack() as self._held:
-            self._held.enter_context(new_file(path, way_out="name another file with -o"))
+            self._held.enter_context(new_file(path, way_out="name another file with `output`"))
             if self.path.exists():
                 existing, torn = self._read_existing()
                 if not replace:
@@ -65,7 +65,7 @@ class RecordWriter:
             whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         except OSError as error:
             raise Pard2Error(f"cannot read {self.path}: {error.strerror}") from None
-        foreign = Pard2Error(f"{self.path} exists and holds something other than records; name another file with -o")
+        foreign = Pard2Error(f"{self.path} exists and holds something other than records; name another file with `output`")
         if torn and not torn.startswith(b"{"):
             raise foreign
         try:

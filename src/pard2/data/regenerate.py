@@ -16,15 +16,9 @@ from pard2.files import write_whole, writing
 Settings = dict[str, Any]
 Failure = dict[str, str]  # `id` of the record, and the `error`
 
-_FLAGS = {
-    "model": "-t",
-    "max_new_tokens": "--max-new-tokens",
-    "temperature": "--temperature",
-    "top_p": "--top-p",
-    "seed": "--seed",
-    "extra_body": "--extra-body",
-    "template_arguments": "--template-arg",
-}
+# What a record holds of how it was answered; two of them are other parameters' names.
+_SETTINGS = ("model", "max_new_tokens", "temperature", "top_p", "seed", "extra_body", "template_arguments")
+_PARAMETERS = {"model": "target", "max_new_tokens": "max_tokens"}
 
 
 def answer_settings(
@@ -53,16 +47,17 @@ def check_same_run(writer: RecordWriter, model: str, settings: Settings, records
     asked = {record["id"]: record for record in records}
     for record in read_records(writer.path) if writer.done else []:
         held = {"model": record.get("model")} | (made if isinstance(made := record.get("settings"), dict) else {})
-        for name, flag in _FLAGS.items():
+        for name in _SETTINGS:
+            parameter = _PARAMETERS.get(name, name)
             if held.get(name) != wanted.get(name):
                 raise Pard2Error(
-                    f"{writer.path} holds answers made with {_shown(flag, held.get(name))}, and this is {_shown(flag, wanted.get(name))}; "
-                    f"give the same {flag}, name another file with -o, or give --force to replace it"
+                    f"{writer.path} holds answers made with {_shown(parameter, held.get(name))}, and this is {_shown(parameter, wanted.get(name))}; "
+                    f"give the same `{parameter}`, name another file with `output`, or give `force` to replace it"
                 )
         if record["id"] in asked and _asked(record) != _asked(asked[record["id"]]):
             raise Pard2Error(
-                f"{writer.path} answers another prompt under the id {record['id']!r} than -i holds now (its messages, tools or "
-                "chat_template_kwargs differ); name another file with -o, or give --force to replace it"
+                f"{writer.path} answers another prompt under the id {record['id']!r} than `source` holds now (its messages, tools or "
+                "chat_template_kwargs differ); name another file with `output`, or give `force` to replace it"
             )
 
 
@@ -72,10 +67,10 @@ def _asked(record: Record) -> list[Any]:
     return [up_to_user(again), template_arguments(again)]
 
 
-def _shown(flag: str, value: Any) -> str:
+def _shown(parameter: str, value: Any) -> str:
     if value is None:
-        return f"no {flag}"
-    return f"{flag} {json.dumps(value) if isinstance(value, dict) else value}"
+        return f"no `{parameter}`"
+    return f"`{parameter}` {json.dumps(value) if isinstance(value, dict) else value}"
 
 
 def regenerate(
@@ -97,7 +92,7 @@ def regenerate(
     """
     repeated = next((name for name, count in Counter(record["id"] for record in records).items() if count > 1), None)
     if repeated is not None:
-        raise Pard2Error(f"-i: the id {repeated!r} occurs twice; ids must differ, or a resumed run would skip one of them")
+        raise Pard2Error(f"`source`: the id {repeated!r} occurs twice; ids must differ, or a resumed run would skip one of them")
     pending = [{**record, "messages": up_to_user(record)} for record in records if record["id"] not in writer.done]
     failures = [_failure(record, "no user message") for record in pending if not record["messages"]]
     try:

@@ -56,7 +56,7 @@ def synthesize(
             progress(int(new), len(made.token_ids))
             barren = 0 if new else barren + 1
             if barren == MOST_BARREN:
-                raise Pard2Error(f"{target.name!r} wrote no new prompt in {MOST_BARREN} texts; raise --temperature or --max-new-tokens")
+                raise Pard2Error(f"{target.name!r} wrote no new prompt in {MOST_BARREN} texts; raise `temperature` or `max_tokens`")
             if len(writer.done) >= count:
                 break
 

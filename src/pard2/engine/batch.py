@@ -11,18 +11,19 @@ from torch import Tensor
 
 from pard2.engine.draft_length.adaptive import DraftLengths
 from pard2.engine.drafters.base import Ask, Drafter
+from pard2.engine.options import DraftSampling, VerificationRule
 from pard2.engine.processors import TokenCounts
 from pard2.engine.sequence import Memory, Sequence
 from pard2.engine.statistics import Totals
 from pard2.engine.timing import Stopwatch
-from pard2.engine.token_selection import DraftSampling, ProposalChooser, VerificationRule, choose
+from pard2.engine.token_selection import ProposalChooser, choose
 from pard2.models.target import Target
 from pard2.runtime.kv_cache import KVCache
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 PREFILL_ROWS = 512  # of prompts in one pass; longer ones are read in chunks, between the cycles of the others
 
-_BROKEN = "{!r} gave logits that are no numbers (NaN); its weights are damaged, or overflow in this precision: try --dtype float32"
+_BROKEN = "{!r} gave logits that are no numbers (NaN); its weights are damaged, or overflow in this precision: try `dtype` float32"
 
 
 class Batch:

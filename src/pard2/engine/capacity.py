@@ -23,7 +23,7 @@ def cache_positions(target: Target, draft: Draft | None, max_batch: int) -> int:
     wanted = max_batch * (target.context_length + 1)
     fitting = int(_SHARE.get(target.device.type, 0.25) * free_bytes(target.device)) // size
     if fitting < min(wanted, _FEWEST):
-        raise Pard2Error(f"{target.device} has no memory left for a cache after loading {target.name!r}; use a smaller model or another --device")
+        raise Pard2Error(f"{target.device} has no memory left for a cache after loading {target.name!r}; use a smaller model or another `device`")
     return min(wanted, fitting)
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from collections.abc import Sequence as ListOf
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,7 +21,8 @@ from pard2.checkpoints.read import load_draft
 from pard2.engine.batch import Batch
 from pard2.engine.capacity import cache_positions
 from pard2.engine.draft_length.adaptive import DraftLengths
-from pard2.engine.methods import DraftTokens, check_draft_tokens, check_method, check_rules, choose_method, new_drafter
+from pard2.engine.methods import METHODS
+from pard2.engine.options import DraftTokens, EngineOptions
 from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion, OnStep, Request
 from pard2.engine.sampling import SamplingParams
@@ -29,7 +30,6 @@ from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Step, Totals
 from pard2.engine.text import TextStream
 from pard2.engine.threads import decoding_threads
-from pard2.engine.token_selection import DraftSampling, VerificationRule
 from pard2.errors import Pard2Error, first_line
 from pard2.models.draft import Draft
 from pard2.models.target import Target
@@ -40,17 +40,9 @@ Result = TypeVar("Result")
 class Engine:
     """A target, the draft that speeds it up, and a method of drafting.
 
-    method: one of `ar`, `vsd`, `pard`, `pard2-ti`, `pard2-td`; by default the best that the draft allows.
-    draft_tokens: how many tokens to propose in a cycle; "full", as many as the draft was trained for; or "auto", which adapts to what past cycles
-    accepted and cost, for each sequence, from prompt to prompt. max_batch: sequences decoded at once; others wait. cache_tokens: positions of the
-    cache, for all of them together; by default as many as `capacity.cache_positions` finds room for.
-
-    Where a request samples: draft_sampling "greedy" proposes the draft's most probable tokens, and the text depends on the
-    seed alone, whatever is proposed; "sampled" draws proposals from the draft, judged one by one (verification "token") or as
-    blocks ("block").
-
-    cuda_graphs: replay plain, draft and verify steps as captured graphs, in fixed shapes (`models.graphs`). Off by default: seen
-    right on one GPU, not measured in this repository.
+    method: one of `methods.METHODS`; by default the best that the draft allows.
+    draft_tokens: how many tokens to propose in a cycle; "full", or "auto".
+    options: all other fields of `EngineOptions`, by name.
 
     The draft must be in evaluation mode. Engines may share models, in one thread; of several threads that share
     an engine one decodes at a time, and the others wait for it.
@@ -58,35 +50,32 @@ class Engine:
     """
 
     def __init__(
-        self,
-        target: Target,
-        draft: Draft | None = None,
-        method: str | None = None,
-        draft_tokens: DraftTokens = "auto",
-        *,
-        max_batch: int = 16,
-        cache_tokens: int | None = None,
-        draft_sampling: DraftSampling = "greedy",
-        verification: VerificationRule = "token",
-        cuda_graphs: bool = False,
+        self, target: Target, draft: Draft | None = None, method: str | None = None, draft_tokens: DraftTokens = "auto", **options: Any
     ) -> None:
-        check_rules(max_batch, cache_tokens, draft_sampling, verification)
+        self.options = EngineOptions(method=method, draft_tokens=draft_tokens, **options).fitted(draft)
+        assert self.options.method is not None
         self.target = target
         self.draft = draft
-        self.method = choose_method(method, draft)
-        self.draft_tokens = check_draft_tokens(draft_tokens, self.method, draft)
+        self.method = self.options.method
+        self.draft_tokens = self.options.most_draft_tokens(draft)
+        chosen, max_batch = METHODS[self.method], self.options.max_batch
+        used = draft if chosen.needs else None
         # A model that cannot be decoded in batches is refused now, not in the middle of a text.
-        for model in (target,) if draft is None or self.method == "ar" else (target, draft):
+        for model in (target,) if used is None else (target, used):
             _ = model.decoder
-            if cuda_graphs:
+            if self.options.cuda_graphs:
                 model.use_graphs(max_batch)
-        self.cache_tokens = cache_tokens or cache_positions(target, draft if self.method != "ar" else None, max_batch)
-        drafter = new_drafter(self.method, target, draft, self.cache_tokens)
+            elif self.options.cuda_graphs is None and model.can_use_graphs:
+                model.use_graphs(1)  # of larger batches nothing was measured
+        self.cache_tokens = self.options.cache_tokens or cache_positions(target, used, max_batch)
+        self.options.check_tree_fits(self.cache_tokens)
+        drafter = chosen.new_drafter(target, used, self.cache_tokens)
         target.check_layers(drafter.feature_layers)
         adaptive = draft_tokens == "auto" and self.draft_tokens > 0
-        lengths = DraftLengths(self.draft_tokens, drafter.sequential) if adaptive else None
+        lengths = DraftLengths(self.draft_tokens, chosen.sequential) if adaptive else None
         self._threads = decoding_threads(target.model)
-        self._batch = Batch(target, drafter, self.cache_tokens, max_batch, self.draft_tokens, lengths, draft_sampling, verification)
+        rules = self.options.draft_sampling, self.options.verification
+        self._batch = Batch(target, drafter, self.cache_tokens, max_batch, self.draft_tokens, lengths, *rules)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its memory happens to be freed.
@@ -103,36 +92,22 @@ class Engine:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         draft_tokens: DraftTokens = "auto",
-        *,
-        max_batch: int = 16,
-        cache_tokens: int | None = None,
-        draft_sampling: DraftSampling = "greedy",
-        verification: VerificationRule = "token",
-        cuda_graphs: bool = False,
+        **options: Any,
     ) -> "Engine":
-        """Load both models by hub id or directory. dtype: bfloat16 by default. device: the GPU where there is one.
+        """Load both models by hub id or directory.
 
-        Raises `Pard2Error` for whatever cannot be loaded or does not fit together.
+        dtype: bfloat16 by default.
+        device: the GPU where there is one.
+        The rest as for `Engine`. Raises `Pard2Error` for whatever cannot be loaded or does not fit together.
         """
-        check_rules(max_batch, cache_tokens, draft_sampling, verification)  # before the long load
-        if method is not None:
-            check_method(method, draft is not None)
+        asked = EngineOptions(method=method, draft_tokens=draft_tokens, **options)
+        asked.check_has_draft(draft is not None)  # before the long load
         loaded = load_target(target, dtype, device)
+        wanted = None if method is None else METHODS[method]
         found = None
-        if draft is not None and method != "ar":
-            target_dependent = None if method is None else method == "pard2-td"
-            found = load_draft(draft, loaded, parse_dtype(dtype), target_dependent)
-        return cls(
-            loaded,
-            found,
-            method,
-            draft_tokens,
-            max_batch=max_batch,
-            cache_tokens=cache_tokens,
-            draft_sampling=draft_sampling,
-            verification=verification,
-            cuda_graphs=cuda_graphs,
-        )
+        if draft is not None and (wanted is None or wanted.needs):
+            found = load_draft(draft, loaded, parse_dtype(dtype), None if wanted is None else wanted.loads_projection)
+        return cls(loaded, found, **vars(asked))
 
     @property
     def totals(self) -> Totals:
@@ -276,7 +251,7 @@ class Engine:
                 for sequence in self._batch.sequences:
                     sequence.end("error", f"decoding stopped, {type(error).__name__}: {first_line(error)}")
                 if isinstance(error, torch.OutOfMemoryError):
-                    raise Pard2Error(f"{self.target.device} ran out of memory; give a smaller --batch-size or --cache-tokens") from error
+                    raise Pard2Error(f"{self.target.device} ran out of memory; give a smaller `max_batch` or `cache_tokens`") from error
                 raise
             finally:
                 self._in_pass = False
@@ -320,13 +295,13 @@ class Engine:
         ids = encode_prompt(self.target, prompt, raw)
         params.check_vocabulary(self.target.vocab_size)
         if params.stop and self.target.tokenizer is None:
-            raise Pard2Error(f"--stop needs a tokenizer, which {self.target.name!r} lacks")
+            raise Pard2Error(f"`stop` needs a tokenizer, which {self.target.name!r} lacks")
         # The last token is never read by the target, so it may lie just past the context.
         limit = min(params.max_tokens, self.target.context_length - len(ids) + 1)
         if len(ids) + limit > self.cache_tokens:
             raise Pard2Error(
                 f"a prompt of {len(ids)} tokens and an answer of {limit} do not fit the cache of {self.cache_tokens}; "
-                "give a smaller --max-new-tokens or a larger --cache-tokens"
+                "give a smaller `max_tokens` or a larger `cache_tokens`"
             )
         stops = frozenset() if params.ignore_eos else self.target.eos_token_ids
         seed = secrets.randbits(63) if params.seed is None else params.seed

@@ -1,11 +1,10 @@
 """What the caller asks of a completion: how to choose tokens and when to end. It knows no model."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pard2.errors import Pard2Error
+from pard2.engine.settings import check, is_real, is_whole, setting
 
 MOST_STOPS = 16
 LONGEST_STOP = 256  # characters
@@ -27,70 +26,83 @@ class Biases(dict[int, float]):
         return Biases, (dict(self),)
 
 
-@dataclass(frozen=True)
+_GROUP = "Sampling"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How one request is decoded; the defaults are greedy decoding to the first end-of-answer token.
 
-    max_tokens: new tokens at most. temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: nucleus and minimum
-    probability relative to the largest. repetition_penalty: divides the positive logits of tokens in the prompt or the
-    answer and multiplies the negative ones; presence_penalty and frequency_penalty: subtracted from the
-    logits of tokens in the answer, once and per occurrence. logit_bias: added to the logits of these token ids.
-    seed: same seed, same text; None draws a new one. n: completions of the prompt. stop: texts that end the answer, a tuple
-    after construction. logprobs: None for none, 0 for the emitted tokens' alone, m for those and the m largest.
+    max_tokens: new tokens at most; may be given without its name.
+    temperature: 0 is greedy.
+    top_k: sample from so many tokens, the likeliest; 0 is off.
+    top_p: sample from the fewest tokens that hold this probability; 1 is off.
+    min_p: leave out tokens below this share of the likeliest one's probability; 0 is off.
+    repetition_penalty: divides the positive logits of tokens in the prompt or the answer and multiplies the negative ones.
+    presence_penalty: subtracted from the logits of tokens in the answer, once.
+    frequency_penalty: subtracted from the logits of tokens in the answer, per occurrence.
+    logit_bias: added to the logits of these token ids.
+    seed: same seed, same text; None draws a new one.
+    n: completions of the prompt.
+    stop: texts that end the answer; a tuple after construction.
+    ignore_eos: go on past the end of the answer.
+    logprobs: None for none, 0 for the emitted tokens' alone, m for those and the m largest.
 
-    Ranges are the OpenAI API's and vLLM's. Raises `Pard2Error` for a value outside, naming its flag.
+    Ranges are the OpenAI API's and vLLM's. Raises `Pard2Error` for a value outside, by the field's name.
     """
 
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)  # a dictionary has no hash
-    seed: int | None = None
-    n: int = 1
-    stop: Sequence[str] | str = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
+    max_tokens: int = setting(128, "Longest answer, in tokens.", "--max-new-tokens", metavar="N", kw_only=False)
+    stop: Sequence[str] | str = setting((), "End the answer before this text; may be given several times.", "--stop", metavar="TEXT")
+    ignore_eos: bool = setting(False, "Go on past the end of the answer, for measurements.", "--ignore-eos")
+    temperature: float = setting(0.0, "0 is greedy; higher is more varied.", "--temperature", group=_GROUP)
+    top_k: int = setting(0, "Sample from so many tokens, the likeliest; 0 is off.", "--top-k", group=_GROUP)
+    top_p: float = setting(1.0, "Sample from the fewest tokens that hold this probability; 1 is off.", "--top-p", group=_GROUP)
+    min_p: float = setting(0.0, "Leave out tokens below this share of the likeliest one's probability.", "--min-p", group=_GROUP)
+    repetition_penalty: float = setting(1.0, "Above 1 against tokens of the prompt and the answer.", "--repetition-penalty", group=_GROUP)
+    presence_penalty: float = setting(0.0, "-2 to 2, against tokens that the answer holds.", "--presence-penalty", group=_GROUP)
+    frequency_penalty: float = setting(0.0, "-2 to 2, for each time that the answer holds a token.", "--frequency-penalty", group=_GROUP)
+    logit_bias: Mapping[int, float] | None = setting(
+        None, "-100 to 100, for one token; may be given several times.", "--logit-bias", metavar="ID=BIAS", group=_GROUP, hash=False
+    )  # a dictionary has no hash
+    seed: int | None = setting(None, "The same seed gives the same text.", "--seed", group=_GROUP)
+    n: int = setting(1, "Answers to each prompt.", "--n", group=_GROUP)
+    logprobs: int | None = setting(None, "With --json: the tokens' log-probabilities, and the N likeliest.", "--logprobs", metavar="N", group=_GROUP)
 
     def __post_init__(self) -> None:
-        _check("--stop", repr(self.stop), isinstance(self.stop, Iterable), "give a text or a list of texts")
+        check("stop", repr(self.stop), isinstance(self.stop, Iterable), "give a text or a list of texts")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        _check("--logit-bias", repr(self.logit_bias), isinstance(self.logit_bias, Mapping | None), "give a dictionary of biases by token id")
+        check("logit_bias", repr(self.logit_bias), isinstance(self.logit_bias, Mapping | None), "give a dictionary of biases by token id")
         object.__setattr__(self, "logit_bias", Biases(self.logit_bias) if self.logit_bias else None)
 
-        _check("--max-new-tokens", self.max_tokens, is_whole(self.max_tokens, 1), "at least 1 is needed")
-        in_range = _real(self.temperature, 0, _LARGEST) and (self.temperature == 0 or self.temperature >= _SMALLEST)
-        _check("--temperature", self.temperature, in_range, "give 0 (greedy) or a number from 0.00001 to 100000")
-        _check("--top-k", self.top_k, is_whole(self.top_k, 0), "give 0 (off) or the number of tokens to keep")
-        _check("--top-p", self.top_p, _real(self.top_p, 0, 1) and self.top_p > 0, "give a number above 0 and at most 1 (off)")
-        _check("--min-p", self.min_p, _real(self.min_p, 0, 1), "give a number from 0 (off) to 1")
-        in_range = _real(self.repetition_penalty, _SMALLEST, _LARGEST)
-        _check("--repetition-penalty", self.repetition_penalty, in_range, "give a number from 0.00001 to 100000; 1 is off")
-        _check("--presence-penalty", self.presence_penalty, _real(self.presence_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
-        _check("--frequency-penalty", self.frequency_penalty, _real(self.frequency_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
+        check("max_tokens", self.max_tokens, is_whole(self.max_tokens, 1), "at least 1 is needed")
+        in_range = is_real(self.temperature, 0, _LARGEST) and (self.temperature == 0 or self.temperature >= _SMALLEST)
+        check("temperature", self.temperature, in_range, "give 0 (greedy) or a number from 0.00001 to 100000")
+        check("top_k", self.top_k, is_whole(self.top_k, 0), "give 0 (off) or the number of tokens to keep")
+        check("top_p", self.top_p, is_real(self.top_p, 0, 1) and self.top_p > 0, "give a number above 0 and at most 1 (off)")
+        check("min_p", self.min_p, is_real(self.min_p, 0, 1), "give a number from 0 (off) to 1")
+        in_range = is_real(self.repetition_penalty, _SMALLEST, _LARGEST)
+        check("repetition_penalty", self.repetition_penalty, in_range, "give a number from 0.00001 to 100000; 1 is off")
+        check("presence_penalty", self.presence_penalty, is_real(self.presence_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
+        check("frequency_penalty", self.frequency_penalty, is_real(self.frequency_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
         for token, bias in (self.logit_bias or {}).items():
-            _check("--logit-bias", f"{token}={bias}", is_whole(token, 0), "the token id must be a whole number, 0 or more")
-            _check("--logit-bias", f"{token}={bias}", _real(bias, -100, 100), "give a bias from -100 to 100")
-        _check("--seed", self.seed, self.seed is None or is_whole(self.seed, 0, 2**63 - 1), "give a whole number from 0 to 2**63 - 1")
-        _check("--n", self.n, is_whole(self.n, 1, MOST_COMPLETIONS), f"give a number of completions from 1 to {MOST_COMPLETIONS}")
-        _check("--stop", f"has {len(stop)} texts", len(stop) <= MOST_STOPS, f"give at most {MOST_STOPS}")
+            check("logit_bias", f"{token}={bias}", is_whole(token, 0), "the token id must be a whole number, 0 or more")
+            check("logit_bias", f"{token}={bias}", is_real(bias, -100, 100), "give a bias from -100 to 100")
+        check("seed", self.seed, self.seed is None or is_whole(self.seed, 0, 2**63 - 1), "give a whole number from 0 to 2**63 - 1")
+        check("n", self.n, is_whole(self.n, 1, MOST_COMPLETIONS), f"give a number of completions from 1 to {MOST_COMPLETIONS}")
+        check("stop", f"has {len(stop)} texts", len(stop) <= MOST_STOPS, f"give at most {MOST_STOPS}")
         for text in stop:
             fits = isinstance(text, str) and 1 <= len(text) <= LONGEST_STOP
-            _check("--stop", repr(text)[:40], fits, f"give texts of 1 to {LONGEST_STOP} characters")
-        _check("--ignore-eos", self.ignore_eos, isinstance(self.ignore_eos, bool), "give True or False")
+            check("stop", repr(text)[:40], fits, f"give texts of 1 to {LONGEST_STOP} characters")
+        check("ignore_eos", self.ignore_eos, isinstance(self.ignore_eos, bool), "give True or False")
         in_range = self.logprobs is None or is_whole(self.logprobs, 0, MOST_LOGPROBS)
-        _check("--logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
+        check("logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise `Pard2Error` for what a vocabulary of this size lacks: a biased token id, or as many alternatives."""
-        _check("--logprobs", self.logprobs, (self.logprobs or 0) <= vocab_size, f"the vocabulary has {vocab_size} tokens")
+        check("logprobs", self.logprobs, (self.logprobs or 0) <= vocab_size, f"the vocabulary has {vocab_size} tokens")
         for token in self.logit_bias or {}:
-            _check("--logit-bias", f"names token {token}", token < vocab_size, f"the vocabulary ends at {vocab_size - 1}")
+            check("logit_bias", f"names token {token}", token < vocab_size, f"the vocabulary ends at {vocab_size - 1}")
 
     @property
     def greedy(self) -> bool:
@@ -111,18 +123,3 @@ class SamplingParams:
     def processed(self) -> bool:
         """Whether logits need any processing before a token is chosen by them."""
         return self.logit_bias is not None or self.penalised or self.truncated or self.temperature not in (0, 1)
-
-
-def _check(flag: str, value: object, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise Pard2Error(f"{flag} {' '.join(str(value).split())[:60]}: {wanted}")  # of a wrong type, it may be long
-
-
-# What comes from JSON may be of any type; and NaN, which no comparison holds for, is in no range.
-def is_whole(value: Any, low: int, high: float = math.inf) -> bool:
-    """Whether it is an `int` from low to high."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _real(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high

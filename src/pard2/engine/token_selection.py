@@ -6,23 +6,19 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pard2.engine.options import DraftSampling, VerificationRule
 from pard2.engine.processors import probabilities, process_logits
 from pard2.engine.randomness import Purpose, block_uniforms, uniforms
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import TokenLogprob
 from pard2.engine.verification import NOTHING, Choices, choose_by_block, choose_by_rejection, choose_coupled, choose_greedy, inverse_cdf
-
-DraftSampling = Literal["greedy", "sampled"]
-VerificationRule = Literal["token", "block"]
-
 
 # Block verification drops proposals for their values, so no later block may meet the numbers that they were drawn by.
 _NUMBERS = {"token": uniforms, "block": block_uniforms}

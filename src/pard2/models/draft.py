@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
 from pard2.kernels.weight_format import WeightFormat, convert_linears
+from pard2.models.draft_kind import DraftKind
 from pard2.models.short_head import ShortHead
 from pard2.runtime.decoder import Decoder
 from pard2.runtime.hidden_states import HiddenStateRecorder, decoder_blocks
-from pard2.runtime.support import context_limit, graphed, new_decoder
+from pard2.runtime.support import can_capture, context_limit, graphed, new_decoder
 from pard2.runtime.token_batch import TokenBatch
 
 DEFAULT_TARGET_LAYERS = (-1, -8, -16, -24)
@@ -202,7 +203,7 @@ class Draft(nn.Module):
         if features is None:
             return rows
         if self.projection is None:
-            raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (-m pard2-ti)")
+            raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (`method` pard2-ti)")
         if self.spec.normalise_features:
             features = _normalised(features, len(self.spec.target_layers))
         projected = self.projection(features.to(rows.dtype)).to(rows.dtype)
@@ -215,6 +216,15 @@ class Draft(nn.Module):
         """Logits [B, num_logits or S, vocabulary] of the last `num_logits` rows (0: of all), as the LM's own code computes them."""
         return self.lm(inputs_embeds=self.embed(token_ids, features), use_cache=False, logits_to_keep=num_logits).logits
 
+    @property
+    def kind(self) -> DraftKind:
+        """What it can do, by what it has."""
+        if self.spec is None:
+            return DraftKind.LM
+        if self.projection is not None:
+            return DraftKind.PROJECTED
+        return DraftKind.MASKED if self.spec.target_layers is None else DraftKind.LAYERED
+
     @cached_property
     def decoder(self) -> Decoder:
         """What runs ragged batches; made when the draft is where and of the dtype that it shall decode in.
@@ -222,6 +232,11 @@ class Draft(nn.Module):
         Raises `Pard2Error` for an architecture that cannot be batched.
         """
         return new_decoder(self.lm, self.name, HiddenStateRecorder(self.lm), self._weight_format)
+
+    @property
+    def can_use_graphs(self) -> bool:
+        """Whether its passes can be captured here."""
+        return can_capture(self.decoder, self.lm.device)
 
     def use_graphs(self, most_sequences: int) -> None:
         """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""

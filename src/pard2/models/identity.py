@@ -50,7 +50,7 @@ def warn_of_another(draft: str, made_for: dict[str, str] | None, target: dict[st
     if made_for and target and not _same(made_for[SAMPLES_KEY], target[SAMPLES_KEY]):
         warnings.warn(
             f"the draft {draft!r} was made for another target ({made_for[NAME_KEY]!r}, whose weights are not those of {target[NAME_KEY]!r}): "
-            "less of what it proposes may be accepted; -m pard2-ti does without the target's features",
+            "less of what it proposes may be accepted; `method` pard2-ti does without the target's features",
             Pard2Warning,
             stacklevel=3,
         )

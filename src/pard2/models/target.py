@@ -15,7 +15,7 @@ from pard2.kernels.weight_format import WeightFormat
 from pard2.models.identity import identity_keys
 from pard2.runtime.decoder import Decoder, DecoderOutput
 from pard2.runtime.hidden_states import HiddenStateRecorder
-from pard2.runtime.support import context_limit, graphed, new_decoder
+from pard2.runtime.support import can_capture, context_limit, graphed, new_decoder
 from pard2.runtime.token_batch import TokenBatch
 
 
@@ -56,6 +56,11 @@ class Target:
     def decoder(self) -> Decoder:
         """What runs ragged batches. Raises `Pard2Error` for an architecture that cannot be batched."""
         return new_decoder(self.model, self.name, self._states, self.weight_format)
+
+    @property
+    def can_use_graphs(self) -> bool:
+        """Whether its passes can be captured here."""
+        return can_capture(self.decoder, self.device)
 
     def use_graphs(self, most_sequences: int) -> None:
         """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""

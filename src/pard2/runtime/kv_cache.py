@@ -75,9 +75,7 @@ class KVCache:
             try:
                 held = like.new_empty(self.positions + 1, kv_heads, key_width), like.new_empty(self.positions + 1, kv_heads, value_width)
             except RuntimeError:  # torch.OutOfMemoryError on CUDA, a plain RuntimeError on the CPU
-                raise Pard2Error(
-                    f"a cache of {self.positions} positions does not fit on {like.device}; ask for fewer with cache_tokens (--cache-tokens)"
-                ) from None
+                raise Pard2Error(f"a cache of {self.positions} positions does not fit on {like.device}; ask for fewer with `cache_tokens`") from None
             for buffer in held:
                 buffer[-1] = 0
             self._layers[number] = held

@@ -34,14 +34,19 @@ def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, 
     return decoder
 
 
+def can_capture(decoder: Decoder, device: torch.device) -> bool:
+    """Whether a decoder's passes can be CUDA graphs: other decoders may decide on the host what to run, as experts' routers do."""
+    return device.type == "cuda" and isinstance(decoder, (LlamaDecoder, GraphedDecoder))
+
+
 def graphed(decoder: Decoder, name: str, device: torch.device, most_sequences: int) -> Decoder:
     """A decoder whose small passes are replayed as CUDA graphs. Raises `Pard2Error` where there is no CUDA, or for other than lean decoders."""
     if isinstance(decoder, GraphedDecoder):
         return decoder
     if device.type != "cuda":
-        raise Pard2Error(f"--cuda-graphs needs a CUDA device; {name!r} is on {device}")
-    if not isinstance(decoder, LlamaDecoder):  # others may decide on the host what to run, as experts' routers do
-        raise Pard2Error(f"--cuda-graphs: {name!r} is not of an architecture that can be captured (Llama, Qwen2, Qwen3, Mistral)")
+        raise Pard2Error(f"`cuda_graphs` needs a CUDA device; {name!r} is on {device}")
+    if not can_capture(decoder, device):
+        raise Pard2Error(f"`cuda_graphs`: {name!r} is not of an architecture that can be captured (Llama, Qwen2, Qwen3, Mistral)")
     return GraphedDecoder(decoder, most_sequences)
 
 

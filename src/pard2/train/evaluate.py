@@ -8,6 +8,7 @@ from pard2.data.chat import prompt_ids
 from pard2.data.conversations import Record, template_arguments, up_to_user
 from pard2.data.corpus import Examples
 from pard2.engine.engine import Engine
+from pard2.engine.methods import PLAIN, methods_for
 from pard2.engine.prompts import encode_prompt
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
@@ -57,7 +58,7 @@ def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) ->
 
     Returns, for each mode, what `acceptance` and `speed` return, in one dict.
     """
-    methods = ("pard2-ti",) if draft.projection is None else ("pard2-td", "pard2-ti")
+    methods = methods_for(draft.kind)
     speeds = speed(target, draft, prompts[:TIMED_PROMPTS], methods, max_tokens)
     return [acceptance(target, draft, prompts, method, max_tokens) | speeds[method] for method in methods]
 
@@ -96,8 +97,8 @@ def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str]
     `tokens_per_second`, `plain_tokens_per_second`: the two sides of the ratio.
     `timed_prompts`: how many prompts count.
     """
-    order = ["ar", *methods]
-    engines = {m: _engine(target, None if m == "ar" else draft, m, "auto", 1, prompts, max_tokens) for m in order}
+    order = [PLAIN, *methods]
+    engines = {m: _engine(target, draft, m, "auto", 1, prompts, max_tokens) for m in order}
     for engine in engines.values():
         _complete(engine, prompts[:1], min(max_tokens, _WARM_UP_TOKENS))
     stats: dict[str, list[Stats]] = {m: [] for m in order}
@@ -106,11 +107,11 @@ def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str]
         for method in order[::-1] if number % 2 else order:
             (completion,) = _complete(engines[method], [prompt], max_tokens)
             stats[method].append(completion.stats)
-    plain = sum(stats["ar"], Stats())
+    plain = sum(stats[PLAIN], Stats())
     found = {}
     for method in methods:
         # Tokens and seconds of the cycles, ours and plain decoding's.
-        items = [(s.cycles + s.accepted, s.decode_seconds, p.cycles, p.decode_seconds) for s, p in zip(stats[method], stats["ar"], strict=True)]
+        items = [(s.cycles + s.accepted, s.decode_seconds, p.cycles, p.decode_seconds) for s, p in zip(stats[method], stats[PLAIN], strict=True)]
         items = [item for item in items if item[0] and item[2]]
         ours = sum(stats[method], Stats())
         found[method] = {

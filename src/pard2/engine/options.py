@@ -1,0 +1,144 @@
+"""What an engine is asked for when it is made, checked in one place. It knows no model, and imports no torch."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method, find_method
+from pard2.engine.settings import check, is_whole, setting
+from pard2.errors import Pard2Error
+from pard2.models.draft_kind import DraftKind
+
+if TYPE_CHECKING:
+    from pard2.models.draft import Draft
+
+DraftTokens = int | Literal["auto", "full"]
+DraftSampling = Literal["greedy", "sampled"]
+VerificationRule = Literal["token", "block"]
+TreeNodes = int | Literal["auto"]
+
+_MOST = 2**53  # sequences or cache places, of which no machine holds so many
+# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" and "full" look no further than this.
+_MOST_ONE_BY_ONE = 8
+_TREE_METHODS = [name for name, method in METHODS.items() if method.trees]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine decodes, whatever it is asked later.
+
+    method: a name of `METHODS`; None for the best that the draft allows.
+    draft_tokens: proposals of a sequence in a cycle; "full", as many as the draft was trained for; "auto", adapted to
+        what past cycles accepted and cost, for each sequence, from prompt to prompt.
+    draft_sampling: what a draft proposes where a request samples: "greedy", its most probable tokens, so that the
+        text depends on the seed alone; or "sampled", tokens drawn from its distribution.
+    verification: how drawn proposals are judged: "token", one by one, or "block".
+    tree: nodes of the tree that a sequence proposes in a cycle; 0 for chains; "auto", as many as pay.
+    max_batch: sequences decoded at once; others wait.
+    cache_tokens: places of the cache, for all sequences together; None for as many as there is memory for.
+    cuda_graphs: replay captured passes. True: or raise; None: where there is CUDA and the architecture can be captured.
+
+    Raises `Pard2Error` for what means nothing, alone or together, by the field's name.
+    """
+
+    method: str | None = setting(None, f"{', '.join(METHODS)}; by default the best that the draft allows.", "-m", "--method", metavar="METHOD")
+    draft_tokens: DraftTokens = setting(
+        "auto",
+        "Tokens proposed in a cycle: a number; full, as many as the draft was trained for; auto adapts to what is accepted and what it costs.",
+        "--draft-tokens",
+        metavar="K|full|auto",
+    )
+    draft_sampling: DraftSampling = setting(
+        "greedy",
+        "What a draft proposes above temperature 0: its first choices, or drawn tokens.",
+        "--draft-sampling",
+        metavar="greedy|sampled",
+    )
+    verification: VerificationRule = setting(
+        "token",
+        "How drawn proposals are judged: one by one, or as blocks, of which more stands.",
+        "--verification",
+        metavar="token|block",
+    )
+    tree: TreeNodes = setting(
+        0, f"Nodes of the tree that is proposed in a cycle, for {', '.join(_TREE_METHODS)}; 0 proposes chains.", "--tree", metavar="N|auto"
+    )
+    max_batch: int = setting(16, "Answers decoded at once.", "--batch-size", metavar="N")
+    cache_tokens: int | None = setting(
+        None, "Positions of the key-value cache, of all sequences together; by default what fits.", "--cache-tokens", metavar="N"
+    )
+    cuda_graphs: bool | None = setting(
+        None, "Replay captured passes on a GPU; by default where it is CUDA and the architecture allows.", "--cuda-graphs/--no-cuda-graphs"
+    )
+
+    def __post_init__(self) -> None:
+        check("max_batch", self.max_batch, is_whole(self.max_batch, 1, _MOST), "give a whole number; at least 1 is needed")
+        fits = self.cache_tokens is None or is_whole(self.cache_tokens, 2, _MOST)
+        check("cache_tokens", self.cache_tokens, fits, "give a whole number; at least a prompt and an answer must fit")
+        check("cuda_graphs", self.cuda_graphs, self.cuda_graphs in (True, False, None), "give True, False, or None for where it is possible")
+        if self.draft_sampling not in ("greedy", "sampled"):
+            raise Pard2Error(f"`draft_sampling` {self.draft_sampling!r} is neither greedy nor sampled")
+        if self.verification not in ("token", "block"):
+            raise Pard2Error(f"`verification` {self.verification!r} is neither token nor block")
+        if self.verification == "block" and self.draft_sampling == "greedy":
+            raise Pard2Error("`verification` block gains nothing with greedy proposals; add `draft_sampling` sampled")
+        if self.method is not None:
+            find_method(self.method)
+        self._check_draft_tokens()
+        self._check_tree()
+
+    def _check_draft_tokens(self) -> None:
+        asked: Any = self.draft_tokens
+        if asked in ("auto", "full"):
+            return
+        if not isinstance(asked, int) or isinstance(asked, bool):
+            raise Pard2Error(f"`draft_tokens` {asked!r} is neither a number nor 'auto' or 'full'")
+        if asked < 1:
+            raise Pard2Error(f"`draft_tokens` {asked}: at least 1 is needed; for no draft at all use `method` {PLAIN}")
+
+    def _check_tree(self) -> None:
+        if self.tree != "auto":
+            check("tree", repr(self.tree), is_whole(self.tree, 0, _MOST), "give a number of nodes, 0 for chains, or 'auto'")
+        if self.tree == 0:
+            return
+        if self.verification != "token" or self.draft_sampling != "greedy":
+            raise Pard2Error(
+                f"`tree` {self.tree}: the proposals of trees are greedy, and judged one by one; "
+                "use `draft_sampling` greedy and `verification` token, or `tree` 0"
+            )
+        if self.method is not None and not METHODS[self.method].trees:
+            raise Pard2Error(f"`tree` {self.tree}: `method` {self.method} proposes no trees; use {', '.join(_TREE_METHODS)}, or `tree` 0")
+        if self.cache_tokens is not None:
+            self.check_tree_fits(self.cache_tokens)
+
+    def check_tree_fits(self, positions: int) -> None:
+        """Raises `Pard2Error` for a tree that a cache of so many positions cannot hold beside the token that it grows from."""
+        if self.tree != "auto" and self.tree >= positions:
+            raise Pard2Error(
+                f"a tree of {self.tree} nodes does not fit the cache of {positions} positions; give a smaller `tree` or a larger `cache_tokens`"
+            )
+
+    def check_has_draft(self, has_draft: bool) -> None:
+        """Raises `Pard2Error` if the method needs a draft, or a tree does, and there is none."""
+        check_has_draft(self.method, has_draft)
+        if not has_draft:
+            replace(self, method=PLAIN)
+
+    def fitted(self, draft: "Draft | None") -> "EngineOptions":
+        """These options with the method settled. Raises `Pard2Error` for what the draft cannot carry out."""
+        return replace(self, method=choose_method(self.method, draft))
+
+    def most_draft_tokens(self, draft: "Draft | None") -> int:
+        """Proposals of a sequence in a cycle at most, for the method that `fitted` settled; 0 without a draft.
+
+        Raises `Pard2Error` for more than the draft was trained for.
+        """
+        assert self.method is not None, "fitted settles the method"
+        needs = METHODS[self.method].needs
+        if draft is None or not needs:
+            return 0
+        trained = draft.spec.draft_tokens if draft.spec is not None and needs >= DraftKind.MASKED else None
+        if isinstance(self.draft_tokens, str):
+            return trained or _MOST_ONE_BY_ONE
+        if trained is not None and self.draft_tokens > trained:
+            raise Pard2Error(f"`draft_tokens` {self.draft_tokens}: this draft was trained for {trained} at most")
+        return self.draft_tokens
