@@ -1,4 +1,4 @@
-"""Rows of slots for tests."""
+"""Packed sequences of slots for tests."""
 
 import torch
 from hypothesis import strategies as st
@@ -29,6 +29,6 @@ def two_documents() -> SlotLayout:
 
 
 def thinned(lengths: list[int], draft_tokens: int = 16, retention: float = 0.7, prompt: int = 0, seed: int = 0) -> SlotLayout:
-    """A row as training lays it out: chains thinned by COD, none of them in the first `prompt` tokens of a document."""
+    """Slots as training lays them out: chains thinned by COD, none of them in the first `prompt` tokens of a document."""
     generator = torch.Generator().manual_seed(seed)
     return build_layout(lengths, [keep_masks(torch.arange(n) >= prompt, draft_tokens, retention, 0.1, generator) for n in lengths])

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pard2.errors import Pard2Error
+from pard2.objective import chunked_loss as chunked_loss_module
 from pard2.objective import vocabulary
 from pard2.objective.chunked_loss import chunked_loss, has_kernels
 from pard2.objective.chunks import plan_chunks
@@ -18,9 +19,11 @@ needs_kernels = pytest.mark.skipif(not has_kernels(torch.zeros(1)), reason="numb
 
 
 def chunked(case: Case, objective: Objective, chunk: int = 4, compiled: bool = True) -> LossOutput:
-    return chunked_loss(
-        case.states, case.head, case.teacher_states, case.teacher_head, case.slots, objective, case.bias, chunk=chunk, compiled=compiled
-    )
+    """compiled: with the CPU's kernels where they can run; False for the tensor operations that they replace."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(chunked_loss_module, "has_kernels", lambda states: False)
+        return chunked_loss(case.states, case.head, case.teacher_states, case.teacher_head, case.slots, objective, case.bias, chunk)
 
 
 def compare(case: Case, exact: Case, objective: Objective, chunk: int, compiled: bool, **tolerance: float) -> None:

@@ -169,7 +169,14 @@ class PackedLoss(nn.Module):
         config = self.objective
         weighting = "fixed" if config.weighting == "cat" or config.weighting == "none" else config.weighting
         tf_eal_alpha = config.tf_eal_alpha if tf_eal else 0.0
-        objective = Objective(weighting, config.ce_alpha, config.kd_alpha, tf_eal_alpha, config.d_pace_floor, config.draft_tokens)
+        objective = Objective(
+            weighting=weighting,
+            ce_alpha=config.ce_alpha,
+            kd_alpha=config.kd_alpha,
+            tf_eal_alpha=tf_eal_alpha,
+            d_pace_floor=config.d_pace_floor,
+            draft_tokens=config.draft_tokens,
+        )
         head = self.draft.lm.get_output_embeddings().weight
         if self.size is not None and self.size < len(head):
             head = head[: self.size]  # the others are never proposed
