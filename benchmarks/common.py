@@ -12,11 +12,11 @@ from pard2.bench.suites import read_suites
 from pard2.checkpoints.loading import load_target, parse_device
 from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, even_layers
 from pard2.config import ObjectiveConfig
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.engine.prompts import encode_prompt
-from pard2.models.draft import DEFAULT_SCALE, Draft
+from pard2.models.draft import Draft
 from pard2.models.target import Target
-from pard2.train.step import PackedSequence, lay_out
+from pard2.train.packed_sequences import PackedSequence, lay_out
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -69,7 +69,7 @@ def training_pair(shape: str, layers: int, draft_tokens: int, share_vocabulary: 
         target_shape, draft_shape = SHAPES[shape]
         target = Target(random_model(target_shape, 8192, dtype, where), name=shape)
         lm = Draft(random_model(draft_shape, 8192, torch.float32, where), None, name=f"{shape} draft")
-        draft = as_parallel_draft(lm, target, target.vocab_size - 1, draft_tokens, None, DEFAULT_SCALE)
+        draft = as_parallel_draft(lm, target, target.vocab_size - 1, draft_tokens)
     return target, draft.to(target.device).float().train().requires_grad_(True)
 
 
@@ -103,7 +103,7 @@ def training_row(target: Target | None, prompt: int, length: int, objective: Obj
     """A row of one conversation, random tokens of which all but the first `prompt` are an answer."""
     vocabulary = 49152 if target is None else target.vocab_size
     tokens = torch.randint(20, vocabulary - 1, (length,), generator=torch.Generator().manual_seed(0)).tolist()
-    example = Example("random", tokens, [False] * prompt + [True] * (length - prompt))
+    example = Example.of("random", tokens, [False] * prompt + [True] * (length - prompt))
     row = lay_out([example], objective, torch.Generator().manual_seed(0))
     return row if target is None else row.to(target.device)
 

@@ -31,7 +31,8 @@ from pard2.objective.layout import attention_mask, slot_features, slot_tokens
 from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
 from pard2.objective.weights import cat_weights
 from pard2.train.attention import AttentionKind, attention_kind, draft_states
-from pard2.train.step import PackedSequence, Teacher, trained_slots
+from pard2.train.packed_sequences import PackedSequence
+from pard2.train.step import Teacher, trained_slots
 
 Step = Callable[[], float]
 

@@ -39,7 +39,7 @@ def main() -> None:
     target = load_target(args.target, "float32", "cpu", weight_format="plain")
     counted = {Path(name).stem: halves(load_examples([name], target.tokenizer, target.eos_token_ids, 384, "cut")) for name in args.data}
     made_of = np.concatenate([list_half for list_half, _ in counted.values()])
-    together = Examples(made_of, np.ones(len(made_of), bool), np.array([0, len(made_of)]), ["all"])
+    together = Examples(tokens=made_of, predicted=np.ones(len(made_of), bool), offsets=np.array([0, len(made_of)]), ids=["all"])
     lists = {f"{size:,} tokens": answer_vocabulary(together, size, target.vocab_size) for size in args.sizes}
     if args.draft is not None:
         short = load_draft(args.draft, target, torch.float32, weight_format="plain").short_head

@@ -144,7 +144,7 @@ class OptimizerConfig(_Section):
         return min(_WARMUP_STEPS, steps) if self.warmup_steps is None else self.warmup_steps
 
     def check_warmup(self, steps: int) -> None:
-        """Raises `Pard2Error` for a warm-up that is longer than a run of so many steps: it would never reach its rate."""
+        """Raises `Pard2Error` for a warm-up longer than so many steps: it would never reach its rate."""
         if self.warmup(steps) > steps:
             raise Pard2Error(f"optimizer.warmup_steps={self.warmup_steps} is more than the {steps} steps of the run; lower it")
 

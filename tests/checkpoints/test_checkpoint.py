@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pard2.checkpoints import write
 from pard2.checkpoints.draft_spec import inexpressible, read_spec, spec_keys
 from pard2.checkpoints.inspection import inspect_draft
 from pard2.checkpoints.loading import load_target
-from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.pruning import FeatureOptions, cut_draft
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
@@ -82,7 +83,7 @@ def test_what_is_saved_is_what_is_loaded(target, directory):
 
 def test_a_bias_survives(target, tmp_path):
     draft = tiny_draft(target)
-    spec = DraftSpec(MASK, 6, (-1, -2), 64, 0.5, bias=True)
+    spec = DraftSpec(mask_token=MASK, draft_tokens=6, target_layers=(-1, -2), target_dim=64, scale=0.5, bias=True)
     draft = Draft(draft.lm, spec, nn.Linear(64, 32, bias=True)).requires_grad_(False)
     save_draft(draft, tmp_path / "draft")
     again = load(tmp_path / "draft", target)
@@ -202,7 +203,7 @@ def test_older_key_names_mean_the_same(target, directory):
         pard_target_dim=64,
         proj_bias=False,
     )
-    assert load(directory, target).spec == DraftSpec(MASK, 16, (-1, -2), 64, 0.25, False)
+    assert load(directory, target).spec == DraftSpec(mask_token=MASK, draft_tokens=16, target_layers=(-1, -2), target_dim=64, scale=0.25, bias=False)
     for older, expected in [({"pard_scale": 0.5, "feat_scale": 0.25}, 0.5), ({"pard2_scale": 0.75, "pard_scale": 0.5}, 0.75), ({}, 0.02)]:
         old = {key: value for key, value in config.items() if key != "pard2_scale"} | older
         assert read_spec(old, "d").scale == expected
@@ -219,14 +220,18 @@ def test_a_projection_in_safetensors_is_read(target, directory):
     assert_same_function(load(directory, target), tiny_draft(target))
 
 
+def small_spec(**options: Any) -> DraftSpec:
+    return DraftSpec(**({"mask_token": 3, "draft_tokens": 4, "target_layers": (0,), "target_dim": 32} | options))
+
+
 @pytest.mark.parametrize(
     "spec",
     [
-        DraftSpec(3, 5, (-1, 2), 64, 0.5, True),
-        DraftSpec(3, 7),
-        DraftSpec(3, 4, (0,), 32, 1.0, False, shared_vocabulary=True),
-        DraftSpec(3, 4, (0,), 32, normalise_features=True),
-        DraftSpec(3, 4, (0,), 32, mask_feature=True),
+        DraftSpec(mask_token=3, draft_tokens=5, target_layers=(-1, 2), target_dim=64, scale=0.5, bias=True),
+        DraftSpec(mask_token=3, draft_tokens=7),
+        small_spec(scale=1.0, shared_vocabulary=True),
+        small_spec(normalise_features=True),
+        small_spec(mask_feature=True),
     ],
 )
 def test_config_keys_say_the_whole_spec(spec):
@@ -235,16 +240,16 @@ def test_config_keys_say_the_whole_spec(spec):
 
 def test_options_that_are_off_are_not_written():
     """A released directory has no such keys, and neither has one of ours."""
-    assert not spec_keys(DraftSpec(3, 4, (0,), 32)).keys() & {"pard2_normalise_features", "pard2_mask_feature", "pard2_shared_vocabulary"}
+    assert not spec_keys(small_spec()).keys() & {"pard2_normalise_features", "pard2_mask_feature", "pard2_shared_vocabulary"}
 
 
 def test_what_other_engines_cannot_express(target, tmp_path):
     """They would load such a draft and compute something else."""
-    assert inexpressible(DraftSpec(3, 4, (0,), 32, 0.5, True)) == inexpressible(DraftSpec(3, 4)) == []
+    assert inexpressible(small_spec(scale=0.5, bias=True)) == inexpressible(DraftSpec(mask_token=3, draft_tokens=4)) == []
     options = {"normalise_features": "normalised features", "mask_feature": "learned mask feature", "shared_vocabulary": "shared vocabulary"}
     for option, name in options.items():
-        assert inexpressible(DraftSpec(3, 4, (0,), 32, **{option: True})) == [name]
-    save_draft(cut_draft(target, [0], MASK, 4, (-1,), normalise_features=True, mask_feature=True), tmp_path / "draft")
+        assert inexpressible(small_spec(**{option: True})) == [name]
+    save_draft(cut_draft(target, [0], MASK, 4, (-1,), options=FeatureOptions(normalise_features=True, mask_feature=True)), tmp_path / "draft")
     report = inspect_draft(tmp_path / "draft")
     assert report.inexpressible == ["normalised features", "learned mask feature"]
     assert (
@@ -286,7 +291,7 @@ def test_a_bias_that_config_and_file_disagree_on(target, directory, claimed, bia
 @pytest.fixture
 def masked_directory(target: Target, tmp_path: Path) -> Path:
     """A draft with a learned mask feature."""
-    save_draft(cut_draft(target, [0], MASK, 6, (-1, -2), mask_feature=True), tmp_path / "masked")
+    save_draft(cut_draft(target, [0], MASK, 6, (-1, -2), options=FeatureOptions(mask_feature=True)), tmp_path / "masked")
     return tmp_path / "masked"
 
 

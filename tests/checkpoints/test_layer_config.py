@@ -82,13 +82,20 @@ def target_of(kind: str, extra: dict) -> Target:
 
 
 def logits_without_the_others(target: Target, layers: list[int]) -> torch.Tensor:
-    """Of a copy whose other layers are deleted; those that are left keep what they are."""
-    model = copy.deepcopy(target.model)
+    """Of the target while its other layers are taken out; those that are left keep what they are."""
+    model, config = target.model, target.model.config
     parent, _, name = target.blocks_name.rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.ModuleList(model.get_submodule(target.blocks_name)[layer] for layer in layers))
-    if hasattr(model.config, "layer_types"):  # by which most models choose the mask of the layer at each place
-        model.config.layer_types = [model.config.layer_types[layer] for layer in layers]
-    return model(IDS, use_cache=False).logits
+    around, blocks = model.get_submodule(parent), model.get_submodule(target.blocks_name)
+    kinds = config.layer_types if hasattr(config, "layer_types") else None
+    try:
+        setattr(around, name, nn.ModuleList(blocks[layer] for layer in layers))
+        if kinds is not None:  # by which most models choose the mask of the layer at each index
+            config.layer_types = [kinds[layer] for layer in layers]
+        return model(IDS, use_cache=False).logits
+    finally:
+        setattr(around, name, blocks)
+        if kinds is not None:
+            config.layer_types = kinds
 
 
 @pytest.mark.parametrize(("kind", "extra"), RIGHT.items())

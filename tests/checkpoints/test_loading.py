@@ -11,9 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from chat_tokenizer import byte_tokenizer
-from pard2.checkpoints.loading import load_causal_lm, load_config, load_tokenizer, parse_device, parse_dtype
+from pard2.checkpoints.loading import load_causal_lm, load_config, load_target, load_tokenizer, parse_device, parse_dtype
 from pard2.checkpoints.meta import meta_target
+from pard2.checkpoints.read import load_draft
 from pard2.errors import Pard2Error
+from pard2.kernels.packed import PackedLinear
+from pard2.kernels.weight_format import weight_formats
 from tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -36,6 +39,22 @@ def test_what_was_saved_is_loaded(directory):
     loaded, model = load_causal_lm(str(directory), torch.float32, CPU), tiny_model()
     assert all(loaded.state_dict()[key].equal(tensor) for key, tensor in model.state_dict().items())
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_have_the_format_that_was_asked_for_or_the_first(directory, dtype):
+    """Plain where packed ones were meant is merely slow; packed where plain ones were meant cannot be trained."""
+    formats = weight_formats(CPU, dtype)
+    for wanted, expected in ((None, formats[0]), ("plain", "plain"), (formats[0], formats[0])):
+        target = load_target(str(directory), dtype, CPU, wanted)
+        draft = load_draft(str(directory), target, dtype, weight_format=wanted)
+        assert target.weight_format == expected
+        for model in (target.model, draft.lm):
+            assert any(isinstance(module, PackedLinear) for module in model.modules()) == (expected == "packed")
+    with pytest.raises(Pard2Error, match="^`weight_format` 'int1': "):
+        load_target(str(directory), dtype, CPU, "int1")
+    with pytest.raises(Pard2Error, match="^`weight_format` 'int1': "):
+        load_draft(str(directory), target, dtype, weight_format="int1")
 
 
 @pytest.mark.parametrize("name", ["/no/such/directory", "../neither here/nor there", "a/b/c"])

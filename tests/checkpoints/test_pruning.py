@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
-from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, default_target_layers, even_layers, unused_token
+from pard2.checkpoints.pruning import FeatureOptions, as_parallel_draft, cut_draft, default_target_layers, even_layers, unused_token
 from pard2.errors import Pard2Error
 from pard2.models.draft import DraftSpec, neutral_row
 from pard2.models.target import Target
@@ -139,8 +139,9 @@ def test_a_small_lm_becomes_a_draft_that_says_what_it_said():
     """Its width need not be the target's; the new projection is zero, so features change nothing yet."""
     target, lm = tiny_target(), tiny_lm_draft(hidden=16).eval()
     said = lm(IDS, None)
-    draft = as_parallel_draft(lm, target, MASK, 4, (-1, 0), 0.5, normalise_features=True, mask_feature=True)
-    assert draft.spec == DraftSpec(MASK, 4, (-1, 0), 64, 0.5, normalise_features=True, mask_feature=True)
+    draft = as_parallel_draft(lm, target, MASK, 4, (-1, 0), FeatureOptions(scale=0.5, normalise_features=True, mask_feature=True))
+    expected = {"mask_token": MASK, "draft_tokens": 4, "target_layers": (-1, 0), "target_dim": 64, "scale": 0.5}
+    assert draft.spec == DraftSpec(**expected, normalise_features=True, mask_feature=True)
     assert draft.projection.weight.shape == (16, 64) and draft.mask_feature.shape == (16,)
     assert draft(IDS, None).equal(said)
     torch.testing.assert_close(draft(IDS, torch.randn(1, 6, 64)), said)

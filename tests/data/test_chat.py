@@ -48,9 +48,9 @@ def test_ids_are_those_that_decoding_sees():
     """Tokenised as one text, a merge could reach over the border between prompt and answer."""
     tokenizer, made = example(turns("hi", "hello"))
     prompt = prompt_ids(tokenizer, turns("hi"))
-    assert made.token_ids[: len(prompt)] == prompt
+    assert made.token_ids[: len(prompt)].tolist() == prompt
     assert not any(made.predicted[: len(prompt)]) and made.predicted[len(prompt)]
-    assert made.token_ids == encode(tokenizer, tokenizer.apply_chat_template(turns("hi", "hello"), tokenize=False))
+    assert made.token_ids.tolist() == encode(tokenizer, tokenizer.apply_chat_template(turns("hi", "hello"), tokenize=False))
 
 
 def test_a_template_without_end_tokens_predicts_the_whole_answer():
@@ -87,7 +87,7 @@ def test_an_answer_that_a_template_changes_later_is_learned_as_it_was_said():
     assert [predicted_text(tokenizer, one) for one in made] == ["<think></think>hello<|end|>", "<think></think>no<|end|>"]
     for one, count in zip(made, (1, 3), strict=True):
         prompt = prompt_ids(tokenizer, turns("hi", "hello", "and?", "no")[:count])
-        assert one.token_ids[: len(prompt)] == prompt and one.predicted.index(True) == len(prompt)
+        assert one.token_ids[: len(prompt)].tolist() == prompt and one.predicted.tolist().index(True) == len(prompt)
 
 
 def test_an_empty_loss_mask_is_refused_by_record():
@@ -136,7 +136,7 @@ def test_a_token_that_would_reach_over_the_border_is_not_learned():
     whole = encode(tokenizer, tokenizer.apply_chat_template(record["messages"], tokenize=False))
     assert whole[: len(prompt)] != prompt  # else this tests nothing
     (made,) = tokenize_record(tokenizer, record, frozenset({tokenizer.eos_token_id}))
-    assert made.token_ids == prompt + encode(tokenizer, "\nhello<|end|>\n")
+    assert made.token_ids.tolist() == prompt + encode(tokenizer, "\nhello<|end|>\n")
     assert predicted_text(tokenizer, made) == "\nhello<|end|>"
 
 
@@ -146,7 +146,7 @@ def test_a_border_inside_a_token_makes_turns_examples_of_their_own():
     made = tokenize_record(tokenizer, {"id": "r1", "messages": messages}, frozenset({tokenizer.eos_token_id}))
     for one, count in zip(made, (1, 3), strict=True):
         prompt = prompt_ids(tokenizer, messages[:count])
-        assert one.token_ids[: len(prompt)] == prompt
+        assert one.token_ids[: len(prompt)].tolist() == prompt
     assert [predicted_text(tokenizer, one) for one in made] == ["\nhello<|end|>", "\nno<|end|>"]
 
 
@@ -174,7 +174,7 @@ def test_a_plain_text_is_learned_but_for_its_first_token():
     tokenizer = byte_tokenizer(None)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<|start|> $A", special_tokens=[("<|start|>", 256)])
     (made,) = tokenize_record(tokenizer, {"id": "r1", "text": "hey"}, EOS)
-    assert tokenizer.decode(made.token_ids) == "<|start|>hey" and made.predicted == [False, True, True, True]
+    assert tokenizer.decode(made.token_ids) == "<|start|>hey" and made.predicted.tolist() == [False, True, True, True]
     with pytest.raises(Pard2Error, match="record r1: no token to predict: the text is 1 tokens long"):
         tokenize_record(byte_tokenizer(None), {"id": "r1", "text": "h"}, EOS)
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chat_tokenizer import END_ID, byte_tokenizer
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.data.examples import load_examples
-from pard2.data.prepared import save_prepared
+from pard2.data.prepared import Preparation, save_prepared
 from pard2.data.sources import open_source
 from pard2.data.state_cache import StateCache
 from pard2.errors import Pard2Error
@@ -53,7 +53,7 @@ def refused(act) -> str:
 def prepared(tmp_path) -> Path:
     source = tmp_path / "f.jsonl"
     source.write_text("".join(json.dumps({"id": f"r{n}", "text": "once upon " + "a" * n}) + "\n" for n in range(4)))
-    save_prepared(tmp_path / "made", load(source), [open_source(source)], TOKENIZER, EOS, "t", 100, "raise")
+    save_prepared(tmp_path / "made", load(source), [open_source(source)], TOKENIZER, EOS, Preparation("t", 100, "raise"))
     return tmp_path / "made"
 
 
@@ -128,7 +128,7 @@ def test_prepared_data_without_a_file(prepared):
 
 # --- hidden states --------------------------------------------------------------------------------
 
-EXAMPLES = [Example(f"e{n}", [1 + n, 2, 3, 4 + n][: 3 + n % 2], [True] * (3 + n % 2)) for n in range(4)]
+EXAMPLES = [Example.of(f"e{n}", [1 + n, 2, 3, 4 + n][: 3 + n % 2], [True] * (3 + n % 2)) for n in range(4)]
 
 
 def target() -> Target:

@@ -35,8 +35,10 @@ def answered(path, tokenizer, records, ids, finish_reason="stop"):
 def learned(tokenizer, record):
     (made,) = tokenize_record(tokenizer, record, frozenset({tokenizer.eos_token_id}))
     prompt = prompt_ids(tokenizer, record["messages"][:-1], template_arguments(record))
-    assert made.token_ids[: len(prompt)] == prompt and made.predicted == [False] * len(prompt) + [True] * (len(made.token_ids) - len(prompt))
-    return made.token_ids[len(prompt) :]
+    assert made.token_ids[: len(prompt)].tolist() == prompt and made.predicted.tolist() == [False] * len(prompt) + [True] * (
+        len(made.token_ids) - len(prompt)
+    )
+    return made.token_ids[len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("special", [(), THINK], ids=["plain", "special"])
@@ -53,7 +55,7 @@ def test_what_was_said_is_what_is_learned(template, said, special, tmp_path):
         (record,) = answered(path, tokenizer, [{"id": "a", "messages": turns(["hi"])}], ids, finish_reason)
         assert learned(tokenizer, record) == ids
         examples = load_examples([str(path)], tokenizer, frozenset({tokenizer.eos_token_id}), 1000)
-        assert examples[0].token_ids[-len(ids) :] == ids and examples.notes == {}
+        assert examples[0].token_ids[-len(ids) :].tolist() == ids and examples.notes == {}
 
 
 def test_tokens_that_no_text_gives_back_are_learned(tmp_path):
@@ -70,7 +72,7 @@ def test_earlier_answers_are_learned_with_it(tmp_path):
     (record,) = answered(tmp_path / "f", tokenizer, [record], encode(tokenizer, THOUGHT + END))
     (made,) = tokenize_record(tokenizer, record, frozenset({tokenizer.eos_token_id}))
     assert tokenizer.decode([t for t, p in zip(made.token_ids, made.predicted, strict=True) if p]) == f"hello{END}{THOUGHT}{END}"
-    assert made.token_ids == encode(tokenizer, tokenizer.apply_chat_template(record["messages"], tokenize=False).rstrip("\n"))
+    assert made.token_ids.tolist() == encode(tokenizer, tokenizer.apply_chat_template(record["messages"], tokenize=False).rstrip("\n"))
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from chat_tokenizer import VOCABULARY, byte_tokenizer
 from pard2.data import state_cache
-from pard2.data.chat import Example
-from pard2.data.corpus import Examples, ExamplesBuilder
+from pard2.data.corpus import Example, Examples, ExamplesBuilder
 from pard2.data.features import DocumentStates, _batches, online_states
 from pard2.data.state_cache import StateCache, cache_bytes
 from pard2.errors import Pard2Error
@@ -36,7 +35,7 @@ def new_target(**shape) -> Target:
 def new_examples(count: int = 12, seed: int = 0) -> Examples:
     builder = ExamplesBuilder()
     for number, tokens in enumerate(random_prompts(40, 30, seed)[:count]):
-        builder.add(Example(f"r{number}", tokens, [True] * len(tokens)), "")
+        builder.add(Example.of(f"r{number}", tokens, [True] * len(tokens)), "")
     return builder.build()
 
 
@@ -86,7 +85,7 @@ def shards(directory: Path) -> list[Path]:
 def test_states_are_those_of_transformers():
     target, examples = new_target(), new_examples()
     for example, states in zip(examples, online_states(target, examples, LAYERS), strict=True):
-        hidden = target.model(torch.tensor([example.token_ids]), output_hidden_states=True).hidden_states
+        hidden = target.model(torch.tensor([example.token_ids.tolist()]), output_hidden_states=True).hidden_states
         expected = torch.cat([hidden[layer][0] for layer in LAYERS], dim=-1)
         torch.testing.assert_close(states.features, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(states.last_state, hidden[-1][0], rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from chat_tokenizer import CHATML, byte_tokenizer
 from pard2.data import prepared
 from pard2.data.examples import load_examples
-from pard2.data.prepared import is_prepared, load_prepared, save_prepared
+from pard2.data.prepared import Preparation, is_prepared, load_prepared, save_prepared
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
 
@@ -34,7 +34,7 @@ def directory(tmp_path, source):
 
 def prepare(directory, source, max_length=1000, on_long="raise", tokenizer=TOKENIZER, eos=EOS):
     examples = load_examples([source], tokenizer, eos, max_length, on_long)
-    save_prepared(directory, examples, [open_source(source)], tokenizer, eos, "some/target", max_length, on_long)
+    save_prepared(directory, examples, [open_source(source)], tokenizer, eos, Preparation("some/target", max_length, on_long))
     return directory
 
 
@@ -58,7 +58,7 @@ def test_a_run_takes_it_among_files_and_knows_what_was_left_out(tmp_path, source
     directory = prepare(tmp_path / "made", source, max_length=30, on_long="cut")
     examples = load_examples([source, str(directory)], TOKENIZER, EOS, 1000)
     direct = load_examples([source], TOKENIZER, EOS, 30, "cut")
-    assert [e.token_ids for e in examples[9:]] == [e.token_ids for e in direct]
+    assert [e.token_ids.tolist() for e in examples[9:]] == [e.token_ids.tolist() for e in direct]
     assert examples.ids[9] == f"r0@{directory}" and 0 < examples.cut == direct.cut < 9
 
 

@@ -89,7 +89,7 @@ def learned(template, messages, **extra):
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     assert len(starts) == len(answers)
     for (one, start), answer in zip(starts, answers, strict=True):
-        assert one.token_ids[:start] == prompt_ids(tokenizer, messages[:answer], template_arguments(record))
+        assert one.token_ids[:start].tolist() == prompt_ids(tokenizer, messages[:answer], template_arguments(record))
     return [tokenizer.decode([t for t, p in zip(one.token_ids, one.predicted, strict=True) if p]) for one in made]
 
 

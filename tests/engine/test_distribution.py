@@ -165,7 +165,7 @@ def new_engine(target: Target, method: str, k: int | str, **rules: str) -> Engin
         draft = tiny_lm_draft(vocab=VOCABULARY, hidden=16, context=32)
     elif method == "pard":
         lm = tiny_model(seed=6, vocab=VOCABULARY, hidden=16, layers=1, context=32, initializer_range=0.25)
-        draft = Draft(lm, DraftSpec(MASK, 4), None, name="tiny-pard")
+        draft = Draft(lm, DraftSpec(mask_token=MASK, draft_tokens=4), None, name="tiny-pard")
     else:
         draft = tiny_draft(target, [0], 4, projection=0.3, mask_token=MASK)
     return Engine(target, draft, method, k, max_batch=64, **rules)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from pard2 import Engine, SamplingParams
-from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.pruning import FeatureOptions, cut_draft
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
 from pard2.engine.drafters.parallel import ParallelDrafter
-from pard2.models.draft import Draft, DraftSpec
+from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.objective.layout import attention_mask, build_layout, slot_features, slot_tokens
 from pard2.train.projection import StandardisedProjection
@@ -25,7 +25,7 @@ OPTIONS = [{"normalise_features": True}, {"mask_feature": True}, {"normalise_fea
 
 def new_draft(target: Target, **options: bool) -> Draft:
     """A cut draft whose new parts are far from zero."""
-    draft = cut_draft(target, [0, 1], MASK, 6, (-1, -2), scale=0.3, **options)
+    draft = cut_draft(target, [0, 1], MASK, 6, (-1, -2), options=FeatureOptions(scale=0.3, **options))
     torch.manual_seed(1)
     with torch.no_grad():
         draft.projection.weight.normal_(0, 0.5)
@@ -108,7 +108,7 @@ def test_a_mask_feature_of_another_spec_is_a_mistake():
     with pytest.raises(ValueError, match="learned mask feature"):
         Draft(draft.lm, draft.spec, draft.projection, mask_feature=torch.zeros(32))
     with pytest.raises(ValueError, match="learned mask feature"):
-        Draft(draft.lm, DraftSpec(MASK, 6, (-1, -2), 64, mask_feature=True), draft.projection)
+        Draft(draft.lm, dataclasses.replace(draft.spec, mask_feature=True), draft.projection)
 
 
 @pytest.mark.parametrize("options", [{}, *OPTIONS])

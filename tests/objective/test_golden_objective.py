@@ -68,7 +68,13 @@ def batch() -> Batch:
     target = Target(golden_lm(golden, "target.", **FACTS["target"]))
     projection = nn.Linear(*golden["target_proj.weight"].shape[::-1], bias=False)
     projection.load_state_dict({"weight": golden["target_proj.weight"]})
-    spec = DraftSpec(FACTS["mask_token"], K, tuple(FACTS["layers"]), projection.in_features, FACTS["scale"])
+    spec = DraftSpec(
+        mask_token=FACTS["mask_token"],
+        draft_tokens=K,
+        target_layers=tuple(FACTS["layers"]),
+        target_dim=projection.in_features,
+        scale=FACTS["scale"],
+    )
     draft = Draft(golden_lm(golden, "draft.", **FACTS["draft"]), spec, projection)
     said = target.forward(ids[None], layers=FACTS["layers"])
 

@@ -10,7 +10,7 @@ from train_runs import assert_bit_for_bit, weights
 from pard2.data import state_cache
 from pard2.errors import Pard2Error
 from pard2.train.loop import train
-from pard2.train.state import load_state
+from pard2.train.run_checkpoint import load_checkpoint
 
 
 def test_a_cache_changes_nothing_however_it_was_filled(make_config, quiet, tmp_path):
@@ -52,8 +52,8 @@ def test_a_resumed_run_goes_on_with_the_cache_that_it_left(make_config, quiet, t
         patch.setattr(state_cache.StateCache, "generate", failing)
         with pytest.raises(KeyboardInterrupt):
             train(parts, quiet)
-    state = load_state(tmp_path / "parts" / "checkpoints", parts)
-    assert len(list((tmp_path / "two").glob("states-*.safetensors"))) == 3 and (state is None or state.step < 6)
+    checkpoint = load_checkpoint(tmp_path / "parts" / "checkpoints", parts)
+    assert len(list((tmp_path / "two").glob("states-*.safetensors"))) == 3 and (checkpoint is None or checkpoint.progress.done < 6)
     train(parts, quiet)
     assert_bit_for_bit(str(tmp_path / "whole"), str(tmp_path / "parts"))
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
 from pard2.train.compatibility import check_compatibility
 from tiny import tiny_draft, tiny_model, tiny_target
 
-SHORT, LONG = (Example(str(n), list(range(n)), [True] * n) for n in (6, 50))
+SHORT, LONG = (Example.of(str(n), list(range(n)), [True] * n) for n in (6, 50))
 kinds = pytest.mark.parametrize("kind", ["dense", "blocks", "flex"])
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -96,7 +96,7 @@ def test_dropped_attention_weights_are_refused_before_training(kind):
 def test_conversations_of_one_token_and_drafts_of_one(kind):
     target = tiny_target()
     for draft_tokens in (1, 6):
-        check_compatibility(target, tiny_draft(target, draft_tokens=draft_tokens), [Example("1", [5], [True])], kind)
+        check_compatibility(target, tiny_draft(target, draft_tokens=draft_tokens), [Example.of("1", [5], [True])], kind)
 
 
 def test_scaled_logits_of_a_target_are_refused():

@@ -7,13 +7,14 @@ import json
 import pytest
 import torch
 from torch import nn
-from train_runs import CONVERSATIONS, assert_bit_for_bit, prepare, row_loss, save_target, write_records
+from train_runs import CONVERSATIONS, assert_bit_for_bit, packed_loss, prepare, save_target, write_records
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams, Stats
 from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig, OptimizerConfig
-from pard2.data.chat import Example, prompt_ids
+from pard2.data.chat import prompt_ids
+from pard2.data.corpus import Example
 from pard2.engine.request import Completion
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
@@ -69,11 +70,11 @@ def take_steps(target: Target, draft: Draft, optimizer: Optimizer, count: int) -
     assert draft.spec is not None and draft.spec.target_layers is not None
     (prompt,) = held_out_prompts(target, RECORDS[:1])
     (completion,) = Engine(target).generate([prompt], SamplingParams(max_tokens=30))
-    example = Example("0", prompt + completion.token_ids, [False] * len(prompt) + [True] * len(completion.token_ids))
+    example = Example.of("0", prompt + completion.token_ids, [False] * len(prompt) + [True] * len(completion.token_ids))
     objective = ObjectiveConfig(draft_tokens=K, feature_drop=0.0)
     for step in range(count):
         prepared = prepare(target, [example], objective, seed=step)
-        out = row_loss(draft, target, prepared, objective)
+        out = packed_loss(draft, target, prepared, objective)
         (out.loss / out.weight).backward()
         optimizer.clip()
         optimizer.step(step, count)

@@ -10,11 +10,11 @@ from train_runs import CONVERSATIONS, newest, save_target, weights, write_record
 
 from pard2.checkpoints.loading import load_target
 from pard2.data.examples import load_examples
-from pard2.data.prepared import save_prepared
+from pard2.data.prepared import Preparation, save_prepared
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
 from pard2.train.loop import train
-from pard2.train.state import load_state
+from pard2.train.run_checkpoint import load_checkpoint
 from tiny import tiny_model
 
 OTHERS = [("a", "one two"), ("bb", "three four six"), ("c c", "six"), ("dd", "seven eight nine ten")]
@@ -43,7 +43,8 @@ class Run:
         source = write_records(self.folder / "raw.jsonl", conversations)
         data = self.config.data
         examples = load_examples([str(source)], target.tokenizer, target.eos_token_ids, data.max_length, data.on_long)
-        save_prepared(self.folder / "prepared", examples, [open_source(source)], target.tokenizer, target.eos_token_ids, "model", 80, "cut")
+        how = Preparation("model", 80, "cut")
+        save_prepared(self.folder / "prepared", examples, [open_source(source)], target.tokenizer, target.eos_token_ids, how)
 
     def refused(self) -> str:
         before = weights(self.config.loop.output)
@@ -94,8 +95,8 @@ def test_what_a_draft_was_trained_with_is_not_written_down(make_config, quiet, t
 def test_evaluating_more_prompts_is_refused_or_compared_with_fewer(make_config, quiet, tmp_path):
     run = Run(make_config, quiet, tmp_path)
     more = run.config.model_copy(update={"loop": run.config.loop.model_copy(update={"evaluation_prompts": 3})})
-    assert load_state(tmp_path / "run" / "checkpoints", run.config).best >= 1
-    assert load_state(tmp_path / "run" / "checkpoints", more).best == 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", run.config).progress.best >= 1
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", more).progress.best == 0
     train(more, quiet)
 
 

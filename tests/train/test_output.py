@@ -7,7 +7,7 @@ import pytest
 from train_runs import interrupt, save_target
 
 from pard2.errors import Pard2Error
-from pard2.train import loop as training
+from pard2.train import preparation
 from pard2.train.loop import train
 
 
@@ -32,7 +32,8 @@ def test_what_is_of_no_run_is_written_over(make_config, quiet, tmp_path, monkeyp
     output = tmp_path / "run"
     fill(output)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    monkeypatch.setattr(training.Target, "from_pretrained", lambda *_: pytest.fail("read a model"))
+    monkeypatch.setattr(preparation, "meta_pair", lambda *_: pytest.fail("read a model"))
+    monkeypatch.setattr(preparation, "load_target", lambda *_: pytest.fail("read a model"))
     with pytest.raises(Pard2Error, match=f"loop.output={output} {said}; name a new or an empty directory"):
         train(make_config(), quiet)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from train_runs import CONVERSATIONS, prepare, row_loss, write_records
+from train_runs import CONVERSATIONS, packed_loss, prepare, write_records
 
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
 from pard2 import Engine, SamplingParams
@@ -10,7 +10,8 @@ from pard2.checkpoints.pruning import as_parallel_draft
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig
-from pard2.data.chat import Example, prompt_ids
+from pard2.data.chat import prompt_ids
+from pard2.data.corpus import Example
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.objective.loss import Objective, weighted_loss
@@ -22,8 +23,8 @@ from tiny import MASK, tiny_lm_draft, tiny_model, tiny_target
 OBJECTIVE = ObjectiveConfig(draft_tokens=3, retention=1.0, feature_drop=0.0)
 KNOWN = 61
 # Of its answer the fourth token, 65, is one that a draft of 61 tokens lacks.
-LACKING = Example("0", [2, 9, 4, 8, 20, 65, 30, 16, 44], [False, False, True, True, True, True, True, True, True])
-COMMON = Example("0", [2, 9, 4, 8, 20, 7, 30, 16, 44], LACKING.predicted)
+LACKING = Example.of("0", [2, 9, 4, 8, 20, 65, 30, 16, 44], [False, False, True, True, True, True, True, True, True])
+COMMON = Example.of("0", [2, 9, 4, 8, 20, 7, 30, 16, 44], LACKING.predicted)
 
 
 @pytest.mark.parametrize(("of_target", "of_draft", "conversation"), [(70, KNOWN, LACKING), (70, KNOWN, COMMON), (KNOWN, 70, COMMON)])
@@ -40,29 +41,29 @@ def test_weights_are_of_all_the_targets_tokens_and_the_loss_of_the_common_ones(o
     teacher = Teacher.of(target, draft)
     prepared = prepare(target, [conversation], OBJECTIVE, teacher=teacher)
 
-    ids = torch.tensor(conversation.token_ids)
+    ids = torch.tensor(conversation.token_ids.tolist())
     logits = target.model(ids[None]).logits[0]
     p = logits.softmax(-1)
     expected = {}
     for anchor in range(1, len(ids) - 1):
         weight = 1.0
-        for place in range(anchor + 1, min(anchor + 4, len(ids))):
-            if ids[place] < of_draft:
-                expected[anchor, place - anchor - 1] = weight
-            weight *= float(p[place - 1, ids[place]]) if ids[place] < of_draft else 0.0
-    row, slots = prepared.row, prepared.slots
-    places = list(zip(row.layout.anchor[row.trained].tolist(), row.layout.depth[row.trained].tolist(), strict=True))
-    assert dict(zip(places, slots.weight.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
-    assert slots.label.tolist() == [int(ids[a + d + 1]) for a, d in places]
+        for index in range(anchor + 1, min(anchor + 4, len(ids))):
+            if ids[index] < of_draft:
+                expected[anchor, index - anchor - 1] = weight
+            weight *= float(p[index - 1, ids[index]]) if ids[index] < of_draft else 0.0
+    packed, slots = prepared.packed, prepared.slots
+    trained = list(zip(packed.layout.anchor[packed.trained].tolist(), packed.layout.depth[packed.trained].tolist(), strict=True))
+    assert dict(zip(trained, slots.weight.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
+    assert slots.label.tolist() == [int(ids[a + d + 1]) for a, d in trained]
 
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         draft.zero_grad()
         loss.backward()
         return {name: parameter.grad.clone() for name, parameter in draft.named_parameters() if parameter.grad is not None}
 
-    out = row_loss(draft, target, prepared, OBJECTIVE)
+    out = packed_loss(draft, target, prepared, OBJECTIVE)
     ours = gradients(out.loss)
-    said = torch.stack([proposed(draft, prepared.states.features, ids.clamp(max=of_draft - 1), a, d) for a, d in places])
+    said = torch.stack([proposed(draft, prepared.states.features, ids.clamp(max=of_draft - 1), a, d) for a, d in trained])
     readable = weighted_loss(said[:, :KNOWN], logits[:, :KNOWN], slots, Objective(draft_tokens=3))
     assert float(out.loss.detach()) == pytest.approx(float(readable.loss.detach()), rel=1e-4)
     assert out.overlap.tolist() == pytest.approx(readable.overlap.tolist(), rel=1e-4)
@@ -81,7 +82,7 @@ def test_equal_sizes_take_the_targets_own_head():
     """No column is copied for the common case."""
     target = tiny_target()
     teacher = Teacher.of(target, as_parallel_draft(tiny_lm_draft(), target, MASK, 3, (-1,)))
-    assert teacher.head == target.head and teacher.places is None and teacher.whole is None
+    assert teacher.head == target.head and teacher.columns is None and teacher.whole is None
 
 
 @pytest.mark.parametrize(("of_target", "of_draft"), [(320, VOCABULARY), (VOCABULARY, 320)])

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import Prepared, prepare, row_loss
+from train_runs import Prepared, packed_loss, prepare
 
 from pard2 import Engine, SamplingParams, Stats
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.models.draft import Draft
 from pard2.models.target import Target
@@ -52,11 +52,11 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]
 @torch.no_grad()
 def trained_guesses(draft: Draft, prepared: Prepared, attention: AttentionKind) -> dict[tuple[int, int, int], int]:
     """The training pass's most probable token at every slot (document, anchor, depth)."""
-    layout = prepared.row.layout
-    states = PackedLoss(draft, ALL, attention, torch.float32).states(prepared.row, prepared.states.features)
+    layout = prepared.packed.layout
+    states = PackedLoss(draft, ALL, attention, torch.float32).states(prepared.packed, prepared.states.features)
     guesses = (states @ draft.lm.get_output_embeddings().weight.T).argmax(-1).tolist()
-    places = zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True)
-    return dict(zip(places, guesses, strict=True))
+    slots = zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True)
+    return dict(zip(slots, guesses, strict=True))
 
 
 def exported(draft: Draft, target: Target, directory: Path) -> Draft:
@@ -68,16 +68,16 @@ def exported(draft: Draft, target: Target, directory: Path) -> Draft:
 @pytest.mark.parametrize("attention", ["blocks", "dense"])
 @pytest.mark.parametrize("method", ["pard2-td", "pard2-ti"])
 def test_decoding_proposes_what_training_trained(architecture, attention, method, proposed, tmp_path):
-    """A feature one place off, a mask at a wrong position, a chain that sees too much: each lowers acceptance alone, and silently."""
+    """A feature one position off, a mask at a wrong position, a chain that sees too much: each lowers acceptance alone, and silently."""
     target = tiny_target(architecture=architecture)
     trained = tiny_draft(target, projection=3.0, draft_tokens=K)
     draft = exported(trained, target, tmp_path / "draft")
     prompts = random_prompts(5, 8, seed=2)
     completions = list(Engine(target, draft, method, K, max_batch=3).generate(prompts, SamplingParams(max_tokens=20)))
 
-    # The same texts as training sees them: packed into one row, every answer token predicted.
+    # The same texts as training sees them: packed into one sequence, every answer token predicted.
     examples = [
-        Example(str(n), prompt + c.token_ids, [False] * len(prompt) + [True] * len(c.token_ids))
+        Example.of(str(n), prompt + c.token_ids, [False] * len(prompt) + [True] * len(c.token_ids))
         for n, (prompt, c) in enumerate(zip(prompts, completions, strict=True))
     ]
     prepared = prepare(target, examples, ALL.model_copy(update={"feature_drop": float(method == "pard2-ti")}))
@@ -117,7 +117,7 @@ def test_training_raises_what_decoding_accepts():
     examples = []
     for prompt, completion in zip(prompts, Engine(target).generate(prompts, SamplingParams(max_tokens=40)), strict=True):
         tokens = prompt + completion.token_ids
-        examples.append(Example(str(len(examples)), tokens, [i >= len(prompt) for i in range(len(tokens))]))
+        examples.append(Example.of(str(len(examples)), tokens, [i >= len(prompt) for i in range(len(tokens))]))
     draft = tiny_draft(target, [1], draft_tokens=K, projection=0.0)
     before = {method: acceptance_length(target, draft, prompts, method) for method in ("pard2-td", "pard2-ti")}
 
@@ -126,7 +126,7 @@ def test_training_raises_what_decoding_accepts():
     losses = []
     for step in range(120):
         objective = ObjectiveConfig(draft_tokens=K, feature_drop=0.5)
-        out = row_loss(draft, target, prepare(target, examples, objective, seed=step), objective)
+        out = packed_loss(draft, target, prepare(target, examples, objective, seed=step), objective)
         (out.loss / out.weight).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
-from train_runs import prepare, row_loss, write_records
+from train_runs import packed_loss, prepare, write_records
 
 from chat_tokenizer import MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.checkpoints.loading import load_target
@@ -16,25 +16,23 @@ from pard2.checkpoints.meta import meta_draft, meta_target
 from pard2.checkpoints.pruning import cut_draft
 from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig, TrainConfig
-from pard2.data.chat import Example
-from pard2.data.corpus import Examples, ExamplesBuilder
+from pard2.data.corpus import Example, Examples, ExamplesBuilder
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train import plan as planning
 from pard2.train.attention import draft_states
 from pard2.train.dry_run import dry_run
-from pard2.train.estimates import RowSize, Shape, activation_bytes, row_flops
+from pard2.train.estimates import SequenceSize, Shape, activation_bytes, sequence_flops
 from pard2.train.initial import initial_draft
-from pard2.train.packed_sequences import Rows
+from pard2.train.packed_sequences import PackedCorpus, PackedSequence, lay_out
 from pard2.train.plan import make_plan, problems, render
-from pard2.train.step import lay_out
 from tiny import tiny_model
 
 LAYERS = (-1, -2)
 
 
 def conversation(name: str, prompt: int, answer: int) -> Example:
-    return Example(name, [7] * (prompt + answer), [False] * prompt + [True] * answer)
+    return Example.of(name, [7] * (prompt + answer), [False] * prompt + [True] * answer)
 
 
 def corpus(examples: Sequence[Example]) -> Examples:
@@ -56,10 +54,10 @@ def pair(architecture: str, layers: int = 2, hidden: int = 64, **shape: int) -> 
 def test_expected_slots_are_not_those_of_a_run(anchors):
     objective = ObjectiveConfig(draft_tokens=16, anchors=anchors)
     examples = corpus([conversation(str(i), 100 + 7 * i, 250 - 3 * i) for i in range(40)])
-    rows = Rows(examples, examples.lengths, 1024, objective, seed=1)
-    made = [rows.row(number) for number in range(len(rows))]
-    expected = RowSize.of(len(examples.tokens) / len(rows), examples.predicted.sum() / len(rows), 350, objective)
-    slots, predicting = (sum(counts) / len(rows) for counts in ([len(row.layout) for row in made], [len(row.trained) for row in made]))
+    packed = PackedCorpus(examples, examples.lengths, 1024, objective, seed=1)
+    made = [packed.sequence(number) for number in range(len(packed))]
+    expected = SequenceSize.of(len(examples.tokens) / len(packed), examples.predicted.sum() / len(packed), 350, objective)
+    slots, predicting = (sum(counts) / len(packed) for counts in ([len(one.layout) for one in made], [len(one.trained) for one in made]))
     assert expected.slots == pytest.approx(slots, rel=0.03)
     assert expected.predicting == pytest.approx(predicting, rel=0.1)
 
@@ -67,22 +65,22 @@ def test_expected_slots_are_not_those_of_a_run(anchors):
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def kept_by_autograd(draft: Draft, row, features: torch.Tensor, mixed: bool) -> int:
+def kept_by_autograd(draft: Draft, packed: PackedSequence, features: torch.Tensor, mixed: bool) -> int:
     """Bytes of all tensors that the backward pass of the draft's layers will read, weights and their copies left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in draft.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights and len(row.layout) in tensor.shape:
+        if tensor.untyped_storage().data_ptr() not in weights and len(packed.layout) in tensor.shape:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    tokens = torch.zeros(len(row.layout), dtype=torch.long)
+    tokens = torch.zeros(len(packed.layout), dtype=torch.long)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
     ):
-        draft_states(draft, tokens, features[row.layout.anchor_index], row.layout, "blocks", row.with_features)
+        draft_states(draft, tokens, features[packed.layout.anchor_index], packed.layout, "blocks", packed.with_features)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -94,13 +92,13 @@ def test_activations_are_not_what_autograd_keeps(architecture, mixed, checkpoint
     draft.train()
     if checkpointing:
         draft.lm.gradient_checkpointing_enable({"use_reentrant": False})
-    row = lay_out([conversation("a", 30, 70)], ObjectiveConfig(draft_tokens=6), torch.Generator().manual_seed(0))
+    packed = lay_out([conversation("a", 30, 70)], ObjectiveConfig(draft_tokens=6), torch.Generator().manual_seed(0))
     shape = Shape.of(draft)
     features = torch.randn(100, 2 * target.hidden_size)
-    kept = kept_by_autograd(draft, row, features, mixed)
+    kept = kept_by_autograd(draft, packed, features, mixed)
     if checkpointing:  # the layer that is run again comes later
-        kept += activation_bytes(replace(shape, layers=1), len(row.layout), 0, 4, mixed, False) - 8 * shape.hidden * len(row.layout)
-    assert activation_bytes(shape, len(row.layout), 2 * target.hidden_size, 4, mixed, checkpointing) == pytest.approx(kept, rel=0.12)
+        kept += activation_bytes(replace(shape, layers=1), len(packed.layout), 0, 4, mixed, False) - 8 * shape.hidden * len(packed.layout)
+    assert activation_bytes(shape, len(packed.layout), 2 * target.hidden_size, 4, mixed, checkpointing) == pytest.approx(kept, rel=0.12)
 
 
 # --- operations -----------------------------------------------------------------------------------
@@ -113,11 +111,11 @@ def test_operations_are_not_those_of_a_step():
     with FlopCounterMode(display=False) as front:
         prepared = prepare(target, examples, objective)
     with FlopCounterMode(display=False) as rest:
-        row_loss(draft, target, prepared, objective, attention="blocks").loss.backward()
-    size = RowSize.of(600, 450, (400**2 + 200**2) / 600, objective)
+        packed_loss(draft, target, prepared, objective, attention="blocks").loss.backward()
+    size = SequenceSize.of(600, 450, (400**2 + 200**2) / 600, objective)
 
-    def estimate(size: RowSize) -> dict[str, float]:
-        return row_flops(Shape.of(target), Shape.of(draft), size, 450, 128, head_trained=True, checkpointing=False)
+    def estimate(size: SequenceSize) -> dict[str, float]:
+        return sequence_flops(Shape.of(target), Shape.of(draft), size, 450, 128, head_trained=True, checkpointing=False)
 
     cat = 2 * VOCABULARY * 64 * 450  # a part of the loss in the estimate, of the target's half in the step
     # The counter does not know the fused attention that the target runs.
@@ -128,10 +126,10 @@ def test_operations_are_not_those_of_a_step():
 
 def test_checkpointing_and_a_borrowed_head_cost_what_they_did_before():
     shape = Shape.of(pair("llama")[1])
-    size = RowSize.of(100, 50, 100, ObjectiveConfig())
+    size = SequenceSize.of(100, 50, 100, ObjectiveConfig())
 
     def flops(**changes: bool) -> dict[str, float]:
-        return row_flops(shape, shape, size, 50, 128, **({"head_trained": True, "checkpointing": False} | changes))
+        return sequence_flops(shape, shape, size, 50, 128, **({"head_trained": True, "checkpointing": False} | changes))
 
     assert flops(checkpointing=True)["draft"] > 1.2 * flops()["draft"]
     assert flops(head_trained=False)["loss"] < flops()["loss"]
@@ -156,7 +154,7 @@ def test_a_dry_run_plans_another_run_than_the_run_itself(config, draft, tmp_path
     assert not (tmp_path / "new").exists()
     target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     loaded = initial_draft(config, target)
-    examples = corpus([Example(str(i), [1] * n, [True] * n) for i, n in enumerate((50, 60))])
+    examples = corpus([Example.of(str(i), [1] * n, [True] * n) for i, n in enumerate((50, 60))])
     wet = make_plan(config, target, loaded, examples)
     assert wet.parameters == dry.parameters and wet.disk.checkpoint == dry.disk.checkpoint
     assert wet.memory.optimizer == dry.memory.optimizer and wet.memory.target_weights == dry.memory.target_weights

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from train_runs import prepare, row_loss
+from train_runs import packed_loss, prepare
 
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.pruning import cut_draft
 from pard2.checkpoints.read import load_draft
 from pard2.config import ObjectiveConfig
-from pard2.data.chat import Example
-from pard2.data.corpus import ExamplesBuilder
+from pard2.data.corpus import Example, ExamplesBuilder
 from pard2.errors import Pard2Error
 from pard2.objective.loss import Objective, weighted_loss
 from pard2.train.initial import answer_vocabulary, meta_pair
@@ -20,7 +19,7 @@ from tiny import MASK, tiny_target
 CHOSEN = torch.arange(0, 60, 2)
 OBJECTIVE = ObjectiveConfig(draft_tokens=3, retention=1.0, feature_drop=0.0)
 # The fourth token of the answer, 7, cannot be proposed.
-CONVERSATION = Example("0", [2, 9, 4, 8, 20, 7, 30, 16, 44], [False, False, True, True, True, True, True, True, True])
+CONVERSATION = Example.of("0", [2, 9, 4, 8, 20, 7, 30, 16, 44], [False, False, True, True, True, True, True, True, True])
 
 
 def pair():
@@ -35,7 +34,7 @@ def pair():
 def test_slots_weights_loss_and_gradients_are_those_of_the_formula_over_the_chosen_tokens():
     target, draft = pair()
     prepared = prepare(target, [CONVERSATION], OBJECTIVE, teacher=Teacher.of(target, draft))
-    ids = torch.tensor([CONVERSATION.token_ids])
+    ids = torch.tensor([CONVERSATION.token_ids.tolist()])
     teacher = target.model(ids).logits[0][:, CHOSEN]
     p = teacher.softmax(-1)
     expected = {}
@@ -48,21 +47,21 @@ def test_slots_weights_loss_and_gradients_are_those_of_the_formula_over_the_chos
             if token % 2 == 0:
                 expected[a, d] = weight
             weight *= float(p[a + d, token // 2]) if token % 2 == 0 else 0.0
-    row, slots = prepared.row, prepared.slots
-    places = list(zip(row.layout.anchor[row.trained].tolist(), row.layout.depth[row.trained].tolist(), strict=True))
-    assert dict(zip(places, slots.weight.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
-    assert CHOSEN[slots.label].tolist() == [int(ids[0, a + d + 1]) for a, d in places]
-    # Seven anchors, the last with no token two places on; what cannot be proposed counts as a guess that failed.
-    assert row.answered.tolist() == [7, 6, 5] and len(row.trained) == 7 + 6 + 5 - 3
+    packed, slots = prepared.packed, prepared.slots
+    trained = list(zip(packed.layout.anchor[packed.trained].tolist(), packed.layout.depth[packed.trained].tolist(), strict=True))
+    assert dict(zip(trained, slots.weight.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
+    assert CHOSEN[slots.label].tolist() == [int(ids[0, a + d + 1]) for a, d in trained]
+    # Seven anchors, the last with no token two positions on; what cannot be proposed counts as a guess that failed.
+    assert packed.answered.tolist() == [7, 6, 5] and len(packed.trained) == 7 + 6 + 5 - 3
 
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         draft.zero_grad()
         loss.backward()
         return {name: parameter.grad.clone() for name, parameter in draft.named_parameters() if parameter.grad is not None}
 
-    out = row_loss(draft, target, prepared, OBJECTIVE)
+    out = packed_loss(draft, target, prepared, OBJECTIVE)
     ours = gradients(out.loss)
-    states = torch.stack([draft_state(draft, prepared, ids, a, d) for a, d in places])
+    states = torch.stack([draft_state(draft, prepared, ids, a, d) for a, d in trained])
     readable = weighted_loss(states @ target.model.get_output_embeddings().weight[CHOSEN].T, teacher, slots, Objective(draft_tokens=3))
     assert float(out.loss.detach()) == pytest.approx(float(readable.loss.detach()), rel=1e-4)
     for name, gradient in gradients(readable.loss).items():
@@ -80,8 +79,8 @@ def draft_state(draft, prepared, ids: torch.Tensor, anchor: int, depth: int) -> 
 
 def test_the_vocabulary_is_that_of_the_answers_then_the_lowest_ids():
     builder = ExamplesBuilder()
-    builder.add(Example("a", [5, 7, 7, 9], [False, True, True, True]), "data")
-    builder.add(Example("b", [5, 9, 9, 3], [False, True, True, False]), "data")
+    builder.add(Example.of("a", [5, 7, 7, 9], [False, True, True, True]), "data")
+    builder.add(Example.of("b", [5, 9, 9, 3], [False, True, True, False]), "data")
     examples = builder.build()
     assert answer_vocabulary(examples, 2, 12).tolist() == [7, 9]
     assert answer_vocabulary(examples, 4, 12).tolist() == [0, 1, 7, 9]  # 5 and 3 are in prompts alone

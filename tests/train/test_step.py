@@ -1,12 +1,12 @@
-"""A row of documents: what of it is trained, with which weight and which teacher, and that packing changes nothing."""
+"""A packed sequence of documents: what of it is trained, with which weight and which teacher, and that packing changes nothing."""
 
 import pytest
 import torch
 from torch import Tensor
-from train_runs import LAYERS, Prepared, prepare, row_loss
+from train_runs import LAYERS, Prepared, packed_loss, prepare
 
 from pard2.config import ObjectiveConfig
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.models.target import Target
 from tiny import tiny_draft, tiny_target
 
@@ -15,13 +15,13 @@ ALL = ObjectiveConfig(draft_tokens=4, retention=1.0, feature_drop=0.0)
 
 def example(length: int, seed: int = 0, answers: tuple[range, ...] = ()) -> Example:
     tokens = torch.randint(0, 60, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Example(str(seed), tokens, [any(i in answer for answer in answers) if answers else i > 0 for i in range(length)])
+    return Example.of(str(seed), tokens, [any(i in answer for answer in answers) if answers else i > 0 for i in range(length)])
 
 
 def weights_by_slot(prepared: Prepared) -> dict[tuple[int, int, int], float]:
     """(document, anchor, depth) of every trained slot, and its weight."""
-    row = prepared.row
-    parts = (part[row.trained].tolist() for part in (row.layout.document, row.layout.anchor, row.layout.depth))
+    packed = prepared.packed
+    parts = (part[packed.trained].tolist() for part in (packed.layout.document, packed.layout.anchor, packed.layout.depth))
     return dict(zip(zip(*parts, strict=True), prepared.slots.weight.tolist(), strict=True))
 
 
@@ -32,7 +32,7 @@ def test_trained_slots_and_weights_are_those_of_a_loop(first):
     examples = [example(9, 1, (range(2, 5), range(6, 9))), example(5, 2, (range(first, 4),)), example(4, 3, (range(3, 4),))]
     expected = {}
     for document, e in enumerate(examples):
-        ids = torch.tensor([e.token_ids])
+        ids = torch.tensor([e.token_ids.tolist()])
         p = target.model(ids).logits[0].softmax(-1)
         for a in range(len(e.token_ids)):
             weight = 1.0
@@ -51,24 +51,24 @@ def test_features_and_states_are_those_of_each_document_alone():
     target = tiny_target()
     examples = [example(4, 1), example(9, 2), example(6, 3)]
     states = prepare(target, examples, ALL).states
-    alone = [target.forward(torch.tensor([e.token_ids]), layers=LAYERS) for e in examples]
+    alone = [target.forward(torch.tensor([e.token_ids.tolist()]), layers=LAYERS) for e in examples]
     torch.testing.assert_close(states.features, torch.cat([o.features[0] for o in alone]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(states.last_state, torch.cat([o.last_state[0] for o in alone]), rtol=1e-4, atol=1e-4)
 
 
-def gradients(draft, target: Target, rows: list[Prepared]) -> tuple[float, dict[str, Tensor]]:
+def gradients(draft, target: Target, sequences: list[Prepared]) -> tuple[float, dict[str, Tensor]]:
     draft.zero_grad()
     loss = weight = 0.0
-    for prepared in rows:
-        out = row_loss(draft, target, prepared, ALL)
+    for prepared in sequences:
+        out = packed_loss(draft, target, prepared, ALL)
         out.loss.backward()
         loss, weight = loss + float(out.loss.detach()), weight + float(out.weight)
     return loss / weight, {name: p.grad / weight for name, p in draft.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("feature_drop", [0.0, 1.0])
-def test_documents_packed_in_a_row_train_as_rows_of_their_own(feature_drop):
-    """Also: a global batch is one sum over its weights, however it is split into rows."""
+def test_documents_packed_together_train_as_sequences_of_their_own(feature_drop):
+    """Also: a global batch is one sum over its weights, however it is split into sequences."""
     target = tiny_target()
     draft = tiny_draft(target, projection=0.5).requires_grad_(True)
     examples = [example(8, 1), example(5, 2, (range(2, 5),))]
@@ -84,7 +84,7 @@ def test_documents_packed_in_a_row_train_as_rows_of_their_own(feature_drop):
 
 
 def test_a_document_that_lost_its_features_is_target_independent():
-    """No gradient for the projection, and the loss of a draft that has none, whatever shares the row."""
+    """No gradient for the projection, and the loss of a draft that has none, whatever shares the packed."""
     target = tiny_target()
     draft = tiny_draft(target).requires_grad_(True)
     prepared = prepare(target, [example(8)], ALL.model_copy(update={"feature_drop": 1.0}))
@@ -98,19 +98,19 @@ def test_a_document_that_lost_its_features_is_target_independent():
 def test_documents_lose_their_features_each_by_itself():
     dropped = 0
     for seed in range(200):
-        row = prepare(None, [example(6, n) for n in range(4)], ALL.model_copy(update={"feature_drop": 0.25}), seed=seed).row
-        by_document = [row.with_features[row.layout.document == document] for document in range(4)]
+        packed = prepare(None, [example(6, n) for n in range(4)], ALL.model_copy(update={"feature_drop": 0.25}), seed=seed).packed
+        by_document = [packed.with_features[packed.layout.document == document] for document in range(4)]
         assert all(flags.all() or not flags.any() for flags in by_document)
         dropped += sum(not flags.any() for flags in by_document)
     assert 0.2 < dropped / 800 < 0.3  # 0.25 with a deviation of 0.015
 
 
 def test_a_target_as_its_own_draft_has_no_divergence_at_depth_zero():
-    """A teacher row one place off would show here."""
+    """A teacher's state one position off would show here."""
     target = tiny_target()
     draft = tiny_draft(target, projection=0.0)
     prepared = prepare(target, [example(9), example(7, 2)], ObjectiveConfig(draft_tokens=1))
-    out = row_loss(draft, target, prepared, ALL)
+    out = packed_loss(draft, target, prepared, ALL)
     assert abs(float(out.kl / out.weight)) < 1e-5 < 0.1 < float(out.ce / out.weight)
 
 
@@ -120,7 +120,7 @@ def test_dropping_keeps_the_first_depths():
     e = example(40)
     whole, thinned = (prepare(target, [e], objective) for objective in (ALL, ObjectiveConfig(draft_tokens=4, retention=0.5, min_retention=0.1)))
     assert sum(d == 0 for _, _, d in weights_by_slot(thinned)) == sum(d == 0 for _, _, d in weights_by_slot(whole))
-    assert len(thinned.row.layout) < 0.6 * len(whole.row.layout)
+    assert len(thinned.packed.layout) < 0.6 * len(whole.packed.layout)
     assert weights_by_slot(thinned).items() <= weights_by_slot(whole).items()
 
 
@@ -129,7 +129,7 @@ def test_a_chain_across_two_turns_is_weighed_by_the_template_between_them():
     target = tiny_target()
     e = example(12, 4, (range(3, 5), range(6, 9)))
     weights = weights_by_slot(prepare(target, [e], ALL.model_copy(update={"anchors": "all"})))
-    logprobs = target.model(torch.tensor([e.token_ids])).logits[0].log_softmax(-1)
+    logprobs = target.model(torch.tensor([e.token_ids.tolist()])).logits[0].log_softmax(-1)
     p = [1.0] + [float(logprobs[t - 1, e.token_ids[t]].exp()) for t in range(1, 12)]
     crossing = [(a, d) for _, a, d in weights if a < 5 <= a + d]
     assert len(crossing) > 3
@@ -140,8 +140,8 @@ def test_a_chain_across_two_turns_is_weighed_by_the_template_between_them():
 @pytest.mark.parametrize("anchors", ["response", "all"])
 def test_chains_begin_where_anchors_says(anchors):
     e = example(12, 5, (range(6, 12),))
-    row = prepare(None, [e], ALL.model_copy(update={"anchors": anchors})).row
-    anchor, position = row.layout.anchor[row.trained], row.layout.position[row.trained]
+    packed = prepare(None, [e], ALL.model_copy(update={"anchors": anchors})).packed
+    anchor, position = packed.layout.anchor[packed.trained], packed.layout.position[packed.trained]
     assert all(e.predicted[t + 1] for t in position.tolist())
     assert int(anchor.min()) == {"response": 5, "all": 2}[anchors]  # all: three masks reach from 2 to the slot that predicts 6
 
@@ -149,9 +149,9 @@ def test_chains_begin_where_anchors_says(anchors):
 def test_the_correction_counts_what_was_dropped():
     """Each kept slot stands for those of its depth: their number is what it was without dropping."""
     e = example(60)
-    whole = prepare(None, [e], ALL).row
+    whole = prepare(None, [e], ALL).packed
     objective = ObjectiveConfig(draft_tokens=4, retention=0.5, feature_drop=0.0, cod_correction=True)
-    thinned = prepare(None, [e], objective).row
+    thinned = prepare(None, [e], objective).packed
     for depth in range(4):
         kept = thinned.layout.depth[thinned.trained] == depth
         assert float(thinned.correction[kept].sum()) == pytest.approx(int((whole.layout.depth[whole.trained] == depth).sum()), rel=0.05)

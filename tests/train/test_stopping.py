@@ -14,14 +14,14 @@ from pard2.train.stopping import Stopped, StopSignals
 
 def send(monkeypatch: pytest.MonkeyPatch, at_step: int, *numbers: signal.Signals) -> None:
     """Let signals come inside step `at_step` (counted from 0)."""
-    real = training._Run._update
+    real = training.TrainingLoop._update
 
     def update(self, step, sums):
         for number in numbers if step == at_step else ():
             signal.raise_signal(number)
         return real(self, step, sums)
 
-    monkeypatch.setattr(training._Run, "_update", update)
+    monkeypatch.setattr(training.TrainingLoop, "_update", update)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -51,7 +51,7 @@ def test_a_signal_in_the_last_step_leaves_no_draft(make_config, quiet, monkeypat
 def test_whoever_stops_a_run_waits_for_an_evaluation(make_config, quiet, tmp_path, monkeypatch):
     config = make_config(data={"evaluation": str(tmp_path / "data.jsonl")}, loop={"evaluate_every": 1})
     send(monkeypatch, 0, signal.SIGTERM)
-    monkeypatch.setattr(training._Run, "evaluate", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr(training.TrainingLoop, "evaluate", lambda *_: pytest.fail("evaluated"))
     with pytest.raises(Stopped):
         train(config, quiet)
 

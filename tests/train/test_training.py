@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_runs import CONVERSATIONS, Prepared, assert_bit_for_bit, newest, row_loss, save_target, write_records
+from train_runs import CONVERSATIONS, Prepared, assert_bit_for_bit, newest, packed_loss, save_target, write_records
 
 from pard2.checkpoints.loading import load_target
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.data.features import joined, online_states
 from pard2.errors import Pard2Error
 from pard2.files import claim
 from pard2.train import loop as training
 from pard2.train.initial import initial_draft, run_examples
 from pard2.train.loop import train
-from pard2.train.packed_sequences import Rows
+from pard2.train.packed_sequences import PackedCorpus
 from pard2.train.step import Teacher, trained_slots
 from tiny import tiny_draft
 
@@ -63,8 +63,8 @@ def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, t
     assert loaded.state_dict()[key].equal(state[key].bfloat16().float())
 
 
-def test_rows_of_one_and_rows_of_many_documents_take_the_same_step(make_config, quiet, tmp_path):
-    """The loss is normalised over the global batch, not row by row: documents of unlike weight would count wrongly."""
+def test_sequences_of_one_and_of_many_documents_take_the_same_step(make_config, quiet, tmp_path):
+    """The loss is normalised over the global batch, not sequence by sequence: documents of unlike weight would count wrongly."""
     results = []
     for rows, length in ((3, 60), (2, 120), (1, 240)):
         config = make_config(
@@ -87,9 +87,11 @@ def test_the_gradient_is_that_of_the_mean(make_config, quiet):
     target = load_target(config.target.name, "float32", "cpu", weight_format="plain")
     draft = initial_draft(config, target).train()
     examples = run_examples(config, target, draft)
-    row = Rows(examples, examples.lengths, 160, config.objective, config.loop.seed).row(0)
-    packed = joined(online_states(target, row.examples, draft.spec.target_layers))
-    out = row_loss(draft, target, Prepared(row, packed, trained_slots(row, packed, Teacher.of(target, draft), config.objective)), config.objective)
+    packed = PackedCorpus(examples, examples.lengths, 160, config.objective, config.loop.seed).sequence(0)
+    states = joined(online_states(target, packed.examples, draft.spec.target_layers))
+    out = packed_loss(
+        draft, target, Prepared(packed, states, trained_slots(packed, states, Teacher.of(target, draft), config.objective)), config.objective
+    )
     (out.loss / out.weight).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None])
     assert metrics(config)[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
@@ -103,23 +105,23 @@ def test_dropped_features_do_not_train_the_projection(make_config, quiet, drop, 
 
 
 def test_each_epoch_sees_every_document_once_in_a_new_order(make_config):
-    examples = [Example(str(n), [1] * 10, [True] * 10) for n in range(8)]
-    rows = Rows(examples, [10] * 8, 25, make_config().objective, seed=3)
-    assert len(rows) == 4  # of two documents each
-    epochs = [[e.id for place in range(4) for e in rows.row(4 * epoch + place).examples] for epoch in range(6)]
+    examples = [Example.of(str(n), [1] * 10, [True] * 10) for n in range(8)]
+    packed = PackedCorpus(examples, [10] * 8, 25, make_config().objective, seed=3)
+    assert len(packed) == 4  # sequences of two documents each
+    epochs = [[e.id for index in range(4) for e in packed.sequence(4 * epoch + index).examples] for epoch in range(6)]
     assert all(sorted(epoch) == list("01234567") for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: range) -> None:
-    real = training._Run._update
+    real = training.TrainingLoop._update
 
     def update(self, step, sums):
         if step in bad_steps:
-            next(iter(self.optimizer.parameters.values())).grad[0] = float("nan")
+            next(iter(self.learner.optimizer.parameters.values())).grad[0] = float("nan")
         return real(self, step, sums)
 
-    monkeypatch.setattr(training._Run, "_update", update)
+    monkeypatch.setattr(training.TrainingLoop, "_update", update)
 
 
 def test_a_loss_that_is_not_finite_is_skipped(make_config, quiet, monkeypatch):
@@ -216,7 +218,7 @@ def test_the_added_term_waits_for_its_warm_up(make_config, quiet, tmp_path):
 def test_epochs_are_counted_in_rows(make_config, quiet):
     config = make_config(data={"row_length": 160}, loop={"steps": None, "epochs": 3, "rows_per_step": 2})
     train(config, quiet)
-    assert len(metrics(config)) == 2  # one row of all four conversations; three of them are a step and a half
+    assert len(metrics(config)) == 2  # one sequence of all four conversations; three of them are a step and a half
 
 
 def test_a_run_starts_from_a_small_lm(make_config, quiet, tmp_path):

@@ -10,14 +10,15 @@ from safetensors.torch import load_file
 
 from chat_tokenizer import END_ID, VOCABULARY, byte_tokenizer
 from pard2.config import ObjectiveConfig
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.data.features import DocumentStates, joined, online_states
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.objective.loss import LossOutput, TrainedSlots
 from pard2.train import loop as training
 from pard2.train.attention import AttentionKind
-from pard2.train.step import PackedLoss, PackedSequence, Teacher, lay_out, trained_slots
+from pard2.train.packed_sequences import PackedSequence, lay_out
+from pard2.train.step import PackedLoss, Teacher, trained_slots
 from tiny import tiny_model
 
 CONVERSATIONS = [("a", "one two"), ("bb", "three four five"), ("c c", "six"), ("dd", "seven eight nine ten")]
@@ -44,27 +45,27 @@ LAYERS = (-1, -2)  # whose hidden states make the features of `tiny_draft`, too
 
 @dataclass(frozen=True)
 class Prepared:
-    """A row, and what the target says about it; of a row alone, without a target, only `row`."""
+    """A packed sequence, and what the target says about it; without a target, only `packed`."""
 
-    row: PackedSequence
+    packed: PackedSequence
     states: DocumentStates | None = None
     slots: TrainedSlots | None = None
 
 
 def prepare(target: Target | None, examples: list[Example], objective: ObjectiveConfig, seed: int = 0, teacher: Teacher | None = None) -> Prepared:
-    """A row of these conversations. The target's features are those of `LAYERS`."""
+    """These conversations in one sequence. The target's features are those of `LAYERS`."""
     teacher = teacher or (None if target is None else Teacher(target.head, None))
-    row = lay_out(examples, objective, torch.Generator().manual_seed(seed), None if teacher is None else teacher.places)
+    packed = lay_out(examples, objective, torch.Generator().manual_seed(seed), None if teacher is None else teacher.columns)
     if target is None or teacher is None:
-        return Prepared(row)
+        return Prepared(packed)
     states = joined(online_states(target, examples, LAYERS))
-    return Prepared(row, states, trained_slots(row, states, teacher, objective))
+    return Prepared(packed, states, trained_slots(packed, states, teacher, objective))
 
 
-def row_loss(draft: Draft, target: Target, prepared: Prepared, objective: ObjectiveConfig, attention: AttentionKind = "blocks") -> LossOutput:
+def packed_loss(draft: Draft, target: Target, prepared: Prepared, objective: ObjectiveConfig, attention: AttentionKind = "blocks") -> LossOutput:
     teacher = Teacher.of(target, draft)
     module = PackedLoss(draft, objective, attention, torch.float32, teacher.size)
-    return module(prepared.row, prepared.states.features, prepared.slots, prepared.states.last_state, teacher.head, True)
+    return module(prepared.packed, prepared.states.features, prepared.slots, prepared.states.last_state, teacher.head, True)
 
 
 def newest(output: str) -> Path:
@@ -81,14 +82,14 @@ def weights(output: str) -> dict[str, torch.Tensor]:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, error: type[BaseException]) -> None:
     """Let a run die inside step `at_step` (counted from 0), after its backward pass."""
-    real = training._Run._update
+    real = training.TrainingLoop._update
 
     def update(self, step, sums):
         if step == at_step:
             raise error("killed")
         return real(self, step, sums)
 
-    monkeypatch.setattr(training._Run, "_update", update)
+    monkeypatch.setattr(training.TrainingLoop, "_update", update)
 
 
 def assert_bit_for_bit(one: str, other: str) -> None:

@@ -11,10 +11,11 @@ import torch
 from pard2.checkpoints.draft_spec import inexpressible, read_spec
 from pard2.checkpoints.loading import empty_model, load_config, load_errors, load_tokenizer, model_directory
 from pard2.checkpoints.meta import meta_target
-from pard2.checkpoints.projection_file import MASK_FEATURE, read_projection_file
+from pard2.checkpoints.projection_file import MASK_FEATURE, USE_TI, WEIGHT, read_projection_file
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.weight_files import open_weights, wanted_weights
 from pard2.errors import Pard2Error
+from pard2.models.draft import DraftSpec
 from pard2.models.draft_kind import DraftKind
 from pard2.models.identity import NAME_KEY, identity_keys
 
@@ -22,13 +23,18 @@ _REDOWNLOAD = "download it again"
 _OF_SPEC = ("mask_token", "draft_tokens", "shared_vocabulary", "vocabulary_size", "normalise_features", "mask_feature")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DraftReport:
-    """A draft checkpoint, field by field.
+    """A draft checkpoint, field by field; what is not explained here is as in `DraftSpec`.
 
-    parameters: stored in the directory, projection included. kind: what it can do.
-    target_hidden_size: width of the targets that its projection fits. target: the one that it was made for. projection: [draft hidden,
-    target_dim]. inexpressible: what other engines cannot read (`checkpoint.inexpressible`). lacks: what is missing or broken, each with its way out.
+    parameters: numbers stored in the directory, projection included.
+    kind: what it can do.
+    mask_text: the mask token as text.
+    target_hidden_size: width of the targets that its projection fits.
+    target: name of the one that it was made for.
+    projection: its shape, [draft hidden, target_dim].
+    inexpressible: what other engines cannot read (`draft_spec.inexpressible`).
+    lacks: what is missing or broken, each with what mends it.
     """
 
     name: str
@@ -60,7 +66,7 @@ class DraftReport:
 def inspect_draft(directory: Path) -> DraftReport:
     """Read a checkpoint's config, the headers of its weight files and its projection.
 
-    Raises `Pard2Error` if it is no checkpoint at all or its weights are corrupt; what leaves it usable in part goes into `lacks`.
+    Raises `Pard2Error` if it is no checkpoint or its weights are corrupt; lesser faults go into `lacks`.
     """
     name = str(directory)
     config = load_config(name)
@@ -68,40 +74,25 @@ def inspect_draft(directory: Path) -> DraftReport:
     spec = read_spec(keys, name)
     text = config.get_text_config()
     is_pard2 = keys.get("spd_type") == "pard2" or bool(keys.get("pard2"))
+    shared = spec is not None and spec.shared_vocabulary
     with load_errors(name):
         stored = open_weights(directory)
     empty = empty_model(config, name)
-    wanted = wanted_weights(empty, spec is not None and spec.shared_vocabulary)
+    wanted = wanted_weights(empty, shared)
     wrong = [key for key, tensor in wanted.items() if key not in stored or stored[key].shape != tensor.shape]
     lacks = [f"{len(wrong)} of {len(wanted)} weights, or has them in another shape, first {wrong[0]}: {_REDOWNLOAD}"] if wrong else []
     tokenizer = load_tokenizer(name)
-    if tokenizer is None and not (spec and spec.shared_vocabulary):
+    if tokenizer is None and not shared:
         lacks.append("a tokenizer: only the sizes of the vocabularies can be compared with a target's")
-
     projection: dict[str, torch.Tensor] = {}
-    dependent = False
+    fault = None
     if spec is not None and spec.target_layers is not None:
-        try:
-            projection = read_projection_file(directory, name, required=True)
-            missing = [key for key in ("target_proj.weight", *[MASK_FEATURE] * spec.mask_feature) if key not in projection]
-            dependent = not missing
-            if missing:
-                lacks.append(f"`{missing[0]}` in its projection file: {_REDOWNLOAD}, or use it target-independent (`method` pard2-ti)")
-        except Pard2Error as error:
-            lacks.append(str(error))
+        projection, fault = _read_projection(directory, spec)
     elif is_pard2:
-        lacks.append("`pard2_target_layers` in its config.json: add it, or use it target-independent (`method` pard2-ti)")
+        fault = f"`pard2_target_layers` in its config.json: add it, or {USE_TI}"
+    lacks += [fault] if fault else []
     if spec is not None and "pard2_scale" not in keys and spec.target_layers:
         lacks.append(f"`pard2_scale` in its config.json: {spec.scale} is assumed")
-    said: dict[str, Any] = {}
-    if spec is not None:
-        said = {key: getattr(spec, key) for key in _OF_SPEC} | {"inexpressible": inexpressible(spec)}
-        said |= {"mask_text": tokenizer.convert_ids_to_tokens(spec.mask_token) if tokenizer else None, "target": (spec.made_for or {}).get(NAME_KEY)}
-    if spec is not None and spec.target_layers is not None:
-        width = spec.target_dim and spec.target_dim // len(spec.target_layers)
-        said |= {"target_layers": list(spec.target_layers), "target_dim": spec.target_dim, "target_hidden_size": width}
-        said |= {"scale": spec.scale, "bias": spec.bias}
-    weight = projection.get("target_proj.weight")
     return DraftReport(
         name=name,
         architecture=type(empty).__name__,
@@ -110,18 +101,42 @@ def inspect_draft(directory: Path) -> DraftReport:
         vocab_size=text.vocab_size,
         parameters=sum(t.numel() for t in [*stored.values(), *projection.values()] if t.is_floating_point()),
         dtype="/".join(sorted({str(tensor.dtype).removeprefix("torch.").replace("float", "f").upper() for tensor in stored.values()})),
-        kind=_kind(spec is not None, is_pard2, dependent),
-        projection=list(weight.shape) if weight is not None else None,
+        kind=_kind(spec is not None, is_pard2, dependent=bool(projection) and fault is None),
+        mask_text=tokenizer.convert_ids_to_tokens(spec.mask_token) if tokenizer and spec else None,
+        projection=list(projection[WEIGHT].shape) if WEIGHT in projection else None,
         lacks=lacks,
-        **said,
+        **_said(spec),
     )
+
+
+def _read_projection(directory: Path, spec: DraftSpec) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors of the projection's file, and what they lack, if anything."""
+    try:
+        tensors = read_projection_file(directory, str(directory), required=True)
+    except Pard2Error as error:
+        return {}, str(error)
+    missing = [key for key in (WEIGHT, *[MASK_FEATURE] * spec.mask_feature) if key not in tensors]
+    return tensors, f"`{missing[0]}` in its projection file: {_REDOWNLOAD}, or {USE_TI}" if missing else None
+
+
+def _said(spec: DraftSpec | None) -> dict[str, Any]:
+    """The fields of a report that its spec says."""
+    if spec is None:
+        return {}
+    said = {key: getattr(spec, key) for key in _OF_SPEC} | {"inexpressible": inexpressible(spec), "target": (spec.made_for or {}).get(NAME_KEY)}
+    if spec.target_layers is not None:
+        said |= {key: getattr(spec, key) for key in ("target_dim", "scale", "bias")}
+        said |= {"target_layers": list(spec.target_layers), "target_hidden_size": spec.target_dim and spec.target_dim // len(spec.target_layers)}
+    return said
 
 
 def fit(directory: Path, target: str, methods: Mapping[str, bool]) -> dict[str, str]:
     """For each method, "yes" or why this draft cannot serve this target so.
 
-    methods: for each name, whether it wants the projection.
-    Of the target's weights, where they are here, only some values are read. Warns of a draft that was made for another target.
+    methods: for each name, whether it needs the projection.
+
+    Of the target's weights only some values are read, if they are on this disk. Warns of a draft that was made for
+    another target.
     """
     model = meta_target(target)
     names = [key for key, _ in model.model.named_parameters()]

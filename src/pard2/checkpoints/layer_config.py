@@ -1,4 +1,4 @@
-"""What a model's config says of its layers one by one, said anew of some of them alone."""
+"""The config of a model that consists of some of another's layers."""
 
 import copy
 from collections.abc import Sequence
@@ -16,7 +16,9 @@ _TIES = {
 
 
 def config_of_layers(config: PreTrainedConfig, layers: Sequence[int], name: str) -> PreTrainedConfig:
-    """The config of a model with these layers (numbers, rising) of `name` alone, as it is read back from a file.
+    """The config of a model that has only these layers of the model `name`, as it is read back from a file.
+
+    layers: their numbers, rising.
 
     Raises `Pard2Error`, naming the entry, for what no config can say of them.
     """
@@ -29,7 +31,7 @@ def config_of_layers(config: PreTrainedConfig, layers: Sequence[int], name: str)
             raise Pard2Error(f"{failure}: by {entry} = {said[entry]} in its config, {reason}; start from a small LM of its family (draft.path)")
     try:
         wanted = {text.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(layers)} | _entries(said, layers, text.num_hidden_layers)
-        # Read twice, as it will be when it has been saved; each class completes and checks its configs in its own way.
+        # Twice, as when it is saved and loaded: each class completes and checks its configs in its own way.
         cut = type(text).from_dict(type(text).from_dict(copy.deepcopy(said | wanted)).to_diff_dict())
     except Exception as error:
         raise Pard2Error(f"{failure}: {' '.join(str(error).split())}; name others") from None
@@ -48,7 +50,7 @@ def config_of_layers(config: PreTrainedConfig, layers: Sequence[int], name: str)
 
 
 def _entries(said: dict[str, Any], layers: Sequence[int], total: int) -> dict[str, Any]:
-    """The entries of a config that speak of layers by number, for these. Raises `ValueError` for what they cannot say."""
+    """The entries of a config that speak of layers by number, for these. Raises `ValueError` where there are none."""
     wanted: dict[str, Any] = {}
     for entry, value in said.items():
         if isinstance(value, list) and len(value) == total and not entry.endswith("_token_id"):

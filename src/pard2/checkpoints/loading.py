@@ -72,14 +72,21 @@ _WAYS = f"give a directory, a hub id (org/name), a .gguf file or {EMBEDDED_TARGE
 
 
 def model_directory(name: str, *patterns: str) -> Path:
-    """Where a model lies on this disk; of a hub id, the files that match the patterns are downloaded first. Raises `Pard2Error` if there is none."""
+    """Where a model lies on this disk. Raises `Pard2Error` if there is none.
+
+    patterns: of the files that are downloaded first, if it is a hub id.
+    """
     path = resolve(name)
     with load_errors(name):
         return Path(path if os.path.isdir(path) else snapshot_download(path, allow_patterns=list(patterns)))
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """Raises `Pard2Error` for an unknown name, an architecture that transformers does not know, and values that no model has."""
+    """A model's config.
+
+    Raises `Pard2Error` for an unknown name, an architecture that transformers does not know, and values that no model
+    has.
+    """
     path = resolve(name)
     with load_errors(name):
         _check_objects(path, "config.json")
@@ -107,7 +114,7 @@ def load_generation_config(name: str) -> GenerationConfig | None:
 
 
 def empty_model(config: PreTrainedConfig, name: str) -> PreTrainedModel:
-    """A causal LM of this config without weights, on the `meta` device. Raises `Pard2Error` where transformers can make none."""
+    """A causal LM of this config on the `meta` device. Raises `Pard2Error` where transformers can make none."""
     with load_errors(name), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -115,8 +122,8 @@ def empty_model(config: PreTrainedConfig, name: str) -> PreTrainedModel:
 def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A frozen causal LM in evaluation mode.
 
-    Raises `Pard2Error` for an unknown name, an architecture or a quantisation that transformers does not know, a corrupt or incomplete
-    weight file, weights that would be left unread, or a device that is too small.
+    Raises `Pard2Error` for an unknown name, an architecture or a quantisation that transformers does not know, a corrupt
+    or incomplete weight file, weights that would be left unread, or a device that is too small.
     """
     config = load_config(name)
     quantised = check_quantisation(config, name)
@@ -157,7 +164,7 @@ def load_target(
 
     name: a hub id, directory, `.gguf` file or `smollm2`.
     dtype, device: as for `parse_dtype` and `parse_device`.
-    weight_format: of its linear layers, by default the fastest; only `plain` weights can be read and lent to a draft.
+    weight_format: of its linear layers, by default the fastest; only `plain` weights can be read.
     """
     where, kind = parse_device(device), parse_dtype(dtype)
     weight_format = choose_format(weight_format, where, kind)
@@ -190,7 +197,11 @@ def _check_objects(directory: str, *names: str) -> None:
 
 @contextmanager
 def load_errors(name: str, device: torch.device | None = None) -> Iterator[None]:
-    """Turns whatever transformers makes of a damaged or strange file into one line, and leaves Ctrl-C as it is. device: where it might not fit."""
+    """Turns whatever transformers makes of a damaged or strange file into a `Pard2Error`, and leaves Ctrl-C as it is.
+
+    name: the model's.
+    device: where it might not fit.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

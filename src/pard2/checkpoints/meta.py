@@ -1,4 +1,4 @@
-"""Models without their weights: enough to say what they are, what they cost, what ends answers and what fits."""
+"""Models on torch's `meta` device, without weights: enough to tell what they are, what they cost and what fits."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from pard2.models.target import Target
 
 
 def meta_target(name: str) -> Target:
-    """The target's shapes on torch's `meta` device with its tokenizer; it cannot run. Raises as loading it would."""
+    """The target's shapes, with its tokenizer; it cannot run. Raises as loading it would."""
     config = load_config(name)
     check_quantisation(config, name)
     model = empty_model(config, name)
@@ -24,7 +24,7 @@ def meta_target(name: str) -> Target:
 
 
 def meta_draft(name: str, target: Target) -> Draft:
-    """The shapes of a draft, or of an ordinary LM, on the `meta` device with its tokenizer; it cannot run.
+    """The shapes of a draft, or of an ordinary LM, with its tokenizer; it cannot run.
 
     Only its config and tokenizer are read. Raises `Pard2Error` where those do not fit the target.
     """

@@ -1,7 +1,7 @@
-"""The tensors beside a draft's LM (METHOD: section 7), in `warp_model.bin` or its safetensors form: read and checked.
+"""The tensors beside a draft's LM (METHOD: section 7), in `warp_model.bin` or its safetensors form.
 
-The projection is what the released layout has there. A draft that shares its target's vocabulary stores its mask token's
-embedding with it, and which tokens it can propose; one with a learned mask feature that vector.
+The released layout has the projection there. A draft that shares its target's vocabulary adds its mask token's embedding
+and, if it can propose only some tokens, their ids; a learned mask feature is added, too.
 """
 
 from pathlib import Path
@@ -24,9 +24,9 @@ USE_TI = "use it target-independent (`method` pard2-ti)"
 
 
 def read_projection_file(directory: Path, name: str, required: bool) -> dict[str, Tensor]:
-    """The tensors by name, read without executing anything that the file may hold; none where there is no file.
+    """The tensors by name, read without executing what the file may hold; empty where there is no file.
 
-    Raises `Pard2Error` for a damaged file, one that holds more than tensors, and a missing one that is required.
+    Raises `Pard2Error` for a file that is damaged, holds more than tensors, or is required and missing.
     """
     for file in (directory / f for f in PROJECTION_FILES):
         if not file.is_file():
@@ -44,7 +44,7 @@ def read_projection_file(directory: Path, name: str, required: bool) -> dict[str
 
 
 def _lies_in_memory(tensor: Any) -> bool:
-    """Whether it is a whole tensor of numbers or token ids: a pickle may also hold sparse, nested and empty ones."""
+    """Whether it is a whole tensor of numbers: a pickle may also hold sparse ones, and some without values."""
     kinds = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64)
     whole = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
     return whole and tensor.dtype in kinds
@@ -77,7 +77,7 @@ def projection_of(tensors: dict[str, Tensor], spec: DraftSpec, hidden: int, targ
 
 
 def mask_feature_of(tensors: dict[str, Tensor], spec: DraftSpec, hidden: int, name: str) -> Tensor | None:
-    """The learned mask feature [hidden], None where the spec has none. Raises `Pard2Error` where the two disagree."""
+    """The learned mask feature [hidden], None without one. Raises `Pard2Error` where spec and file disagree."""
     vector = tensors.get(MASK_FEATURE)
     if spec.mask_feature != (vector is not None):
         fault = "lacks" if vector is None else "has"
@@ -98,7 +98,7 @@ def mask_embedding_of(tensors: dict[str, Tensor], hidden: int, name: str) -> Ten
 
 
 def vocabulary_of(tensors: dict[str, Tensor], spec: DraftSpec, target: Target, name: str) -> Tensor | None:
-    """Ids of the tokens that it can propose, [D]; None for all. Raises `Pard2Error` unless they are D different ones."""
+    """Ids of the tokens that it can propose, [D]; None for all. Raises `Pard2Error` unless they are different."""
     token_ids = tensors.get(VOCABULARY)
     size = None if token_ids is None else len(token_ids)
     if size != spec.vocabulary_size:

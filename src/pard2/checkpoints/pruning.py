@@ -1,6 +1,6 @@
-"""Where a draft comes from: a small LM of the target's family, or, for targets that have none, the target's own layers."""
+"""New drafts: made of a small LM of the target's family, or, for targets that have none, of the target's own layers."""
 
-import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ from pard2.runtime.hidden_states import decoder_blocks
 
 _COMPARED = 8  # tokens that a cut and its target are run over
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2  # of the largest logit, in float32 and in half precision; both run the same code
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """How a new draft takes in its target's features; each field is that of `DraftSpec`."""
+
+    scale: float = DEFAULT_SCALE
+    normalise_features: bool = False
+    mask_feature: bool = False
+
+
+_DEFAULTS = FeatureOptions()
 
 
 def even_layers(count: int, total: int) -> list[int]:
@@ -37,11 +49,12 @@ def default_target_layers(num_states: int) -> tuple[int, ...]:
 
 
 def unused_token(target: Target) -> int:
-    """An id that no text contains: a padding row of the embedding behind the tokenizer's last token, or a reserved token.
+    """An id that no text contains: a padding row of the embedding behind the tokenizer's last token, or a reserved
+    token.
 
     Raises `Pard2Error` where there is none to be sure of.
     """
-    way_out = "name one that no text contains with `mask_token` (draft.mask_token in a run)"
+    way_out = "name one that no text contains with `mask_token`"
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer to find an unused token with; {way_out}")
     last = max(target.tokenizer.get_vocab().values())
@@ -61,20 +74,23 @@ def cut_draft(
     mask_token: int,
     draft_tokens: int = 16,
     target_layers: tuple[int, ...] | None = None,
-    scale: float = DEFAULT_SCALE,
     shared_vocabulary: bool = False,
-    *,
-    normalise_features: bool = False,
-    mask_feature: bool = False,
     vocabulary: Tensor | None = None,
+    options: FeatureOptions = _DEFAULTS,
 ) -> Draft:
-    """A draft made of the target's own `layers`, final norm, embedding and head, with a projection that starts at zero.
+    """A draft made of the target's own layers, final norm, embedding and head.
 
-    A zero projection makes the untrained draft the same in both modes. shared_vocabulary: keep
-    using the target's embedding and head, with a row of its own for the mask token, in place of copies; vocabulary: [D] the only tokens
-    that such a draft shall propose. The other options: see `DraftSpec`. The target must not be packed. Raises `Pard2Error` for a layer or
-    token that the target lacks, and where the draft would not compute what those layers compute in the target. On torch's `meta` device, which
-    computes nothing, their form and settings alone are compared.
+    Its projection starts at zero, which makes the untrained draft the same in both modes.
+
+    target: with plain weights, or on torch's `meta` device.
+    layers: numbers of its blocks, rising.
+    mask_token, draft_tokens, target_layers: as in `DraftSpec`; target_layers by default `default_target_layers`.
+    shared_vocabulary: go on using the target's embedding and head in place of copies, with an embedding of its own
+        for the mask token.
+    vocabulary: [D] ids of the only tokens that such a draft shall propose; by default all.
+
+    Raises `Pard2Error` for a layer or token that the target lacks, and where the draft would not compute what those
+    layers compute in the target; on `meta`, which computes nothing, only their shapes and settings are compared.
     """
     check_quantisation(target.model.config, target.name, plain=True)
     total = target.num_states - 1
@@ -89,9 +105,8 @@ def cut_draft(
         raise Pard2Error(f"`mask_token` {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
     if vocabulary is not None and not shared_vocabulary:
         raise ValueError("only a draft that shares its target's vocabulary can propose a part of it alone")
-    spec = _new_spec(target, mask_token, draft_tokens, target_layers, scale, shared_vocabulary, normalise_features, mask_feature)
-    if vocabulary is not None:
-        spec = dataclasses.replace(spec, vocabulary_size=len(vocabulary))
+    size = None if vocabulary is None else len(vocabulary)
+    spec = _new_spec(target, mask_token, draft_tokens, target_layers, options, shared_vocabulary, size)
 
     config = config_of_layers(target.model.config, layers, target.name)
     if shared_vocabulary:
@@ -117,18 +132,16 @@ def as_parallel_draft(
     mask_token: int,
     draft_tokens: int = 16,
     target_layers: tuple[int, ...] | None = None,
-    scale: float = DEFAULT_SCALE,
-    *,
-    normalise_features: bool = False,
-    mask_feature: bool = False,
+    options: FeatureOptions = _DEFAULTS,
 ) -> Draft:
-    """An ordinary LM of the target's family as a draft with a mask token and a projection that starts at zero; it lends its weights.
+    """An ordinary LM of the target's family as a draft with a mask token and a projection that starts at zero.
 
-    The options: see `DraftSpec`. Raises `Pard2Error` for a token that the LM lacks or a layer that the target lacks.
+    The two share the LM's weights. The other arguments: as for `cut_draft`.
+    Raises `Pard2Error` for a token that the LM lacks or a layer that the target lacks.
     """
     if not 0 <= mask_token < lm_draft.vocab_size:
         raise Pard2Error(f"draft.mask_token={mask_token}: {lm_draft.name!r} has token ids 0 to {lm_draft.vocab_size - 1}")
-    spec = _new_spec(target, mask_token, draft_tokens, target_layers, scale, False, normalise_features, mask_feature)
+    spec = _new_spec(target, mask_token, draft_tokens, target_layers, options)
     draft = _new_draft(lm_draft.lm, spec, lm_draft.tokenizer, lm_draft.name)
     _give_neutral_row(draft)
     return draft.to(target.device)
@@ -139,22 +152,30 @@ def _new_spec(
     mask_token: int,
     draft_tokens: int,
     target_layers: tuple[int, ...] | None,
-    scale: float,
-    shared_vocabulary: bool,
-    normalise_features: bool,
-    mask_feature: bool,
+    options: FeatureOptions,
+    shared_vocabulary: bool = False,
+    vocabulary_size: int | None = None,
 ) -> DraftSpec:
     wanted = default_target_layers(target.num_states) if target_layers is None else target_layers
     for layer in wanted:
         if not -target.num_states <= layer < target.num_states:
             raise Pard2Error(f"target layer {layer} is not a hidden state of {target.name!r}, which has {target.num_states}")
-    width = target.hidden_size * len(wanted)
-    options = (shared_vocabulary, normalise_features, mask_feature)
-    return DraftSpec(mask_token, draft_tokens, tuple(wanted), width, scale, False, *options, made_for=target.identity)
+    return DraftSpec(
+        mask_token=mask_token,
+        draft_tokens=draft_tokens,
+        target_layers=tuple(wanted),
+        target_dim=target.hidden_size * len(wanted),
+        scale=options.scale,
+        shared_vocabulary=shared_vocabulary,
+        normalise_features=options.normalise_features,
+        mask_feature=options.mask_feature,
+        vocabulary_size=vocabulary_size,
+        made_for=target.identity,
+    )
 
 
 def _new_draft(lm: PreTrainedModel, spec: DraftSpec, tokenizer: Tokenizer | None, name: str) -> Draft:
-    """With a projection, and a mask feature if the spec wants one, of zeros."""
+    """A draft of this LM whose projection, and mask feature if the spec wants one, are zero."""
     hidden = lm.config.get_text_config().hidden_size
     projection = nn.Linear(spec.target_dim, hidden, bias=False)
     nn.init.zeros_(projection.weight)
@@ -168,7 +189,10 @@ def _give_neutral_row(draft: Draft) -> None:
 
 
 def _check_layers(target: Target, lm: PreTrainedModel, layers: list[int]) -> None:
-    """Raises `Pard2Error` unless each layer of `lm` has the weights and settings of its own in the target, its number excepted."""
+    """Raises `Pard2Error` unless each layer of `lm` has the shapes and settings that it has in the target.
+
+    Its number may differ.
+    """
     theirs, ours = (model.get_submodule(decoder_blocks(model)[0]) for model in (target.model, lm))
     for new, old in enumerate(layers):
         wanted, made = _traits(theirs[old]), _traits(ours[new])
@@ -192,19 +216,19 @@ def _traits(block: nn.Module) -> dict[str, object]:
 
 @torch.no_grad()
 def _check_logits(target: Target, draft: Draft, layers: list[int]) -> None:
-    """Raises `Pard2Error` unless the draft says what the target says when its other layers hand on what they get.
+    """Raises `Pard2Error` unless the draft has the target's logits when the target's other layers do nothing.
 
-    It is left in evaluation mode.
+    It leaves the draft in evaluation mode.
     """
 
-    def hand_on(_block: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+    def skip(_block: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
         state = args[0] if args else kwargs["hidden_states"]
         return (state, *output[1:]) if isinstance(output, tuple) else state
 
     tokens = [token for token in range(min(_COMPARED, target.vocab_size, target.context_length)) if token != draft.spec.mask_token]
     ids = torch.tensor([tokens], device=target.device)
     blocks = enumerate(target.model.get_submodule(target.blocks_name))
-    hooks = [block.register_forward_hook(hand_on, with_kwargs=True) for number, block in blocks if number not in layers]
+    hooks = [block.register_forward_hook(skip, with_kwargs=True) for number, block in blocks if number not in layers]
     try:
         said = target.forward(ids).logits
     finally:

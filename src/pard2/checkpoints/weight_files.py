@@ -1,4 +1,4 @@
-"""A model's weight files: safetensors inside its directory and nothing else, compared with its config before anything is built."""
+"""A model's weight files: only safetensors inside its directory, compared with its config before it is built."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,10 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def weight_names(directory: Path) -> list[str]:
-    """`model.safetensors`, or else the files that the index names: none but safetensors files of its directory. Raises `Pard2Error` for others."""
+    """`model.safetensors`, or else the files that the index names.
+
+    Raises `Pard2Error` for any but safetensors files of the same directory.
+    """
     if (directory / WHOLE).exists() or not (directory / INDEX).exists():
         return [WHOLE]
     index = read_json(directory / INDEX)
@@ -26,7 +29,10 @@ def weight_names(directory: Path) -> list[str]:
 
 
 def open_weights(directory: Path) -> dict[str, Tensor]:
-    """Every tensor by name, mapped from its file: nothing of it is read before it is looked at. Raises `Pard2Error` for missing and corrupt files."""
+    """Every tensor by name, mapped from its file: its values are read when they are used.
+
+    Raises `Pard2Error` for missing and corrupt files.
+    """
     weights: dict[str, Tensor] = {}
     for name in weight_names(directory):
         try:
@@ -37,7 +43,7 @@ def open_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def wanted_weights(model: PreTrainedModel, shared_vocabulary: bool = False) -> dict[str, Tensor]:
-    """What of a model's state dict its files must hold: a tied head is not stored, and neither is a vocabulary that is the target's."""
+    """What of a model's state dict its files must hold: neither a tied head nor a vocabulary that is the target's."""
     embedding, head = vocabulary_keys(model)
     elsewhere = {embedding, head} if shared_vocabulary else {head} if model.config.get_text_config().tie_word_embeddings else set()
     return {key: tensor for key, tensor in model.state_dict().items() if key not in elsewhere}
@@ -52,7 +58,8 @@ def vocabulary_keys(model: PreTrainedModel) -> tuple[str, str]:
 def check_weights(name: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Raises `Pard2Error` for integers in place of numbers, and for fewer numbers than the model has.
 
-    Names that transformers converts while it loads, as those of experts, stand in one list alone: its own report tells what of them is missing.
+    Names that transformers converts while it loads, as those of experts, are in one of the two only: transformers' own
+    report tells which of them are missing.
     """
     for key, tensor in stored.items():
         if not tensor.is_floating_point() and (wanted[key].is_floating_point() if key in wanted else key.endswith(".weight")):
@@ -63,7 +70,7 @@ def check_weights(name: str, wanted: Mapping[str, Tensor], stored: Mapping[str, 
 
 
 def incomplete(name: str, lacking: set[str], mismatched: set[str]) -> Pard2Error:
-    """What to tell of a model whose files lack weights, or hold them in another shape; one of the two at least."""
+    """The error for a model whose files lack weights or have them in another shape; one of the two sets is not empty."""
     which = f"lacks {min(lacking)}" if lacking else f"has another shape for {min(mismatched)}"
     more = len(lacking) + len(mismatched) - 1
     return Pard2Error(f"{name!r}: the weight file {which}" + (f" and {more} more" if more else "") + "; download it again")

@@ -1,4 +1,4 @@
-"""Writing a draft checkpoint in the released layout (METHOD: section 7): a causal LM, and the tensors beside it.
+"""Writing a draft checkpoint in the released layout (METHOD: section 7): a causal LM and the tensors beside it.
 
 A draft that shares its target's vocabulary can be written without embedding, head and tokenizer.
 """
@@ -22,8 +22,8 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
     """Write a checkpoint; the directory appears whole, replacing an older one.
 
     dtype: of the written tensors, by default as they are.
-    vocabulary: False leaves out embedding, head and tokenizer of a draft that shares its target's; True writes them,
-        which makes any draft an ordinary LM.
+    vocabulary: False leaves out embedding, head and tokenizer, for a draft that shares its target's; with them any
+        draft is an ordinary LM.
     """
     shared = isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
     if not vocabulary and not shared:
@@ -53,7 +53,7 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
 
 
 def _lm_tensors(draft: Draft, vocabulary: bool) -> dict[str, Tensor]:
-    """The LM's own tensors by name; with `vocabulary` its target's tables, too, if it shares them."""
+    """The LM's tensors by name; with `vocabulary` also its target's tables, if it shares them."""
     embedding, head = draft.lm.get_input_embeddings(), draft.lm.get_output_embeddings()
     embedding_key, head_key = vocabulary_keys(draft.lm)
     tensors = {key: tensor for key, tensor in draft.lm.state_dict().items() if not key.endswith(".mask_row")}
@@ -66,7 +66,7 @@ def _lm_tensors(draft: Draft, vocabulary: bool) -> dict[str, Tensor]:
 
 
 def _tensors_beside(draft: Draft, vocabulary: bool) -> dict[str, Tensor]:
-    """What goes into the projection's file; without `vocabulary` also what is left of it to the draft."""
+    """What goes into the projection's file; without `vocabulary` also what of it is the draft's own."""
     tensors: dict[str, Tensor] = {}
     embedding = draft.lm.get_input_embeddings()
     if isinstance(embedding, SharedEmbedding) and not vocabulary:

@@ -52,7 +52,7 @@ def with_records(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**values: Any) -> None:
         for name, (record, shown) in records.items():
-            values[name] = record(**{field.name: _read(field.name, values.pop(field.name)) for field in shown})
+            values[name] = record(**{field.name: _read(field, values.pop(field.name)) for field in shown})
         command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -85,8 +85,8 @@ def _option(field: Field, flags: Flags) -> Parameter:
     return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _read(name: str, value: Any) -> Any:
-    return _READERS[name][1](value) if name in _READERS else value
+def _read(field: Field, value: Any) -> Any:
+    return _READERS[field.name][1](value) if "flag" in field.metadata and field.name in _READERS else value
 
 
 def number_or_word(text: str) -> int | str:
@@ -130,6 +130,12 @@ def speak_flags_of(options: Iterable[Any]) -> None:
     flags = {flag for option in options for flag in option.opts}
     _flags.clear()
     _flags.update({name: flag for name, flag in _DECLARED.items() if flag in flags} | own)
+
+
+def speak_fields() -> None:
+    """From now on messages name the fields of a run's file for the parameters that they decide."""
+    sections = {"data": ("max_length", "on_long"), "draft": ("layers", "mask_token"), "loop": ("device",), "target": ("dtype",)}
+    _flags.update({name: f"{section}.{name}" for section, names in sections.items() for name in names})
 
 
 def to_flags(message: str) -> str:

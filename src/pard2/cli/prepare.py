@@ -18,8 +18,7 @@ from pard2.files import PREPARED, new_directory
 from pard2.reading import printable
 
 if TYPE_CHECKING:
-    from pard2.data.chat import Example
-    from pard2.data.corpus import Examples
+    from pard2.data.corpus import Example, Examples
     from pard2.data.examples import OnLong, Progress
     from pard2.models.target import Target
 
@@ -41,7 +40,7 @@ def prepare(
     """Tokenise conversations once, for many runs: tokens, loss mask, and a manifest of what made them."""
     with working("importing torch"):
         from pard2.data.examples import load_examples
-        from pard2.data.prepared import BYTES_PER_TOKEN, is_prepared, save_prepared
+        from pard2.data.prepared import BYTES_PER_TOKEN, Preparation, is_prepared, save_prepared
         from pard2.data.sources import open_source
 
     choice, arguments = _parse_on_long(on_long), parse_template_args(template_arguments)
@@ -58,7 +57,8 @@ def prepare(
         examples = load_examples(
             sources, model.tokenizer, model.eos_token_ids, max_length, choice, progress, vocab_size=model.vocab_size, arguments=arguments
         )
-    save_prepared(output, examples, opened, model.tokenizer, model.eos_token_ids, target, max_length, choice, arguments)
+    preparation = Preparation(target, max_length, choice, arguments)
+    save_prepared(output, examples, opened, model.tokenizer, model.eos_token_ids, preparation)
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
     print_note(f"{output}: {_counts(examples)}, {examples.skipped:,} skipped, {examples.cut:,} cut; {size:,.1f} MB; next: data.train=[{output}]")
 

@@ -13,21 +13,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.data.arguments import template_source, unread_arguments
 from pard2.data.conversations import EMITTED_IDS, Message, Record, template_arguments
+from pard2.data.corpus import Example
 from pard2.data.emitted import emitted_ids
 from pard2.data.shown import CLOSE, is_context, is_empty, spoken, unshown
 from pard2.data.tally import Tally
 from pard2.errors import Pard2Error, first_line
 
 _MARKER = "\u2402MARK\u2403"  # a text that nobody writes
-
-
-@dataclass(frozen=True)
-class Example:
-    """Tokens to learn from: `token_ids` [L] and `predicted` [L], True where the draft must predict the token."""
-
-    id: str
-    token_ids: list[int]
-    predicted: list[bool]
 
 
 def prompt_text(tokenizer: Tokenizer, messages: list[Message], arguments: dict[str, Any] | None = None) -> str:
@@ -144,7 +136,7 @@ def _plain_text(tokenizer: Tokenizer, record: Record) -> Example:
     token_ids = tokenizer(record["text"], verbose=False)["input_ids"]  # with the special tokens that the model expects, such as BOS
     if len(token_ids) < 2:
         raise Pard2Error(f"record {record['id']}: no token to predict: the text is {len(token_ids)} tokens long")
-    return Example(record["id"], token_ids, [False] + [True] * (len(token_ids) - 1))
+    return Example.of(record["id"], token_ids, [False] + [True] * (len(token_ids) - 1))
 
 
 def _turns(tokenizer: Tokenizer, record: Record, tally: Tally, known: dict[str, list[int]]) -> list[_Turn]:
@@ -231,7 +223,7 @@ def _together(
         _predict(predicted, token_ids, len(prompt), stop, eos_token_ids)
         if len(prompt) == stop:
             raise _nothing_to_predict(record_id, turn.number)
-    return Example(record_id, token_ids, predicted)
+    return Example.of(record_id, token_ids, predicted)
 
 
 def _apart(record_id: str, turns: list[_Turn], ids_of: Callable[[str], list[int]], eos_token_ids: frozenset[int]) -> list[Example]:
@@ -245,7 +237,7 @@ def _apart(record_id: str, turns: list[_Turn], ids_of: Callable[[str], list[int]
             raise _nothing_to_predict(record_id, turn.number)
         predicted = [False] * len(token_ids)
         _predict(predicted, token_ids, len(prompt), len(token_ids), eos_token_ids)
-        examples.append(Example(record_id if len(turns) == 1 else f"{record_id}#{turn.number}", token_ids, predicted))
+        examples.append(Example.of(record_id if len(turns) == 1 else f"{record_id}#{turn.number}", token_ids, predicted))
     return examples
 
 

@@ -1,5 +1,8 @@
-"""The very tokens that a target answered with, kept beside its text: the template may show the text otherwise, or not at all, special tokens
-are not in it, and tokenised again it may be other tokens."""
+"""The very tokens that a target answered with, kept beside its text.
+
+The text alone does not say which they were: the template may show it otherwise, or not at all, special tokens
+are not in it, and tokenised again it may be other tokens.
+"""
 
 import hashlib
 import json
@@ -11,12 +14,18 @@ from pard2.data.conversations import EMITTED_HASH, EMITTED_IDS, Record
 
 
 def emitted_fields(tokenizer: Tokenizer, prompt: list[int], text: str | None, token_ids: list[int]) -> dict[str, Any]:
-    """What a record keeps of an answer: its token ids, the end-of-turn token included, and what tells later whether they still are its own."""
+    """What a record keeps of an answer: its token ids, and a hash that tells whether they still are its own.
+
+    token_ids: with the end-of-turn token.
+    """
     return {EMITTED_IDS: token_ids, EMITTED_HASH: _hash(tokenizer, prompt, text, token_ids)}
 
 
 def emitted_ids(tokenizer: Tokenizer, prompt: list[int], record: Record) -> list[int] | None:
-    """The token ids of the last answer; None if tokenizer, template or text are not those that they were made with."""
+    """The token ids of the last answer.
+
+    None if tokenizer, template or text are not those that they were made with.
+    """
     ids = record[EMITTED_IDS]
     if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         return None

@@ -8,19 +8,19 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.data.arguments import check_arguments, with_arguments
-from pard2.data.chat import Example, check_ids, tokenize_records
+from pard2.data.chat import check_ids, tokenize_records
 from pard2.data.conversations import to_record
-from pard2.data.corpus import Examples, ExamplesBuilder
+from pard2.data.corpus import Example, Examples, ExamplesBuilder
 from pard2.data.prepared import is_prepared, load_prepared
 from pard2.data.sources import Source, open_source
 from pard2.data.tally import told
 from pard2.errors import Pard2Error
 
-_BATCH = 256  # rows tokenised at once
+_BATCH = 256  # records tokenised at once
 
 OnLong = Literal["raise", "cut", "skip"]
 
-# Rows done, rows in all, tokens so far.
+# Records done, records in all, tokens so far.
 Progress = Callable[[int, int, int], None]
 
 
@@ -34,14 +34,18 @@ def load_examples(
     vocab_size: int | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> Examples:
-    """All examples of these sources, in order: files, data sets (`open_source`), and directories that `pard2 data prepare` wrote.
+    """All examples of these sources, in order.
 
-    on_long: what becomes of an example of more than `max_length` tokens. With `cut`, one without an answer up to there is skipped.
+    sources: files, data sets (`open_source`), and directories that `pard2 data prepare` wrote.
+    on_long: what becomes of an example of more than `max_length` tokens. With `cut`, one that has no answer
+        up to there is skipped.
+    progress: told after each batch.
     vocab_size: of the target, which must know every token; None does not ask.
-    arguments: what the chat template gets where a record does not say otherwise; None for nothing, and for whatever was prepared.
+    arguments: what the chat template gets where a record does not say otherwise; None for nothing, and for
+        whatever was prepared.
 
-    Raises `Pard2Error` naming the record that cannot be learned, for a source without records or with more that are left out than learned, and
-    if no example is left.
+    Raises `Pard2Error` naming the record that cannot be learned, for a source without records or with more
+    that are left out than learned, and if no example is left.
     """
     check_arguments(tokenizer, arguments)
     builder = ExamplesBuilder()
@@ -68,12 +72,20 @@ def load_examples(
     if not len(builder) and not builder.skipped:
         raise Pard2Error(f"no answer is left to learn{told(builder.tally.counts)}")
     if not len(builder):
-        raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within data.max_length={max_length} (`max_length`) tokens")
+        raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within `max_length` {max_length} tokens")
     examples = builder.build()
-    for place in np.flatnonzero((examples.tokens < 0) | (examples.tokens >= vocab_size))[:1] if vocab_size else ():
-        example = examples[int(np.searchsorted(examples.offsets, place, "right")) - 1]
-        check_ids(example.token_ids, vocab_size, f"record {example.id}", "the target")
+    if vocab_size is not None:
+        _check_vocabulary(examples, vocab_size)
     return examples
+
+
+def _check_vocabulary(examples: Examples, vocab_size: int) -> None:
+    """Raises `Pard2Error` for the first record with a token that the target does not know."""
+    if examples.tokens.min() >= 0 and examples.tokens.max() < vocab_size:
+        return
+    first = np.flatnonzero((examples.tokens < 0) | (examples.tokens >= vocab_size))[0]
+    example = examples[int(np.searchsorted(examples.offsets, first, "right")) - 1]
+    check_ids(example.token_ids.tolist(), vocab_size, f"record {example.id}", "the target")
 
 
 def _batches(source: Source) -> Iterator[list[tuple[str, Any]]]:
@@ -90,11 +102,12 @@ def _add(builder: ExamplesBuilder, example: Example, source: Source, max_length:
         builder.add(example, source.name)
     elif on_long == "raise":
         raise Pard2Error(
-            f"{source.name}: record {example.id} has {length} tokens, more than data.max_length={max_length} (`max_length`); "
-            "raise that, or set data.on_long (`on_long`) to cut or skip"
+            f"{source.name}: record {example.id} has {length} tokens, more than `max_length` {max_length}; "
+            "raise that, or set `on_long` to cut or skip"
         )
-    elif on_long == "cut" and any(example.predicted[:max_length]):
-        builder.add(Example(example.id, example.token_ids[:max_length], example.predicted[:max_length]), source.name)
+    elif on_long == "cut" and example.predicted[:max_length].any():
+        # Copies: a view would hold the whole conversation until the arrays are joined.
+        builder.add(Example(example.id, example.token_ids[:max_length].copy(), example.predicted[:max_length].copy()), source.name)
         builder.cut += 1
     else:
         builder.skipped += 1

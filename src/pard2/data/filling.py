@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pard2.data.chat import Example
+from pard2.data.corpus import Example
 from pard2.data.state_cache import StateCache
 
 _PROBE_CONVERSATIONS, _PROBE_SECONDS = 16, 5.0
@@ -26,7 +26,10 @@ def probe(cache: StateCache, examples: Sequence[Example], numbers: Sequence[int]
 
 
 def fill(cache: StateCache, examples: Sequence[Example], numbers: Sequence[int], progress: Callable[[int, int], None]) -> None:
-    """Generate these examples and write what is pending. progress: told of each, one conversation and its tokens."""
+    """Generate these examples and write what is pending.
+
+    progress: told of each, one conversation and its tokens.
+    """
     for tokens in _generate(cache, examples, numbers):
         progress(1, tokens)
     cache.flush()

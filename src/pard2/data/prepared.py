@@ -1,7 +1,11 @@
-"""Tokenised examples on disk: sharded safetensors, and a manifest of what made them, so that they are never used for another model."""
+"""Tokenised examples on disk: sharded safetensors, and a manifest of what made them.
+
+The manifest is there so that they are never used for another model.
+"""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from pard2.data.corpus import Examples
+from pard2.data.corpus import Examples, joined_arrays, offsets_of
 from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.sources import Source
 from pard2.errors import Pard2Error
@@ -25,6 +29,22 @@ MANIFEST = "manifest.json"
 BYTES_PER_TOKEN = 5  # an int32 and a bool
 _SHARD_TOKENS = 2**26
 _ID_FILE = "ids.json"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How examples were made, for the manifest.
+
+    target: its name.
+    max_length: tokens of the longest example that was allowed.
+    on_long: what became of a longer one, as for `load_examples`.
+    arguments: what the chat template got; None for nothing.
+    """
+
+    target: str
+    max_length: int
+    on_long: str
+    arguments: dict[str, Any] | None = None
 
 
 def is_prepared(name: str | Path) -> bool:
@@ -42,14 +62,11 @@ def save_prepared(
     sources: list[Source],
     tokenizer: Tokenizer,
     eos_token_ids: frozenset[int],
-    target: str,
-    max_length: int,
-    on_long: str,
-    arguments: dict[str, Any] | None = None,
+    preparation: Preparation,
 ) -> None:
-    """Write the examples of `sources`; the directory appears whole, replacing an older one. Raises `Pard2Error` if it cannot be written.
+    """Write the examples of `sources`; the directory appears whole, replacing an older one.
 
-    arguments: what the chat template got.
+    Raises `Pard2Error` if it cannot be written.
     """
     with whole_directory(directory) as beside:
         shards: list[str] = []
@@ -67,11 +84,11 @@ def save_prepared(
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "target": target,
+            "target": preparation.target,
             **_fingerprint(tokenizer, eos_token_ids),
-            "max_length": max_length,
-            "on_long": on_long,
-            "chat_template_kwargs": arguments or {},
+            "max_length": preparation.max_length,
+            "on_long": preparation.on_long,
+            "chat_template_kwargs": preparation.arguments or {},
             "arguments": examples.arguments,
             "notes": examples.notes,
             "counts": {"rows": sum(source.count for source in sources), **_counts(examples)},
@@ -85,8 +102,14 @@ def save_prepared(
 def load_prepared(
     directory: str | Path, tokenizer: Tokenizer, eos_token_ids: frozenset[int], max_length: int, arguments: dict[str, Any] | None = None
 ) -> Examples:
-    """What `save_prepared` wrote. Raises `Pard2Error` if it was made for another tokenizer or template, or with other arguments of the template
-    (None for any), holds longer examples, or is damaged."""
+    """What `save_prepared` wrote.
+
+    max_length: tokens of the longest example that is allowed.
+    arguments: what the chat template must have got; None for any.
+
+    Raises `Pard2Error` if it was made for another tokenizer or template, or with other arguments of the
+    template, if it holds longer examples, or if it is damaged.
+    """
     directory = Path(directory)
     damaged = Pard2Error(f"{directory} is incomplete or damaged; make it again with `pard2 data prepare`")
     try:
@@ -102,22 +125,29 @@ def load_prepared(
         held = manifest.get("chat_template_kwargs", {})
         if arguments is not None and held != arguments:
             raise Pard2Error(
-                f"{directory} was prepared with `template_arguments` {json.dumps(held)}, and data.chat_template_kwargs is {json.dumps(arguments)}; "
+                f"{directory} was prepared with --template-arg {json.dumps(held)}, and data.chat_template_kwargs is {json.dumps(arguments)}; "
                 "give the same, or prepare it again"
             )
         counts = TypeAdapter(dict[str, NonNegativeInt]).validate_python(manifest["counts"], strict=True)
         if counts["longest"] > max_length:
             raise Pard2Error(
                 f"{directory} holds examples of up to {counts['longest']} tokens, more than data.max_length={max_length}; "
-                "raise that, or prepare it again with this `max_length`"
+                "raise that, or prepare it again with this --max-length"
             )
         ids = TypeAdapter(list[str]).validate_python(read_json(directory / _ID_FILE), strict=True)
         shards = [load_file(directory / Path(name).name) for name in manifest["shards"]]
-        tokens, predicted = (np.concatenate([shard[name] for shard in shards]) for name in ("tokens", "predicted"))
-        lengths = np.concatenate([np.diff(shard["offsets"]) for shard in shards])
         notes = TypeAdapter(dict[str, NonNegativeInt]).validate_python(manifest.get("notes", {}), strict=True)
         given = TypeAdapter(list[dict[str, Any]] | None).validate_python(manifest.get("arguments"), strict=True)
-        examples = Examples(tokens, predicted, np.concatenate([[0], lengths]).cumsum(), ids, counts["skipped"], counts["cut"], notes, given)
+        examples = Examples(
+            tokens=joined_arrays([shard["tokens"] for shard in shards]),
+            predicted=joined_arrays([shard["predicted"] for shard in shards]),
+            offsets=offsets_of(joined_arrays([np.diff(shard["offsets"]) for shard in shards])),
+            ids=ids,
+            skipped=counts["skipped"],
+            cut=counts["cut"],
+            notes=notes,
+            arguments=given,
+        )
         if not _is_whole(examples, max(tokenizer.get_vocab().values())) or any(counts[name] != count for name, count in _counts(examples).items()):
             raise damaged
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
@@ -137,7 +167,11 @@ def _counts(examples: Examples) -> dict[str, int]:
 
 
 def _is_whole(examples: Examples, last_token: int) -> bool:
-    """Whether the arrays are what they must be: ids of tokens up to `last_token`, and in each example, of its own name, something to predict."""
+    """Whether the arrays are what they must be.
+
+    That is token ids from 0 to `last_token`, ids of examples that all differ, and in each example something
+    to predict.
+    """
     tokens, predicted, offsets, ids = examples.tokens, examples.predicted, examples.offsets, examples.ids
     return bool(
         (tokens.dtype, predicted.dtype, offsets.dtype) == (np.int32, np.bool_, np.int64)

@@ -1,9 +1,10 @@
 """Hidden states of conversations in safetensors files, found again by their tokens.
 
-A shard holds several records side by side: `tokens` [N] int32, `features` [N, F], perhaps `last_state` [N, H], `offsets` [n + 1], `keys` [n, 16].
-A record's key is the hash of its token ids, never its place or name, and the ids are compared at every read. Shards
-appear whole, under names of their own, and each says what made it; so there is no index that could be stale or torn: several
-processes may write, and a kill loses the shard that was being gathered.
+A shard holds several records side by side: `tokens` [N] int32, `features` [N, F], perhaps `last_state` [N, H],
+`offsets` [n + 1], `keys` [n, 16]. A record's key is the hash of its token ids, never its number or name,
+and the ids are compared at every read. Shards appear whole, under names of their own, and each says what made
+it; so there is no index that could be stale or torn: several processes may write, and a kill loses the shard
+that was being gathered.
 """
 
 import contextlib
@@ -33,7 +34,12 @@ _KEY_BYTES = 16
 
 @dataclass(frozen=True)
 class StateRecord:
-    """One conversation of N tokens. tokens: [N] int32. features: [N, F]. last_state: [N, H], None where it is a part of the features."""
+    """One conversation of N tokens.
+
+    tokens: [N] int32.
+    features: [N, F].
+    last_state: [N, H], None where it is a part of the features.
+    """
 
     tokens: np.ndarray
     features: Tensor
@@ -49,10 +55,16 @@ def record_key(tokens: np.ndarray) -> bytes:
 
 
 class Shards:
-    """The shards of a directory, which need not exist yet. made_by: what all of them must say. widths: of `features`, and of `last_state`
-    where it is stored; dtype: of both."""
+    """The shards of a directory."""
 
     def __init__(self, directory: Path, made_by: str, widths: dict[str, int], dtype: torch.dtype) -> None:
+        """None of them is read yet: see `find`.
+
+        directory: need not exist yet.
+        made_by: what all shards must say.
+        widths: of `features`, and of `last_state` where it is stored.
+        dtype: of both.
+        """
         self.directory = directory
         self._made_by, self._widths, self._dtype = made_by, widths, dtype
         self._index: dict[bytes, tuple[str, int, int]] = {}  # shard, first and one past the last row
@@ -67,7 +79,10 @@ class Shards:
         return key in self._index
 
     def find(self) -> None:
-        """Take up the shards that have appeared since. Raises `Pard2Error` for one that is damaged or that something else made."""
+        """Take up the shards that have appeared since.
+
+        Raises `Pard2Error` for one that is damaged or that something else made.
+        """
         for path in sorted(self.directory.glob("states-*.safetensors")):
             if path.name in self._seen:
                 continue
@@ -84,7 +99,9 @@ class Shards:
             self._seen.add(path.name)
 
     def read(self, tokens: np.ndarray, record: str) -> StateRecord | None:
-        """The record of these tokens on the CPU, None where there is none. record: what an error calls it.
+        """The record of these tokens on the CPU, None where there is none.
+
+        record: what an error calls it.
 
         Raises `Pard2Error` if other tokens are stored under its key, or its file is damaged.
         """
@@ -94,7 +111,7 @@ class Shards:
         shard, start, stop = self._index[key]
         try:
             file = self._opened(shard)
-            # Copies, since the file is mapped: the disk is waited for here and not in the pass that uses them.
+            # Copies, since the file is mapped: whoever reads waits for the disk, not the pass that uses them.
             rows = {name: file.get_slice(name)[start:stop].clone() for name in ("tokens", *self._widths)}
         except (OSError, SafetensorError):
             raise self._damaged(shard) from None
@@ -108,7 +125,10 @@ class Shards:
         return StateRecord(tokens, rows["features"], rows.get("last_state"))
 
     def write(self, records: Sequence[StateRecord]) -> None:
-        """A new shard of these records, on the CPU. Raises `Pard2Error` if it cannot be written, as on a full disk."""
+        """A new shard of these records, which are on the CPU.
+
+        Raises `Pard2Error` if it cannot be written, as on a full disk.
+        """
         ends = np.cumsum([len(record.tokens) for record in records]).tolist()
         tensors = {
             "tokens": torch.from_numpy(np.concatenate([record.tokens for record in records])),
@@ -132,7 +152,10 @@ class Shards:
         self._index |= {record.key: (name, end - len(record.tokens), end) for record, end in zip(records, ends, strict=True)}
 
     def _records(self, file: Any) -> dict[bytes, tuple[int, int]]:
-        """First and one past the last row of each record by its key. Raises `ValueError` for arrays of other types or shapes than those written."""
+        """First and one past the last row of each record by its key.
+
+        Raises `ValueError` for arrays of other types or shapes than those written.
+        """
         offsets, keys = file.get_tensor("offsets"), file.get_tensor("keys")
         ends = offsets.tolist()
         rows, pairs = ends[-1], list(pairwise(ends))

@@ -1,7 +1,8 @@
 """The target's hidden states on disk, so that several epochs, runs or processes compute them once.
 
-A directory holds `manifest.json`, which says what made it, and `shards`. The states of a conversation are computed from it alone: they do
-not depend on what it shared a batch with, and so not on when or by whom the cache was filled.
+A directory holds `manifest.json`, which says what made it, and `shards`. The states of a conversation are
+computed from it alone: they do not depend on what it shared a batch with, and so not on when or by whom the
+cache was filled.
 """
 
 import hashlib
@@ -16,8 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pard2.data.chat import Example
-from pard2.data.corpus import Examples, ExamplesBuilder
+from pard2.data.corpus import Example, Examples, ExamplesBuilder
 from pard2.data.features import DocumentStates, online_states
 from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.shards import Shards, StateRecord, beside_path, record_key, remove_leftovers, writing_states
@@ -34,11 +34,7 @@ _SHARD_SECONDS = 60.0  # of gathering, which a kill may cost; a small target tak
 
 
 class StateCache:
-    """States by conversation.
-
-    on_missing: what becomes of a conversation that it lacks. on_generate: `keep` writes what had to be
-    generated; `delete` leaves nothing of it on disk, so that each use computes it anew. `read` may run in another thread than the rest.
-    """
+    """States by conversation. `read` may run in another thread than the rest."""
 
     @classmethod
     def open(
@@ -49,10 +45,16 @@ class StateCache:
         on_missing: Literal["generate", "skip", "raise"] = "generate",
         on_generate: Literal["keep", "delete"] = "keep",
     ) -> "StateCache":
-        """The cache in `directory`, which need not exist yet. layers: the hidden states that make a feature. The target's weights are plain.
+        """The cache in `directory`, which need not exist yet.
 
-        Raises `Pard2Error` for a directory of something else, a damaged shard, or states of another target, precision, layers,
-        tokenizer or chat template.
+        target: with plain weights.
+        layers: the hidden states that make a feature.
+        on_missing: what becomes of a conversation that the cache lacks.
+        on_generate: `keep` writes what had to be generated; `delete` leaves nothing of it on disk, so that
+            each use computes it anew.
+
+        Raises `Pard2Error` for a directory of something else, a damaged shard, or states of another target,
+        precision, layers, tokenizer or chat template.
         """
         target.check_layers(layers)
         cache = cls(Path(directory), target, tuple(layers), on_missing, on_generate == "keep")
@@ -67,8 +69,8 @@ class StateCache:
         self._identity = _identity(target, layers)
         self._pending: dict[bytes, StateRecord] = {}  # generated, on the CPU, not yet written
         self._pending_bytes, self._began = 0, 0.0
-        self._place = _last_state_place(target, layers)
-        widths = {"features": len(layers) * target.hidden_size} | ({"last_state": target.hidden_size} if self._place is None else {})
+        self._last_state_columns = _last_state_columns(target, layers)
+        widths = {"features": len(layers) * target.hidden_size} | ({"last_state": target.hidden_size} if self._last_state_columns is None else {})
         self._shards = Shards(directory, hashlib.sha256(json.dumps(self._identity).encode()).hexdigest(), widths, target.model.dtype)
 
     def __enter__(self) -> "StateCache":
@@ -79,13 +81,14 @@ class StateCache:
 
     def missing(self, examples: Sequence[Example]) -> list[int]:
         """Numbers of the examples that it lacks."""
-        keys = (record_key(_tokens(examples[i])) for i in range(len(examples)))
+        keys = (record_key(examples[i].token_ids) for i in range(len(examples)))
         return [i for i, key in enumerate(keys) if key not in self._pending and key not in self._shards]
 
     def admit(self, examples: Examples) -> Examples:
         """The examples that a run can use: all, or with `skip` those that are here.
 
-        Raises `Pard2Error` with `raise` for the first that is not, with `skip` if none is, and if what will be kept does not fit on the disk.
+        Raises `Pard2Error` with `raise` for the first that is not here, with `skip` if none is, and if what
+        will be kept does not fit on the disk.
         """
         lacking = self.missing(examples)
         if not lacking:
@@ -108,11 +111,14 @@ class StateCache:
         return builder.build()
 
     def read(self, examples: Sequence[Example]) -> list[DocumentStates | None]:
-        """What it holds of each, on the target's device. Raises `Pard2Error`, naming the record, where other tokens are stored under its key."""
+        """What it holds of each, on the target's device.
+
+        Raises `Pard2Error`, naming the record, where other tokens are stored under its key.
+        """
         return [self._read(example) for example in examples]
 
     def complete(self, examples: Sequence[Example], found: Sequence[DocumentStates | None]) -> list[DocumentStates]:
-        """`found`, as `read` gave it, with what it lacks generated, or read if it has been written meanwhile."""
+        """`found`, as `read` gave it; what it lacks is generated, or read if it has been written meanwhile."""
         states = [one for one in found if one is not None]
         if len(states) == len(examples):
             return states
@@ -126,12 +132,15 @@ class StateCache:
         return states
 
     def generate(self, example: Example) -> DocumentStates:
-        """Its states from the target; with `keep` they will be in the next shard. Raises `Pard2Error` if that cannot be written."""
+        """Its states from the target; with `keep` they will be in the next shard.
+
+        Raises `Pard2Error` if that cannot be written.
+        """
         (states,) = online_states(self.target, [example], self.layers)
         if self._keep:
             if not self._pending:
                 self._began = time.monotonic()
-            record = StateRecord(_tokens(example), states.features.cpu(), states.last_state.cpu() if self._place is None else None)
+            record = StateRecord(example.token_ids, states.features.cpu(), states.last_state.cpu() if self._last_state_columns is None else None)
             self._pending[record.key] = record
             self._pending_bytes += self.bytes_of([len(record.tokens)])
             if self._pending_bytes >= _SHARD_BYTES or time.monotonic() - self._began >= _SHARD_SECONDS:
@@ -139,7 +148,10 @@ class StateCache:
         return states
 
     def flush(self) -> None:
-        """Write what was generated since the last shard as one. Raises `Pard2Error` if it cannot be written; what was there stays."""
+        """Write what was generated since the last shard as one.
+
+        Raises `Pard2Error` if it cannot be written; what was there stays.
+        """
         if not self._pending:
             return
         try:
@@ -166,14 +178,14 @@ class StateCache:
             )
 
     def _read(self, example: Example) -> DocumentStates | None:
-        tokens, device = _tokens(example), self.target.device
-        # In this order: a record goes from the one to the other.
+        tokens, device = example.token_ids, self.target.device
+        # In this order: a record goes from pending to a shard.
         record = self._pending.get(record_key(tokens)) or self._shards.read(tokens, example.id)
         if record is None:
             return None
         features = record.features.to(device)
-        if self._place is not None:
-            return DocumentStates(features, features[:, self._place])
+        if self._last_state_columns is not None:
+            return DocumentStates(features, features[:, self._last_state_columns])
         assert record.last_state is not None
         return DocumentStates(features, record.last_state.to(device))
 
@@ -218,14 +230,17 @@ class StateCache:
 
 
 def cache_bytes(lengths: Sequence[int] | np.ndarray, target: Target, layers: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes on disk of conversations of so many tokens, all different, but for the shards' headers. The target needs no weights."""
-    states = len(layers) + (_last_state_place(target, layers) is None)
+    """Bytes on disk of conversations of so many tokens, all different, but for the shards' headers.
+
+    target: may be on the `meta` device.
+    """
+    states = len(layers) + (_last_state_columns(target, layers) is None)
     each_token, each_record = states * target.hidden_size * dtype.itemsize + 4, 24
     return int(np.sum(lengths)) * each_token + len(lengths) * each_record
 
 
-def _last_state_place(target: Target, layers: Sequence[int]) -> slice | None:
-    """Where in a feature the state after the final norm stands, which is then not stored twice."""
+def _last_state_columns(target: Target, layers: Sequence[int]) -> slice | None:
+    """Columns of a feature that are the state after the final norm, which is then not stored twice."""
     numbers = [layer % target.num_states for layer in layers]
     if target.num_states - 1 not in numbers:
         return None
@@ -233,12 +248,11 @@ def _last_state_place(target: Target, layers: Sequence[int]) -> slice | None:
     return slice(first, first + target.hidden_size)
 
 
-def _tokens(example: Example) -> np.ndarray:
-    return np.array(example.token_ids, np.int32)
-
-
 def _identity(target: Target, layers: Sequence[int]) -> dict[str, Any]:
-    """What the states depend on beside the tokens; and the hashes of what made the tokens, which catch a mix-up before all are missing."""
+    """What the states depend on beside the tokens.
+
+    The hashes of tokenizer and template are in it, too: with others, no conversation would be found.
+    """
     tokenizer = target.tokenizer
     return {
         "dtype": str(target.model.dtype).removeprefix("torch."),  # before the weights, which it rounds

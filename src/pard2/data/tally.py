@@ -17,9 +17,13 @@ def told(counts: Mapping[str, int]) -> str:
 
 @dataclass
 class Tally:
-    """counts: of each kind, worded to follow its number. first, lost: why the first answer was left out, and of how many records nothing is learned.
+    """What was counted.
 
-    arguments: the different `chat_template_kwargs` of all records; None where they are unknown, or too many. strict: raise in place of leaving out.
+    strict: raise in place of leaving out.
+    counts: of each kind, worded to follow its number.
+    arguments: the different `chat_template_kwargs` of all records; None where they are unknown, or too many.
+    first: why the first answer was left out, None where none was.
+    lost: of how many records nothing is learned.
     """
 
     strict: bool = False
@@ -47,7 +51,10 @@ class Tally:
             self.used(one)
 
     def check(self, source: str, records: int) -> None:
-        """Raises `Pard2Error` where nothing was learned of most of a source's records, which are not what the template was written for."""
+        """Raises `Pard2Error` where nothing was learned of most of a source's records.
+
+        They are not what the template was written for.
+        """
         if self.lost > records / 2:
             raise Pard2Error(f"{source}: {self.first}" + (f" (and {self.lost - 1:,} of {records:,} records like it)" if self.lost > 1 else ""))
         self.first, self.lost = None, 0

@@ -1,8 +1,9 @@
-"""How many of torch's threads decode: all of them on an idle machine, fewer while other programs hold the cores.
+"""How many of torch's threads decode: all on an idle machine, fewer while other programs use the cores.
 
-torch shares each product out among OpenMP threads, which spin while they wait for one another. On an idle machine nothing is faster. Where a
-thread has lost its core to another program, the others spin for as long as that lasts, some hundred times a token: two threads beside one
-busy program are slower than one (benchmarks/busy.py). OpenMP reads how it waits once, before torch is loaded, so the number is what adapts.
+torch divides each product among OpenMP threads, which spin while they wait for one another. On an idle machine nothing
+is faster. Where a thread has lost its core to another program, the others spin for as long as that lasts, some hundred
+times a token: two threads beside one busy program are slower than one (benchmarks/busy.py). OpenMP reads how it waits
+once, before torch is loaded, so it is the number of threads that adapts.
 """
 
 import os
@@ -24,7 +25,9 @@ _ROWS = (1, 2, 5, 8)
 class Threads:
     """The number of threads of an engine's passes. How often they had a core tells whether others want it.
 
-    most: threads on an idle machine. clock, cpu: seconds that went by, and that all threads of this process computed or spun.
+    most: threads on an idle machine.
+    clock: seconds that went by.
+    cpu: seconds that all threads of this process computed or spun.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter, cpu: Callable[[], float] = time.process_time) -> None:
@@ -67,7 +70,8 @@ class Threads:
 def decoding_threads(model: nn.Module) -> Threads:
     """For a model's passes.
 
-    The number is fixed on a GPU, where the environment says how OpenMP shall run, and where it would change the last bit of a sum.
+    The number is fixed on a GPU, where the environment says how OpenMP shall run, and where another number would change
+    the last bit of a sum.
     """
     most = torch.get_num_threads()
     said = any(name in os.environ for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_DYNAMIC"))
@@ -75,7 +79,10 @@ def decoding_threads(model: nn.Module) -> Threads:
 
 
 def _same_bits(model: nn.Module, most: int) -> bool:
-    """Whether the model's products are packed and give the same bits with any number of threads; FBGEMM's do, float32 products do not."""
+    """Whether the model's products are packed and give the same bits with any number of threads.
+
+    FBGEMM's do, float32 products do not.
+    """
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     if most == 1 or not packed:
         return False

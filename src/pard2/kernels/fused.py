@@ -1,4 +1,4 @@
-"""Several linear layers of one input as one: their matrices are read in one stretch, by one operation."""
+"""Several linear layers of one input as one, by one operation over one matrix."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from pard2.kernels.weight_format import WeightFormat, formatted
 class FusedLinear:
     """The outputs of `parts` side by side.
 
-    The parts stay what they are to their model: their weights become views of the joint matrix, so that training them or
-    loading others changes both. Moving them to another device or dtype parts them from it; fuse afterwards.
+    The parts stay layers of their model. Their weights become views of the joint matrix, so that training them or
+    loading others changes both. Moving them to another device or dtype separates them from it; fuse afterwards.
     """
 
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
@@ -36,7 +36,7 @@ class FusedLinear:
 
 
 class PackedPart(nn.Module):
-    """Some of the outputs of a packed matrix, for modeling code that wants each layer by itself."""
+    """Some of the outputs of a packed matrix: the model's own code calls each layer by itself."""
 
     def __init__(self, whole: PackedLinear, start: int, end: int) -> None:
         super().__init__()

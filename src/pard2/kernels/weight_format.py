@@ -1,7 +1,7 @@
 """In which form the matrices of a model lie in memory while it decodes.
 
-`load_target` and `load_draft` decide on one format, targets, drafts and decoders hand it on, and here each matrix gets
-it. A further format is a name in `WeightFormat`, a line in `weight_formats` and a line in `formatted`.
+`load_target` and `load_draft` decide on a format; target, draft and decoder hand it on; here each matrix gets it. A
+further format is a name in `WeightFormat`, a line in `weight_formats` and a line in `formatted`.
 """
 
 from typing import Literal
@@ -23,7 +23,7 @@ def weight_formats(device: torch.device, dtype: torch.dtype) -> tuple[WeightForm
 
 
 def choose_format(wanted: WeightFormat | None, device: torch.device, dtype: torch.dtype) -> WeightFormat:
-    """`wanted`, or by default the first of `weight_formats`. Raises `Pard2Error` for a format that these weights do not have."""
+    """`wanted`, or by default the first of `weight_formats`. Raises `Pard2Error` for one that is not among them."""
     formats = weight_formats(device, dtype)
     if wanted is not None and wanted not in formats:
         raise Pard2Error(f"`weight_format` {wanted!r}: {dtype} weights on {device} can be {' or '.join(formats)}")
@@ -39,7 +39,7 @@ def formatted(weight: Tensor, bias: Tensor | None, weight_format: WeightFormat) 
 
 
 def convert_linears(model: nn.Module, weight_format: WeightFormat) -> None:
-    """Bring, in place, the linear layers of a frozen model into this format; what stays plain then runs in float32.
+    """Bring, in place, the linear layers of a frozen model into this format; the rest then runs in float32.
 
     A layer that the model has in two places stays one.
     """

@@ -1,1 +1,1 @@
-"""Models: the frozen target with its features, the draft with its projection, and how both are read and written."""
+"""What a target, a draft and a head for a part of the vocabulary are."""

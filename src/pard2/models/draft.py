@@ -1,6 +1,6 @@
 """The draft: a small causal LM that proposes K tokens in one pass, with or without the target's features.
 
-It knows what a row of input is (METHOD: section 2) and nothing about decoding or training.
+It knows what the input of one token is (METHOD: section 2) and nothing about decoding or training.
 """
 
 import dataclasses
@@ -27,19 +27,23 @@ DEFAULT_SCALE = 0.02
 _EPSILON = 1e-6  # of a mean square; the zero feature stays zero
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DraftSpec:
     """What a draft's config says beside the LM itself (METHOD: section 7).
 
+    mask_token: id of the token that stands for one to be proposed.
     draft_tokens: K, the most tokens that it was trained to propose in one pass.
-    target_layers, target_dim: which hidden states of the target feed the projection, and their joint width;
-    None for a draft without target-dependent mode.
-    shared_vocabulary: the checkpoint holds neither embedding nor head; both are the target's, but for the mask's row.
+    target_layers: which hidden states of the target feed the projection; None without a target-dependent mode.
+    target_dim: their joint width.
+    scale: the factor of a projected feature.
+    bias: whether the projection has one.
+    shared_vocabulary: the checkpoint holds neither embedding nor head; both are the target's, but for the mask token's
+        embedding.
     normalise_features: each hidden state of a feature is divided by its root mean square before it is projected.
-    mask_feature: masks get one learned vector where others get their anchor's projected feature.
-    vocabulary_size: D, how many tokens of its target's vocabulary the draft can propose; None for all.
-    made_for: the target that its features come from (`identity.identity_keys`); None where nobody wrote it down.
-    template_arguments: the different `chat_template_kwargs` of its training data; None where nobody wrote them down.
+    mask_feature: mask tokens get one learned vector where others get their anchor's projected feature.
+    vocabulary_size: D, how many tokens of its target's vocabulary it can propose; None for all.
+    made_for: the target that its features come from (`identity.identity_keys`); None where it is not known.
+    template_arguments: the different `chat_template_kwargs` of its training data; None where they are not known.
     """
 
     mask_token: int
@@ -57,9 +61,10 @@ class DraftSpec:
 
 
 class Projection(Protocol):
-    """What turns features into embeddings: an `nn.Linear`, or whatever behaves like one with this weight and bias.
+    """What turns features into embeddings: an `nn.Linear`, or what behaves like one with this weight and bias.
 
-    weight: [hidden, target_dim]. bias: [hidden] or None.
+    weight: [hidden, target_dim].
+    bias: [hidden] or None.
     """
 
     @property
@@ -72,7 +77,7 @@ class Projection(Protocol):
 
 
 class SharedEmbedding(nn.Module):
-    """The target's embedding table with the mask token's row replaced by one of the draft's own, `mask_row` [hidden]."""
+    """The target's embedding table, but for the mask token's row, which is the draft's own: `mask_row` [hidden]."""
 
     table: nn.Embedding
 
@@ -90,8 +95,8 @@ class SharedEmbedding(nn.Module):
         return weight
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        rows = self.table(token_ids)
-        return torch.where((token_ids == self.mask_token)[..., None], self.mask_row.to(rows.dtype), rows)
+        embeddings = self.table(token_ids)
+        return torch.where((token_ids == self.mask_token)[..., None], self.mask_row.to(embeddings.dtype), embeddings)
 
 
 @torch.no_grad()
@@ -119,7 +124,7 @@ class Draft(nn.Module):
         name: str = "draft",
         mask_feature: Tensor | None = None,
     ) -> None:
-        """mask_feature: [hidden], of a draft whose spec says that it has one and that has a projection, and of no other."""
+        """mask_feature: [hidden], for a draft that has a projection and whose spec says so, and for no other."""
         super().__init__()
         if (mask_feature is not None) != (spec is not None and spec.mask_feature and projection is not None):
             raise ValueError("a draft has a learned mask feature if its spec says so and it has a projection")
@@ -175,8 +180,10 @@ class Draft(nn.Module):
     def share_vocabulary(self, embedding: nn.Module, head: nn.Module, mask_row: Tensor | None = None, token_ids: Tensor | None = None) -> None:
         """Use the target's embedding and head; only the mask token's row stays the draft's own.
 
-        mask_row: [hidden]; by default `neutral_row` of the table. token_ids: [D], the only ones that it shall propose; by default all.
-        Raises `Pard2Error` for a target that scales what it reads from its table: the mask's row would not be scaled with it.
+        mask_row: [hidden], the mask token's embedding; by default `neutral_row` of the table.
+        token_ids: [D], the only ones that it shall propose; by default all.
+
+        Raises `Pard2Error` for a target that scales its embeddings: the mask token's would not be scaled.
         """
         if type(embedding) is not nn.Embedding:
             raise Pard2Error(f"a draft cannot share a {type(embedding).__name__}; give it a vocabulary of its own (draft.share_vocabulary=false)")
@@ -186,34 +193,39 @@ class Draft(nn.Module):
         self.lm.config.tie_word_embeddings = False
 
     def propose_from(self, token_ids: Tensor) -> None:
-        """Propose these tokens [D] alone, of a draft with a `short_head`: its rows are the target's, so that nothing learned is lost."""
+        """Propose only these tokens [D] from now on; for a draft with a `short_head`.
+
+        The head's rows are the target's, so nothing that was learned is lost.
+        """
         short = self.short_head
         assert short is not None, "a head for all tokens has weights of its own"
         self.lm.set_output_embeddings(ShortHead(short.whole, token_ids, self.lm.dtype))
         self.spec = dataclasses.replace(self.spec, vocabulary_size=len(token_ids))
 
     def embed(self, token_ids: Tensor, features: Tensor | None, with_features: Tensor | None = None) -> Tensor:
-        """Input rows [B, S, hidden]: `embed(token) + scale * W f`.
+        """Embeddings [B, S, hidden] that the LM reads: `embed(token) + scale * W f`.
 
-        token_ids: [B, S]. features: [B, S, target_dim], row by row the feature that belongs to each slot
-        (f[t-1] for a real token at t, the anchor's for its masks), or None for target-independent mode.
-        with_features: [B, S] bool, False for rows in target-independent mode: they are as without features, bit for bit. None: all have theirs.
+        token_ids: [B, S].
+        features: [B, S, target_dim], f of each token: f[t-1] for a real token at position t, the anchor's for its mask
+            tokens. None in target-independent mode.
+        with_features: [B, S] bool, False for tokens that are to be read as in target-independent mode, bit for bit.
+            None: True for all.
         """
-        rows = self.lm.get_input_embeddings()(token_ids)
+        embeddings = self.lm.get_input_embeddings()(token_ids)
         if features is None:
-            return rows
+            return embeddings
         if self.projection is None:
             raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (`method` pard2-ti)")
         if self.spec.normalise_features:
             features = _normalised(features, len(self.spec.target_layers))
-        projected = self.projection(features.to(rows.dtype)).to(rows.dtype)
+        projected = self.projection(features.to(embeddings.dtype)).to(embeddings.dtype)
         if self.mask_feature is not None:
-            projected = torch.where((token_ids == self.spec.mask_token)[..., None], self.mask_feature.to(rows.dtype), projected)
-        sums = rows + self.spec.scale * projected
-        return sums if with_features is None else torch.where(with_features[..., None], sums, rows)
+            projected = torch.where((token_ids == self.spec.mask_token)[..., None], self.mask_feature.to(embeddings.dtype), projected)
+        sums = embeddings + self.spec.scale * projected
+        return sums if with_features is None else torch.where(with_features[..., None], sums, embeddings)
 
     def forward(self, token_ids: Tensor, features: Tensor | None, num_logits: int = 0) -> Tensor:
-        """Logits [B, num_logits or S, vocabulary] of the last `num_logits` rows (0: of all), as the LM's own code computes them."""
+        """Logits [B, num_logits or S, vocabulary] of the last `num_logits` tokens (0: of all), by the LM's own code."""
         return self.lm(inputs_embeds=self.embed(token_ids, features), use_cache=False, logits_to_keep=num_logits).logits
 
     @property
@@ -239,11 +251,11 @@ class Draft(nn.Module):
         return can_capture(self.decoder, self.lm.device)
 
     def use_graphs(self, most_sequences: int) -> None:
-        """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""
+        """Replay small passes of up to `most_sequences` as CUDA graphs. Raises `Pard2Error` where it cannot."""
         self.decoder = graphed(self.decoder, self.name, self.lm.device, most_sequences)
 
     def convert(self, weight_format: WeightFormat) -> None:
-        """Bring the linear layers of a plain draft into this format; it can then decode, but neither be trained nor saved."""
+        """Bring the linear layers of a plain draft into this format: it can then be neither trained nor saved."""
         if weight_format == "plain":
             return
         self._weight_format = weight_format
@@ -265,7 +277,9 @@ class Draft(nn.Module):
     ) -> Tensor:
         """Final states [B, S, hidden], before the head, for training.
 
-        attention_mask: [B, 1, S, S], True where a query (row) may see a key (column). The rest as for `embed`.
+        attention_mask: [B, 1, S, S], True where query i may see key j at [.., i, j].
+        position_ids: [B, S].
+        The other arguments: as for `embed`.
         """
         return self.lm.base_model(
             inputs_embeds=self.embed(token_ids, features, with_features),
@@ -282,7 +296,7 @@ def _normalised(features: Tensor, layers: int) -> Tensor:
 
 
 class _Borrowed(nn.Module):
-    """Another model's module, used but not owned: it is neither moved, saved nor trained with the borrower."""
+    """Another model's module, used but not owned: it is not moved, saved or trained with the one that uses it."""
 
     module: nn.Module
 

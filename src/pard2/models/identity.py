@@ -1,4 +1,4 @@
-"""Which model it is, told by some of its weights: a fine-tuned or rotated one has its origin's names and shapes."""
+"""Which model it is, told by some of its weights: names and shapes are those of a fine-tuned copy as well."""
 
 import hashlib
 import json
@@ -30,10 +30,11 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def identity_keys(name: str, weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """What the config of a draft says of the target that it is made for: its name, and values of its weights, bfloat16 in hexadecimal.
+    """What the config of a draft says of the target that it is made for: its name, and some values of its weights.
 
-    weights: the parameters by name, before they are packed; codes of quantised ones are left out. One model has the same values in whatever
-    dtype it is loaded, but for rounding.
+    The values are bfloat16 in hexadecimal; in whatever dtype a model is loaded, it has the same but for rounding.
+
+    weights: the plain parameters by name; integer codes of quantised ones are left out.
     """
     tensors = [tensor for _, tensor in sorted(weights, key=lambda pair: pair[0]) if tensor.is_floating_point() and tensor.element_size() > 1]
     tensors = tensors[:: 1 + len(tensors) // _MOST_TENSORS]
@@ -46,7 +47,7 @@ def identity_keys(name: str, weights: Iterable[tuple[str, Tensor]]) -> dict[str,
 
 
 def warn_of_another(draft: str, made_for: dict[str, str] | None, target: dict[str, str] | None) -> None:
-    """Warn (`Pard2Warning`) of a draft whose features come from another model than the one that it learned; it is lossless all the same."""
+    """Warn (`Pard2Warning`) of a draft that was trained on another target's features; it is lossless all the same."""
     if made_for and target and not _same(made_for[SAMPLES_KEY], target[SAMPLES_KEY]):
         warnings.warn(
             f"the draft {draft!r} was made for another target ({made_for[NAME_KEY]!r}, whose weights are not those of {target[NAME_KEY]!r}): "

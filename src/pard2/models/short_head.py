@@ -1,8 +1,8 @@
 """A head for a part of the target's vocabulary.
 
-Answers of one kind use a few thousand tokens of fifty or a hundred and fifty thousand, and the head is the largest matrix that a small
-draft reads. Leaving out the others costs nothing but the guesses that would have been one of them. (EAGLE-3, arXiv 2503.01840, has a
-draft vocabulary of its own with the same intent; here the rows stay the target's.)
+Answers of one kind use a few thousand tokens of fifty or a hundred and fifty thousand, and the head is the largest
+matrix that a small draft reads. Leaving out the others costs only the guesses that would have been one of them.
+(EAGLE-3, arXiv 2503.01840, has a draft vocabulary for the same reason; here the rows stay the target's.)
 """
 
 import torch
@@ -16,8 +16,9 @@ from pard2.kernels.weight_format import WeightFormat, formatted
 class ShortHead(nn.Module):
     """Logits of all V tokens, of which all but the D chosen ones are -inf.
 
-    token_ids: [D] ids of the chosen ones, rising. weight: [D, hidden], their rows of the target's head. Both belong to the
-    target or are stored beside the draft, so that neither is in its state dict.
+    token_ids: [D] ids of the chosen ones, rising.
+    weight: [D, hidden], their rows of the target's head.
+    Both belong to the target or are stored beside the draft, so neither is in its state dict.
     """
 
     token_ids: Tensor
@@ -26,7 +27,10 @@ class ShortHead(nn.Module):
     whole: nn.Module
 
     def __init__(self, whole: nn.Module, token_ids: Tensor, dtype: torch.dtype) -> None:
-        """whole: the target's head, with a `weight` [V, hidden]. token_ids: [D], in any order."""
+        """whole: the target's head, with a `weight` [V, hidden].
+
+        token_ids: [D], in any order.
+        """
         super().__init__()
         self.__dict__["whole"] = whole  # belongs to the target
         weight = whole.weight

@@ -1,4 +1,4 @@
-"""The target: the frozen model whose distribution must be preserved, and the features it lends to the draft."""
+"""The target: the frozen model whose distribution is preserved, and whose hidden states a draft may read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class TargetOutput:
 
 
 class Target:
-    """A causal LM that yields logits and chosen hidden states without keeping the others.
+    """A causal LM that gives logits and, where they are asked for, hidden states of some layers.
 
     `layers` follow Hugging Face's `hidden_states`: 0 is the embedding's output, i the output of the
     i-th block, and the last one (-1) the state AFTER the final norm (METHOD: section 1).
@@ -63,14 +63,14 @@ class Target:
         return can_capture(self.decoder, self.device)
 
     def use_graphs(self, most_sequences: int) -> None:
-        """Replay small passes of up to so many sequences as CUDA graphs. Raises `Pard2Error` where there are none."""
+        """Replay small passes of up to `most_sequences` as CUDA graphs. Raises `Pard2Error` where it cannot."""
         self.decoder = graphed(self.decoder, self.name, self.device, most_sequences)
 
     # --- what it is -------------------------------------------------------------------------------
 
     @cached_property
     def identity(self) -> dict[str, str] | None:
-        """What tells this target from another one of its shape (`identity.identity_keys`); None without weights."""
+        """What tells it from another target of its shape (`identity.identity_keys`); None without weights."""
         return None if self.device.type == "meta" else identity_keys(self.name, self.model.named_parameters())
 
     @property
@@ -157,7 +157,7 @@ class Target:
         return self.decoder.run(batch, token_ids, None, logit_rows, layers)
 
     def head(self, state: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of final states [..., hidden], as the model's own forward computes them."""
+        """Logits [..., vocabulary] of states [..., hidden] after the final norm, as the model computes them."""
         logits = self.model.get_output_embeddings()(state)
         cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma; absent elsewhere
         return logits if cap is None else torch.tanh(logits / cap) * cap

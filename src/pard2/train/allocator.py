@@ -12,8 +12,9 @@ _MORE = 256 * 2**20
 def keep_freed_memory() -> bool:
     """Let the C library keep freed memory in place of handing it back; True where it can be told so (glibc).
 
-    By default it maps every large block anew, and the kernel clears its pages one by one at the first touch: in a training step, whose
-    tensors are a few MB each, that was a third of a CPU's time. The process then stays as large as its largest step.
+    By default it maps every large block anew, and the kernel clears its pages one by one at the first touch:
+    in a training step, whose tensors are a few MB each, that was a third of a CPU's time. With this, the
+    process stays as large as its largest step.
     """
     if not sys.platform.startswith("linux"):
         return False

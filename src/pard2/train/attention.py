@@ -4,9 +4,9 @@ dense   the readable mask [S, S], through SDPA
 blocks  `slot_attention`, for CPUs
 flex    FlexAttention with a `block_mask`, for GPUs
 
-transformers hands a mask of four dimensions to its attention function as it is, so the spans of `key_spans`, as [1, 1, S, 3], take the
-mask's place for the two fast kinds. They come along when activation checkpointing runs a layer again, and an
-attention that does not know them fails rather than sees too much.
+transformers hands a mask of four dimensions to its attention function as it is, so for the two fast kinds the
+spans of `key_spans`, as [1, 1, S, 3], are passed as the mask. They come along when activation checkpointing
+runs a layer again, and an attention that does not know them fails rather than sees too much.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,10 @@ _NAMES = {"blocks": "pard2_blocks", "flex": "pard2_flex"}
 
 
 def attention_kind(wanted: Literal["auto", "blocks", "flex", "dense"], device: torch.device) -> AttentionKind:
-    """What `loop.attention` means on a device. Raises `Pard2Error` for flex without a GPU: there it has no gradients."""
+    """What `loop.attention` means on a device.
+
+    Raises `Pard2Error` for flex without a GPU: there it has no gradients.
+    """
     if wanted == "flex" and device.type != "cuda":
         raise Pard2Error(f"loop.attention=flex trains on a GPU alone, not on {device}; set loop.attention=blocks")
     if wanted == "auto":
@@ -44,11 +47,14 @@ def attention_kind(wanted: Literal["auto", "blocks", "flex", "dense"], device: t
 def draft_states(
     draft: Draft, token_ids: Tensor, features: Tensor | None, layout: SlotLayout, kind: AttentionKind, with_features: Tensor | None = None
 ) -> Tensor:
-    """[S, hidden] final states of the draft at every slot of a row.
+    """[S, hidden] final states of the draft at every slot of a packed sequence.
 
-    token_ids: [S] of `slot_tokens`. features: [S, F] of `slot_features`, or None for a row trained target-independent. with_features: [S] bool, as
-    for `Draft.embed`. The first pass of a fast kind turns the draft's SDPA into an attention that is SDPA still, unless it gets
-    spans. Raises `Pard2Error` for a draft whose attention that cannot stand in for.
+    token_ids: [S] of `slot_tokens`.
+    features: [S, F] of `slot_features`, or None where all documents are trained target-independent.
+    with_features: [S] bool, as for `Draft.embed`.
+
+    The first pass of a fast kind replaces the draft's SDPA by an attention that is still SDPA wherever it
+    gets no spans. Raises `Pard2Error` for a draft whose attention cannot be replaced so.
     """
     if kind == "dense":
         mask = attention_mask(layout)
@@ -80,10 +86,16 @@ def _attention(
     position_ids: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, S, D], key and value [1, KV, S, D] to ([1, S, H, D], None).
+    """transformers' attention interface.
 
-    Raises `Pard2Error` for what it is asked to do beside. A window is not its affair: `check_compatibility` sees to it that none is
-    shorter than a conversation.
+    query: [1, H, S, D].
+    key, value: [1, KV, S, D].
+    attention_mask: the spans as [1, 1, S, 3], or what transformers makes for SDPA.
+
+    Returns [1, S, H, D] and None.
+
+    Raises `Pard2Error` for anything else that a model asks of its attention. Windows are ignored:
+    `check_compatibility` makes sure that none is shorter than a conversation.
     """
     if attention_mask is None or attention_mask.dtype != torch.long:  # a pass over tokens
         return sdpa_attention_forward(
@@ -94,7 +106,7 @@ def _attention(
         raise Pard2Error(f"{kind} drops attention weights with probability {dropout} in training; set loop.attention=dense, which can")
     if softcap is not None:
         raise Pard2Error(f"{kind} caps its scores, which training cannot; name another draft.path")
-    for name, other in others.items():  # what goes by without meaning for the attention is no tensor
+    for name, other in others.items():  # an argument that changes no score, such as a flag, is no tensor
         if isinstance(other, Tensor):
             what = "has attention sinks" if name == "s_aux" else f"attends by {name!r}"
             raise Pard2Error(f"{kind} {what}, which training cannot; name another draft.path")

@@ -1,9 +1,9 @@
 """Refuses a pair whose training pass would not be its decoding pass.
 
-Training hands the draft a mask of its own and multiplies final states by the head's weight. An architecture with
-a logit cap or scale, a sliding window, or attention that ignores such a mask computes something else when it
-decodes. Rather than know them all, one conversation is run both ways: by small twins of both models before their weights
-are read, and by the models themselves before the first step.
+Training hands the draft a mask of its own and multiplies final states by the head's weight. An architecture
+with a logit cap or scale, a sliding window, or attention that ignores such a mask computes something else
+when it decodes. Rather than know them all, one conversation is run both ways: by small twins of both models
+before their weights are read, and by the models themselves before the first step.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pard2.checkpoints.twin import VOCABULARY, twin
-from pard2.data.chat import Example
-from pard2.data.corpus import Examples
+from pard2.data.corpus import Example, Examples
 from pard2.errors import Pard2Error, first_line
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
@@ -26,7 +25,10 @@ _TOLERANCE = 1e-2  # of the largest logit; a bfloat16 target rounds by less
 
 
 def check_lengths(target: Target, draft: Draft, examples: Sequence[Example]) -> Example:
-    """The longest conversation. Raises `Pard2Error` if it is longer than the models read, or than the draft looks back."""
+    """The longest conversation.
+
+    Raises `Pard2Error` if it is longer than the models read, or than the draft looks back.
+    """
     if isinstance(examples, Examples):
         longest = examples[int(examples.lengths.argmax())]
     else:
@@ -45,10 +47,11 @@ def check_lengths(target: Target, draft: Draft, examples: Sequence[Example]) -> 
 def check_kinds(target: Target, draft: Draft, kind: AttentionKind) -> None:
     """`check_compatibility` of small twins of both, whose own weights need not be there.
 
-    Raises `Pard2Error` for what that refuses twice: two experts may by chance be equally good. What makes no twin is left to the models.
+    Raises `Pard2Error` for what that refuses twice: two experts may by chance be equally good. An
+    architecture of which no twin can be made is left to the check of the models themselves.
     """
     length = min(2 * _POSITIONS, *_reach(target, draft))
-    conversation = Example("", [3 + 7 * n % (VOCABULARY - 3) for n in range(length)], [True] * length)
+    conversation = Example.of("", [3 + 7 * n % (VOCABULARY - 3) for n in range(length)], [True] * length)
     for again in (False, True):
         teacher, learner = twin(target.model.config, seed=again), twin(draft.lm.config, seed=again)
         if teacher is None or learner is None:
@@ -69,9 +72,12 @@ def _reach(target: Target, draft: Draft) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example], kind: AttentionKind) -> None:
-    """Raises `Pard2Error` unless both models can be trained with, by this kind of attention, on the longest of these conversations."""
+    """Raises `Pard2Error` unless both models can be trained with on the longest of these conversations.
+
+    kind: of attention, by which the draft is run.
+    """
     draft.eval()  # dropout would differ between the two ways
-    tokens = torch.tensor(check_lengths(target, draft, examples).token_ids, device=target.device)
+    tokens = torch.tensor(check_lengths(target, draft, examples).token_ids, dtype=torch.long, device=target.device)
     said = target.forward(tokens[None], num_logits=_POSITIONS)
     assert said.logits is not None
     if not _close(target.head(said.last_state[:, -_POSITIONS:]), said.logits):
@@ -95,18 +101,19 @@ def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example
 def _both_ways(draft: Draft, tokens: Tensor, kind: AttentionKind) -> tuple[Tensor, Tensor]:
     """Logits of the conversation's last positions, its end masked, by a training pass and by a decoding pass.
 
-    The row of the training pass also holds what they must not see: the conversation's beginning, as a document of its own, and another chain.
+    The training pass is over a packed sequence that also holds what they must not see: the conversation's
+    beginning, as a document of its own, and another chain.
     """
     anchor = max(0, len(tokens) - draft.spec.draft_tokens)
     masks = len(tokens) - 1 - anchor
     before, read = tokens[:_POSITIONS], tokens[: anchor + 1]
     chains = [torch.tensor([anchor - 1, anchor][-len(read) :])] * masks
     layout = build_layout([len(before), len(read)], [[], chains]).to(tokens.device)
-    row = slot_tokens(layout, torch.cat([before, read]), draft.spec.mask_token)
+    inputs = slot_tokens(layout, torch.cat([before, read]), draft.spec.mask_token)
     draft.train()
-    draft_states(draft, row, None, layout, kind)  # raises for what happens in training alone
+    draft_states(draft, inputs, None, layout, kind)  # raises for what happens in training alone
     draft.eval()
-    states = draft_states(draft, row, None, layout, kind)
+    states = draft_states(draft, inputs, None, layout, kind)
     compared = (layout.document == 1) & ((layout.depth == 0) | (layout.anchor == anchor))
     trained = states[compared][-_POSITIONS:] @ draft.lm.get_output_embeddings().weight.T
     masked = torch.cat([read, read.new_full((masks,), draft.spec.mask_token)])

@@ -1,4 +1,4 @@
-"""A run that stops before its first step, without the weights of either model: everything is read but those."""
+"""A run that stops before its first step: everything is read but the weights of both models."""
 
 import dataclasses
 
@@ -6,14 +6,16 @@ from pard2.config import TrainConfig
 from pard2.data.records import read_records
 from pard2.train.evaluate import held_out_prompts
 from pard2.train.plan import Plan, make_plan
+from pard2.train.run_checkpoint import check_output
 from pard2.train.stand_ins import absent, planned_examples, planned_pair
-from pard2.train.state import check_output
 
 
 def dry_run(config: TrainConfig) -> Plan:
-    """The plan of a run, with an estimate of its time on this machine. Only configs, tokenizers and conversations are read; nothing is written.
+    """The plan of a run, with an estimate of its time on this machine.
 
-    What is not there is planned with `target.shape`, `draft.shape` and `data.expected_tokens`, where the run has them, and told in the plan.
+    Only configs, tokenizers and conversations are read; nothing is written. What is not there is planned with
+    `target.shape`, `draft.shape` and `data.expected_tokens`, where the run has them, and told in the plan.
+
     Raises `Pard2Error` for what the run itself would refuse, as far as can be told without weights.
     """
     check_output(config)

@@ -28,9 +28,12 @@ Prompts = Sequence[list[int]]
 def held_out_prompts(
     target: Target, records: Sequence[Record], arguments: dict[str, Any] | None = None, examples: Examples | None = None
 ) -> list[list[int]]:
-    """Token ids of each record's messages up to its last user turn. Raises `Pard2Error`, naming a record that is no prompt of this target.
+    """Token ids of each record's messages up to its last user turn.
 
-    arguments: `data.chat_template_kwargs` of the run. examples: of the run, whose notes get those prompts that differ from all of them in this.
+    arguments: `data.chat_template_kwargs` of the run.
+    examples: of the run. Their `notes` get the number of prompts whose arguments no example has.
+
+    Raises `Pard2Error`, naming the record, for one that is no prompt of this target.
     """
     prompts, others = [], 0
     for record in (with_arguments(record, arguments) for record in records):
@@ -51,7 +54,9 @@ def held_out_prompts(
 def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) -> list[dict[str, Any]]:
     """Acceptance and speed of a draft, greedy, in each mode that it has; target-dependent first.
 
-    prompts: of `held_out_prompts`. Returns, for each mode, what `acceptance` and `speed` do, in one dict.
+    prompts: of `held_out_prompts`.
+
+    Returns, for each mode, what `acceptance` and `speed` return, in one dict.
     """
     methods = methods_for(draft.kind)
     speeds = speed(target, draft, prompts[:TIMED_PROMPTS], methods, max_tokens)
@@ -61,8 +66,9 @@ def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) ->
 def acceptance(target: Target, draft: Draft, prompts: Prompts, method: str, max_tokens: int) -> dict[str, Any]:
     """Of all cycles of all prompts together, decoded in batches at the trained K.
 
-    `acceptance_length` (bonus included) and `accepted_by_position` as `Stats` defines them, `acceptance_length_interval` (95 %, by bootstrap
-    over prompts; None for one prompt), and `draft_tokens`, `prompts` and `cycles`, the numbers of them.
+    Returns `acceptance_length` (bonus included) and `accepted_by_position` as `Stats` defines them,
+    `acceptance_length_interval` (95 %, by bootstrap over prompts; None for one prompt), and `draft_tokens`,
+    `prompts` and `cycles`, the numbers of them.
     """
     assert draft.spec is not None, "only a draft with a mask token is trained"
     k = draft.spec.draft_tokens
@@ -81,10 +87,15 @@ def acceptance(target: Target, draft: Draft, prompts: Prompts, method: str, max_
 
 
 def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str], max_tokens: int) -> dict[str, dict[str, Any]]:
-    """How much faster than plain decoding each method is for one user: prompts one by one, each by every method in turn, K "auto".
+    """How much faster than plain decoding each method is for one user.
 
-    `speedup` is a ratio of tokens per second of the cycles alone, all prompts together; None where no answer is longer than a token.
-    `speedup_interval`: 95 %, by bootstrap over prompts. `tokens_per_second`, `plain_tokens_per_second`, and `timed_prompts`, their number.
+    Prompts are decoded one by one, each by every method in turn, with K "auto". Returns, for each method:
+
+    `speedup`: ratio of tokens per second of the cycles alone, all prompts together; None where no answer is
+        longer than a token.
+    `speedup_interval`: 95 %, by bootstrap over prompts.
+    `tokens_per_second`, `plain_tokens_per_second`: the two sides of the ratio.
+    `timed_prompts`: how many prompts count.
     """
     order = [PLAIN, *methods]
     engines = {m: _engine(target, draft, m, "auto", 1, prompts, max_tokens) for m in order}
@@ -114,7 +125,7 @@ def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str]
 
 
 def _engine(target: Target, draft: Draft | None, method: str, draft_tokens: Any, batch: int, prompts: Prompts, max_tokens: int) -> Engine:
-    # No more positions than it needs: by default an engine takes much of the memory that is free, which training wants back.
+    # No more positions than needed: by default an engine takes much of the memory that training needs.
     positions = batch * (max(map(len, prompts)) + max_tokens)
     return Engine(target, draft, method, draft_tokens, max_batch=batch, cache_tokens=positions)
 

@@ -1,4 +1,4 @@
-"""What a run starts from: its draft, cut out of the target, made of a small LM, or an earlier one; and its examples."""
+"""What a run starts from: its examples, and a draft, which is cut out of the target or made of a model."""
 
 import dataclasses
 
@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from pard2.checkpoints.meta import meta_draft, meta_target
-from pard2.checkpoints.pruning import as_parallel_draft, cut_draft, even_layers, unused_token
+from pard2.checkpoints.pruning import FeatureOptions, as_parallel_draft, cut_draft, even_layers, unused_token
 from pard2.checkpoints.quantisation import check_quantisation
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.twin import check_decodable
 from pard2.config import TrainConfig
-from pard2.data.examples import Examples, load_examples
+from pard2.data.corpus import Examples
+from pard2.data.examples import load_examples
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.target import Target
@@ -20,9 +21,11 @@ from pard2.train.compatibility import check_kinds, check_lengths
 
 
 def meta_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draft]:
-    """The run's target and draft on the `meta` device: their shapes. Raises `Pard2Error` as the run would, as far as can be told without weights.
+    """The run's target and draft on the `meta` device: their shapes.
 
     stand_in: the target is a shape in place of a model, and so has no tokenizer.
+
+    Raises `Pard2Error` as the run would, as far as can be told without weights.
     """
     target = meta_target(config.target.name)
     check_decodable(target.model, target.name)
@@ -52,22 +55,24 @@ def run_examples(config: TrainConfig, target: Target, draft: Draft) -> Examples:
 def initial_draft(config: TrainConfig, target: Target, examples: Examples | None = None) -> Draft:
     """The draft that a run starts from, in float32: whatever the target's precision, small updates need it.
 
-    examples: of the run, whose answers tell which tokens a part of the vocabulary is made of; None where the draft has no weights and it
-    does not matter which. Raises `Pard2Error` for a start that does not fit the target or the run.
+    examples: of the run, whose answers tell which tokens a part of the vocabulary is made of; None where the
+        draft has no weights and it does not matter which.
+
+    Raises `Pard2Error` for a start that does not fit the target or the run.
     """
     wanted, objective = config.draft, config.objective
     if wanted.share_vocabulary and config.target.dtype not in ("float32", config.loop.precision):
         raise Pard2Error(
             f"draft.share_vocabulary trains through the target's own tables; give loop.precision={config.target.dtype}, or target.dtype=float32"
         )
-    options = {"normalise_features": wanted.normalise_features, "mask_feature": wanted.learn_mask_feature}
+    options = FeatureOptions(scale=wanted.scale, normalise_features=wanted.normalise_features, mask_feature=wanted.learn_mask_feature)
     chosen = tuple(wanted.target_layers) if wanted.target_layers else None
     if wanted.path is not None:
         on_meta = target.device.type == "meta"
         draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
         check_quantisation(draft.lm.config, draft.name, plain=True)
         if draft.spec is None:
-            draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, wanted.scale, **options)
+            draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, options)
         if draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
             raise Pard2Error(
                 f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens), or an ordinary LM; "
@@ -88,18 +93,22 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
         _mask_token(config, target),
         objective.draft_tokens,
         chosen,
-        wanted.scale,
         wanted.share_vocabulary,
-        **options,
-        vocabulary=vocabulary,
+        vocabulary,
+        options,
     ).float()
 
 
 def answer_vocabulary(examples: Examples | None, size: int, vocab_size: int, kept: Tensor | None = None) -> Tensor:
-    """[size] ids, rising, of the tokens that occur most in the answers; of equals, and where too few occur, the lowest ids come first.
+    """[size] ids, rising, of the tokens that occur most in the answers.
 
-    A tokenizer of merges numbers its tokens by how common they are in text at large. examples: None for a draft without weights, to which
-    it does not matter which. kept: ids that are taken in any case, at most `size`. Raises `Pard2Error` for more than there are.
+    Of equals, and where too few occur, the lowest ids come first: a tokenizer of merges numbers its tokens by
+    how common they are in text at large.
+
+    examples: None for a draft without weights, to which it does not matter which.
+    kept: ids that are taken in any case, at most `size`.
+
+    Raises `Pard2Error` for more than there are.
     """
     if size > vocab_size:
         raise Pard2Error(f"draft.vocabulary_size={size}: the target has {vocab_size} tokens")
@@ -112,7 +121,7 @@ def answer_vocabulary(examples: Examples | None, size: int, vocab_size: int, kep
 
 
 def _check_same(config: TrainConfig, draft: Draft) -> None:
-    """Raises `Pard2Error` if the run asks for what its PARD-2 draft was not made with: it would be left out silently."""
+    """Raises `Pard2Error` if the run asks for what its PARD-2 draft was not made with."""
     wanted, spec = config.draft, draft.spec
     held = {
         "mask_token": spec.mask_token,

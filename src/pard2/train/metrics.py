@@ -1,6 +1,7 @@
-"""What a run tells of itself, step by step: metrics.jsonl always, TensorBoard and Weights & Biases on request.
+"""The metrics of a run, step by step: metrics.jsonl always, TensorBoard and Weights & Biases on request.
 
-A resumed run takes the steps after its checkpoint again. Each place forgets them in its own way, so that every step is told once.
+A resumed run takes the steps after its checkpoint again. Each tracker drops their older figures in its own
+way, so that every step is told once.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from pard2.files import writing
 _RUN_ID = "wandb-run"
 
 
-class _Place(Protocol):
+class _Tracker(Protocol):
     """Where the figures of a step go beside the file."""
 
     def write(self, step: int, scalars: dict[str, float]) -> None: ...
@@ -26,18 +27,23 @@ class _Place(Protocol):
 
 
 class MetricsLog:
-    """One record a step, into `output/metrics.jsonl` and wherever else is asked for. A context manager; only the main process has one.
+    """One record a step, into `output/metrics.jsonl` and wherever else is asked for.
 
-    tensorboard: write events to `output/tensorboard`. wandb_project: report to this project; the run's id is kept in `output`, and a resumed
-    run is the same run there. config: shown there with the run.
-    Raises `Pard2Error` for a file that cannot be written or holds something else, for a package that is not installed, and for a
-    project that cannot be reached.
+    A context manager; only the main process has one.
+
+    tensorboard: write events to `output/tensorboard`.
+    wandb_project: report to this project; the run's id is kept in `output`, and a resumed run is the same run
+        there.
+    config: shown there with the run.
+
+    Raises `Pard2Error` for a file that cannot be written or holds something else, for a package that is not
+    installed, and for a project that cannot be reached.
     """
 
     def __init__(self, output: Path, tensorboard: bool, wandb_project: str | None, config: dict[str, Any]) -> None:
         self._output, self._tensorboard, self._wandb_project, self._config = output, tensorboard, wandb_project, config
         self._path = output / "metrics.jsonl"
-        self._places: list[_Place] = []
+        self._trackers: list[_Tracker] = []
         if tensorboard:
             _import_tensorboard()
         if wandb_project is not None:
@@ -50,13 +56,16 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for place in self._places:
-            place.close()
+        for tracker in self._trackers:
+            tracker.close()
         with contextlib.suppress(OSError):  # a full disk has been reported by write()
             self._file.close()
 
     def forget_after(self, done: int) -> None:
-        """Drop what a killed run told of steps after `done`, and go on from there. Called once, before the first `write`."""
+        """Drop what a killed run told of steps after `done`, and go on from there.
+
+        Called once, before the first `write`.
+        """
         end = 0
         for number, line in enumerate(iter(self._file.readline, b""), 1):
             if not line.endswith(b"\n"):  # torn by the kill
@@ -70,27 +79,34 @@ class MetricsLog:
         self._file.truncate(end)
         self._file.seek(end)
         if self._tensorboard:
-            self._places.append(_TensorBoard(self._output / "tensorboard", done))
+            self._trackers.append(_TensorBoard(self._output / "tensorboard", done))
         if self._wandb_project is not None:
-            self._places.append(_Wandb(self._output, self._wandb_project, self._config))
+            self._trackers.append(_Wandb(self._output, self._wandb_project, self._config))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Tell of a step; it is on its way to the disk when this returns. record: `step`, numbers, lists by depth, and perhaps `evaluation`."""
+        """Tell of a step; it is on its way to the disk when this returns.
+
+        record: `step`, numbers, lists by depth, and perhaps `evaluation`.
+        """
         with writing(self._path, "; the last checkpoint is whole"):
             self._file.write(json.dumps(_finite(record)).encode() + b"\n")
             self._file.flush()
         values = {name: value for name, value in scalars(record) if name != "step"}
-        for place in self._places:
-            place.write(record["step"], values)
+        for tracker in self._trackers:
+            tracker.write(record["step"], values)
 
 
 def step_figures(sums: list[float], k: int) -> dict[str, Any]:
-    """A step's figures from its sums: loss, weight, ce, kl, tokens, slots; then, k of each, by depth: correct, overlap, trained, answered.
+    """A step's figures from its sums.
 
-    `teacher_forced_al`, 1 + the sum of the accuracies' prefix products, is the acceptance length if the depths were independent.
+    sums: loss, weight, ce, kl, tokens, slots; then, k of each, by depth: correct, overlap, trained, answered.
+        What follows is ignored.
+
+    `teacher_forced_al`, 1 + the sum of the accuracies' prefix products, is the acceptance length if the
+    depths were independent.
     """
     loss, weight, ce, kl, tokens, slots, *by_depth = sums
-    correct, overlap, trained, answered = (by_depth[place * k : (place + 1) * k] for place in range(4))
+    correct, overlap, trained, answered = (by_depth[part * k : (part + 1) * k] for part in range(4))
     accuracy = [round(hits / max(1.0, count), 4) for hits, count in zip(correct, answered, strict=True)]
     return {
         "loss": round(loss / weight, 5),
@@ -114,9 +130,11 @@ def _finite(value: Any) -> Any:
 
 
 def scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """A record's numbers under flat names: `loss`, `accuracy/depth_3`, `evaluation/pard2-td/speedup`, `evaluation/pard2-td/accepted/position_0`.
+    """A record's numbers under flat names.
 
-    Lists are named `.._by_..`; intervals, which have no curve, and what is no number stay in the file alone.
+    For instance `loss`, `accuracy/depth_3`, `evaluation/pard2-td/speedup`,
+    `evaluation/pard2-td/accepted/position_0`. Lists are named `.._by_..`; intervals, which have no curve, and
+    what is no number stay in the file alone.
     """
     for name, value in record.items():
         if name == "evaluation":
@@ -170,7 +188,7 @@ class _Wandb:
             kept.write_text(self._run.id)
         except wandb.Error as error:
             raise Pard2Error(f"log.wandb={project}: {first_line(error)}; run `wandb login`, or leave log.wandb out") from None
-        # Its own count of steps never goes back, which a resumed run does: a step told twice would be dropped the second time.
+        # Its own count of steps never goes back, as a resumed run does: a repeated step would be dropped.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

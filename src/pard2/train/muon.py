@@ -1,8 +1,9 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied.
 
 Source: https://kellerjordan.github.io/posts/muon/.
-`torch.optim.Muon` computes in bfloat16 whatever the weights are, which CPUs without bfloat16 arithmetic do at a small part of their
-speed. This is the same update, in float32 there.
+
+`torch.optim.Muon` computes in bfloat16 whatever the weights are, which is slow on CPUs without bfloat16
+arithmetic. This is the same update, in float32 there.
 """
 
 from typing import Any
@@ -19,9 +20,10 @@ _RMS = 0.2  # of an update's entries per unit of learning rate: about AdamW's, s
 
 
 class Muon(torch.optim.Optimizer):
-    """m <- momentum m + g; W <- W - lr (0.2 sqrt(max(rows, columns)) orthogonal(g + momentum m) + weight_decay W), for matrices alone.
+    """For matrices alone: m <- momentum m + g; W <- W - lr (s orthogonal(g + momentum m) + weight_decay W).
 
-    Several processes with the same gradients share out the matrices; each gets all updates, the same bit for bit.
+    s = 0.2 sqrt(max(rows, columns)). Several processes with the same gradients share out the matrices; each
+    gets all updates, the same bit for bit.
     """
 
     def __init__(self, parameters: list[nn.Parameter] | list[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -54,7 +56,10 @@ def flops(shape: torch.Size) -> float:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """U V^T of matrix = U S V^T, roughly: singular values end up between 0.7 and 1.2. By a Newton-Schulz iteration, which needs products alone."""
+    """U V^T of matrix = U S V^T, roughly: singular values end up between 0.7 and 1.2.
+
+    By a Newton-Schulz iteration, which needs products alone.
+    """
     a, b, c = _COEFFICIENTS
     x = matrix.bfloat16() if matrix.is_cuda or has_bfloat16_products() else matrix.float()
     tall = x.shape[0] > x.shape[1]

@@ -1,6 +1,7 @@
 """AdamW or Muon, the learning rate's schedule, and a running mean of the weights.
 
-What they hold goes to disk by the names of the parameters and whole, however the weights are shared out among processes.
+What they hold goes to disk by the names of the parameters and as whole tensors, however the weights are
+shared out among processes.
 """
 
 import math
@@ -15,7 +16,8 @@ from pard2.config import OptimizerConfig
 from pard2.train.muon import Muon
 from pard2.train.processes import whole, with_values
 
-State = dict[str, dict[str, Tensor]]
+# Of each parameter, by name: what the optimizer keeps between steps.
+OptimizerState = dict[str, dict[str, Tensor]]
 
 _KEPT = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
 
@@ -24,7 +26,7 @@ class Optimizer:
     """AdamW, or Muon and AdamW, over named parameters, with the learning rate a function of the step."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, tables: Collection[Tensor] = ()) -> None:
-        """tables: the embedding and the head, which are no maps from states to states and are left to AdamW."""
+        """tables: the embedding and the head, which map no states to states and are left to AdamW."""
         self.config = config
         self.parameters = dict(parameters)
         matrices = muon_matrices(self.parameters.values(), tables) if config.kind == "muon" else []
@@ -33,7 +35,7 @@ class Optimizer:
         projection = {id(parameter) for name, parameter in self.parameters.items() if name.startswith("projection.")}
 
         def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-            """With the projection, if it is one of them, in a group of its own, as it has a rate of its own."""
+            """The projection, if it is one of them, is a group of its own, as it has a rate of its own."""
             parts = [[p for p in parameters if (id(p) in projection) is apart] for apart in (False, True)]
             return [{"params": part, "factor": factor} for part, factor in zip(parts, (1.0, config.projection_lr_ratio), strict=True) if part]
 
@@ -50,7 +52,10 @@ class Optimizer:
         torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], factor)
 
     def clip(self) -> float:
-        """Shorten the gradient to `clip`, if there is one; returns its norm before, which is not finite where any gradient is not."""
+        """Shorten the gradient to `clip`, if there is one.
+
+        Returns its norm before, which is not finite where any gradient is not.
+        """
         norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf))
         return float(norm)
 
@@ -67,7 +72,7 @@ class Optimizer:
         for inner in self._inner:
             inner.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> OptimizerState:
         """Whole tensors on the CPU. Every process must call it."""
         return {
             name: {key: whole(value).cpu() for key, value in self._of[id(parameter)].state[parameter].items()}
@@ -75,8 +80,11 @@ class Optimizer:
             if parameter in self._of[id(parameter)].state
         }
 
-    def load_state_dict(self, state: State) -> None:
-        """An empty state: of a parameter that no step has changed. Raises KeyError, ValueError or RuntimeError for the state of another model."""
+    def load_state_dict(self, state: OptimizerState) -> None:
+        """Take back what `state_dict` gave. A parameter that no step has changed has an empty entry.
+
+        Raises KeyError, ValueError or RuntimeError for what belongs to another model.
+        """
         for name, values in state.items():
             parameter = self.parameters[name]
             inner = self._of[id(parameter)]
@@ -95,7 +103,10 @@ def muon_matrices(parameters: Iterable[nn.Parameter], tables: Collection[Tensor]
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up to `lr`, then by `schedule` down to `lr * min_lr_ratio` at the last step. `step` counts from 0."""
+    """Linear warm-up to `lr`, then by `schedule` down to `lr * min_lr_ratio` at the last step.
+
+    step: counted from 0.
+    """
     warmup = config.warmup(steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -106,7 +117,7 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 class WeightAverage:
-    """Exponential running mean of weights: m <- decay * m + (1 - decay) * w after each step, m starting as w."""
+    """Running mean of weights, which it starts from: m <- decay * m + (1 - decay) * w after each step."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self._parameters = dict(parameters)

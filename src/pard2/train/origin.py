@@ -1,4 +1,4 @@
-"""What a run is trained with, as hashes, so that it is never resumed with something else under the same names."""
+"""What a run is trained with, as hashes: it is never resumed with something else under the same names."""
 
 import hashlib
 import json
@@ -6,15 +6,19 @@ import json
 from pydantic import BaseModel, ConfigDict
 
 from pard2.config import TrainConfig
-from pard2.data.examples import Examples
+from pard2.data.corpus import Examples
 from pard2.data.fingerprint import template_hash
 from pard2.models.identity import weights_hash
 from pard2.models.target import Target
 
 
 class Origin(BaseModel):
-    """SHA-256 of: target, its config and some values of each weight; template, the chat template; data, ids and masks of all examples in their
-    order, which the template goes into; evaluation, ids of the held-out prompts, None without any.
+    """SHA-256 hashes.
+
+    target: of its config and some values of each weight.
+    template: of the chat template.
+    data: of token ids and masks of all examples in their order, which depend on the template, too.
+    evaluation: of the token ids of the held-out prompts, None without any.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)

@@ -11,6 +11,7 @@ import torch
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from pard2.checkpoints.loading import parse_device, parse_dtype
 from pard2.config import TrainConfig
@@ -23,29 +24,24 @@ from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.target import Target
 from pard2.reading import printable
 from pard2.train import muon
-from pard2.train.estimates import Memory, RowSize, Shape, count, row_flops, step_memory
+from pard2.train.estimates import Memory, Parameters, SequenceSize, Shape, StepOptions, count, sequence_flops, step_memory
 from pard2.train.optimizer import muon_matrices
 from pard2.units import amount, duration, size
 
 _MATMUL_SECONDS = 0.3
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """Numbers in the models' weights. projection, muon: parts of `trained`. frozen: of the draft; what it borrows is the target's."""
-
-    target: int
-    trained: int
-    projection: int
-    frozen: int
-    muon: int
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
-    """conversations, tokens, predicted: of all examples. skipped, cut: for their length. not_cached: left out, since the cache lacks them.
+    """What a run learns from.
 
-    slots: of a row of up to row_length tokens, on average. notes: of `Examples`.
+    conversations, tokens, predicted: of all examples.
+    skipped, cut: for their length.
+    not_cached: left out, since the cache lacks them.
+    rows: packed sequences of an epoch.
+    row_length: tokens that a packed sequence has room for.
+    slots: of a packed sequence, on average.
+    notes: of `Examples`.
     """
 
     conversations: int
@@ -62,9 +58,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes. checkpoint: one of `checkpoints`, among them the one that is being written. drafts: `draft`, `best`, and one that is being written.
+    """Bytes.
 
-    features: of a cache that lacks them all; 0 without one. free: now, where the run writes.
+    checkpoint: one of `checkpoints`, their number, with the one that is being written.
+    drafts: `draft`, `best`, and one that is being written.
+    features: of a cache that lacks them all; 0 without one.
+    free: now, where the run writes.
     """
 
     checkpoint: int
@@ -80,10 +79,11 @@ class Disk:
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of a step. seconds: of a step at the speed of bare matrix products, None where it was not measured.
+    """Floating-point operations of a step.
 
-    optimizer: of Muon, which makes each matrix orthogonal once a step. A real step takes longer: norms, softmaxes, AdamW and the disk are not
-    counted.
+    optimizer: of Muon, which makes each matrix orthogonal once a step.
+    seconds: of a step at the speed of bare matrix products, None where it was not measured. A real step takes
+        longer: norms, softmaxes, AdamW and the disk are not counted.
     """
 
     target: float
@@ -97,9 +97,13 @@ class Work:
         return self.target + self.draft + self.loss + self.optimizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run before its first step. memory_free: what it may use, with what its models hold already. missing: lines on what a dry run assumed."""
+    """A run before its first step.
+
+    memory_free: bytes that it may use, with what its models hold already.
+    missing: lines on what a dry run assumed.
+    """
 
     target: str
     draft: str
@@ -126,79 +130,110 @@ class Plan:
         return asdict(self) | more | {"flops_per_step": self.work.flops, "seconds": seconds}
 
 
-def run_steps(config: TrainConfig, rows: int) -> int:
-    """Optimizer steps of a run over so many rows an epoch. Raises `Pard2Error` for a warm-up that is longer."""
-    steps = config.loop.steps or math.ceil(config.loop.epochs * rows / config.loop.rows_per_step)
+def run_steps(config: TrainConfig, sequences: int) -> int:
+    """Optimizer steps of a run over so many packed sequences an epoch.
+
+    Raises `Pard2Error` for a warm-up that is longer.
+    """
+    steps = config.loop.steps or math.ceil(config.loop.epochs * sequences / config.loop.rows_per_step)
     config.optimizer.check_warmup(steps)
     return steps
 
 
 def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examples, measure: bool = False, not_cached: int = 0) -> Plan:
-    """The plan of one process that does all the work. The models may be on the `meta` device. measure: let the device multiply for half a second.
+    """The plan of one process that does all the work. The models may be on the `meta` device.
 
+    measure: let the device multiply for half a second.
     not_cached: conversations that are not in `examples`, since the run's cache lacks them.
     """
     spec, loop = draft.spec, config.loop
     assert spec is not None and spec.target_layers is not None, "a run trains a draft with a projection"
-    device = parse_device(loop.device)
-    target_dtype = parse_dtype(config.target.dtype)
-    features = target.hidden_size * len(spec.target_layers)
-    trained, bias = count(draft, trained_only=True), draft.projection.bias
-    projection = draft.projection.weight.numel() + (0 if bias is None else bias.numel())
-    trainable = [parameter for parameter in draft.parameters() if parameter.requires_grad]
-    matrices = muon_matrices(trainable, draft.tables) if config.optimizer.kind == "muon" else []
-    numbers = Parameters(count(target.model), trained, projection, count(draft) - trained, sum(matrix.numel() for matrix in matrices))
-
-    row_length = config.data.row_length or config.data.max_length
-    rows = len(pack(examples.lengths, row_length, loop.seed))
-    tokens, predicted = len(examples.tokens), int(examples.predicted.sum())
-    document = float((examples.lengths.astype(float) ** 2).sum() / tokens)
-    usual = RowSize.of(tokens / rows, predicted / rows, document, config.objective)
-    fullest = RowSize.of(row_length, row_length * predicted / tokens, document, config.objective)
-    steps = run_steps(config, rows)
-
-    shapes = Shape.of(target), Shape.of(draft)
-    head_trained = not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
-    memory = step_memory(
-        *shapes,
-        fullest,
-        {"target": numbers.target, "draft": numbers.trained + numbers.frozen, "trained": numbers.trained, "muon": numbers.muon},
-        features,
-        target_dtype.itemsize,
-        head_trained=head_trained,
+    device, dtype = parse_device(loop.device), parse_dtype(config.target.dtype)
+    options = StepOptions(
+        target_itemsize=dtype.itemsize,
+        head_trained=not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding),
         mixed=loop.precision == "bfloat16",
         checkpointing=loop.activation_checkpointing,
         average=config.optimizer.ema is not None,
         on_gpu=device.type == "cuda",
     )
+    matrices = _muon_matrices(config, draft)
+    numbers = _parameters(target, draft, matrices)
+    usual, fullest, data = _sizes(config, examples, not_cached)
+    shapes, features = (Shape.of(target), Shape.of(draft)), target.hidden_size * len(spec.target_layers)
+    memory = step_memory(*shapes, fullest, numbers, features, options)
     held = 0 if target.device.type == "meta" else memory.target_weights + memory.draft_weights
-    flops = {
-        part: number * loop.rows_per_step
-        for part, number in row_flops(
-            *shapes, usual, predicted / rows, features, head_trained=head_trained, checkpointing=loop.activation_checkpointing
-        ).items()
-    }
+    flops = sequence_flops(
+        *shapes, usual, data.predicted / data.rows, features, head_trained=options.head_trained, checkpointing=options.checkpointing
+    )
+    steps = run_steps(config, data.rows)
+    return Plan(
+        target=config.target.name,
+        draft=config.draft.path or draft.name.replace(target.name, config.target.name),
+        layers=draft.num_layers,
+        draft_tokens=spec.draft_tokens,
+        mask_token=spec.mask_token,
+        target_layers=tuple(spec.target_layers),
+        device=str(device),
+        parameters=numbers,
+        data=data,
+        steps=steps,
+        rows_per_step=loop.rows_per_step,
+        epochs=steps * loop.rows_per_step / data.rows,
+        memory=memory,
+        memory_free=free_bytes(device) + held,
+        disk=_disk(config, numbers, 0 if config.features.cache is None else cache_bytes(examples.lengths, target, spec.target_layers, dtype)),
+        work=_work(config, flops, sum(muon.flops(matrix.shape) for matrix in matrices), measure),
+    )
+
+
+def _muon_matrices(config: TrainConfig, draft: Draft) -> list[nn.Parameter]:
+    trainable = [parameter for parameter in draft.parameters() if parameter.requires_grad]
+    return muon_matrices(trainable, draft.tables) if config.optimizer.kind == "muon" else []
+
+
+def _parameters(target: Target, draft: Draft, matrices: list[nn.Parameter]) -> Parameters:
+    trained, bias = count(draft, trained_only=True), draft.projection.bias
+    return Parameters(
+        target=count(target.model),
+        trained=trained,
+        projection=draft.projection.weight.numel() + (0 if bias is None else bias.numel()),
+        frozen=count(draft) - trained,
+        muon=sum(matrix.numel() for matrix in matrices),
+    )
+
+
+def _sizes(config: TrainConfig, examples: Examples, not_cached: int) -> tuple[SequenceSize, SequenceSize, Data]:
+    """Of a usual packed sequence, of the fullest, and of all data."""
+    room = config.data.row_length or config.data.max_length
+    sequences = len(pack(examples.lengths, room, config.loop.seed))
+    tokens, predicted = len(examples.tokens), int(examples.predicted.sum())
+    document = float((examples.lengths.astype(float) ** 2).sum() / tokens)
+    usual = SequenceSize.of(tokens / sequences, predicted / sequences, document, config.objective)
+    fullest = SequenceSize.of(room, room * predicted / tokens, document, config.objective)
+    data = Data(
+        conversations=len(examples),
+        tokens=tokens,
+        predicted=predicted,
+        skipped=examples.skipped,
+        cut=examples.cut,
+        not_cached=not_cached,
+        rows=sequences,
+        row_length=room,
+        slots=usual.slots,
+        notes=examples.notes,
+    )
+    return usual, fullest, data
+
+
+def _work(config: TrainConfig, sequence: dict[str, float], optimizer: float, measure: bool) -> Work:
+    """A step's operations, from those of a packed sequence and of the optimizer."""
+    flops = {part: number * config.loop.rows_per_step for part, number in sequence.items()}
     if config.features.cache is not None:
         flops["target"] = 0.0  # in all epochs but the first
-    flops["optimizer"] = sum(muon.flops(matrix.shape) for matrix in matrices)
-    return Plan(
-        config.target.name,
-        config.draft.path or draft.name.replace(target.name, config.target.name),
-        draft.num_layers,
-        spec.draft_tokens,
-        spec.mask_token,
-        tuple(spec.target_layers),
-        str(device),
-        numbers,
-        Data(len(examples), tokens, predicted, examples.skipped, examples.cut, not_cached, rows, row_length, usual.slots, examples.notes),
-        steps,
-        loop.rows_per_step,
-        steps * loop.rows_per_step / rows,
-        memory,
-        free_bytes(device) + held,
-        _disk(config, numbers, 0 if config.features.cache is None else cache_bytes(examples.lengths, target, spec.target_layers, target_dtype)),
-        Work(**flops, seconds=_seconds(flops, device, target_dtype, parse_dtype(loop.precision)) if measure else None),
-    )
+    flops["optimizer"] = optimizer
+    device, target_dtype, precision = parse_device(config.loop.device), parse_dtype(config.target.dtype), parse_dtype(config.loop.precision)
+    return Work(**flops, seconds=_seconds(flops, device, target_dtype, precision) if measure else None)
 
 
 def _disk(config: TrainConfig, numbers: Parameters, features: int) -> Disk:

@@ -1,7 +1,8 @@
 """Figures that are too good to be true, told before days are spent on them.
 
-A mask that lets a slot see what it predicts, or features shifted the wrong way, give a splendid training accuracy and a
-draft whose proposals are hardly ever accepted. Conversations learnt by heart look the same from here.
+A mask that lets a slot see what it predicts, or features shifted the wrong way, give a very good training
+accuracy and a draft whose proposals are hardly ever accepted. Conversations learnt by heart look the same
+from here.
 """
 
 from itertools import accumulate
@@ -21,8 +22,10 @@ _COMPARE = "compare a few steps with loop.attention=dense in another loop.output
 def implausible(accuracy_by_depth: list[float], evaluation: list[dict[str, Any]] | None = None) -> str | None:
     """One line on what is wrong and what to check, or None.
 
-    accuracy_by_depth: [K], teacher-forced, depth 0 first. evaluation: results with `method` and `acceptance_length`, the first of which is held
-    against the forecast 1 + sum of the accuracies' prefix products. For honest drafts the two differ by a third or so, either way.
+    accuracy_by_depth: [K], teacher-forced, depth 0 first.
+    evaluation: results with `method` and `acceptance_length`, the first of which is compared with the
+        forecast 1 + sum of the accuracies' prefix products. For honest drafts the two differ by a third or
+        so, either way.
     """
     first, last = accuracy_by_depth[0], accuracy_by_depth[-1]
     promised = sum(accumulate(accuracy_by_depth, mul))

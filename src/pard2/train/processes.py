@@ -1,7 +1,7 @@
 """The processes that train one draft together: one by default, several where a launcher has started them.
 
-`accelerate launch` and `torchrun` both work. The rest of the trainer knows a rank, a sum over all processes, and
-a module that gathers gradients; alone, all three cost nothing.
+`accelerate launch` and `torchrun` both work. The rest of the trainer knows a rank, a sum over all processes,
+and a module that gathers gradients; in a run of one process, all three cost nothing.
 """
 
 import os
@@ -20,10 +20,18 @@ Value = TypeVar("Value")
 
 
 class Processes:
-    """rank: this process's number, 0 for the main one, which alone writes. count: how many there are. device: this one's."""
+    """This process among the others.
+
+    rank: its number, 0 for the main one, which alone writes.
+    count: how many there are.
+    device: of this one.
+    """
 
     def __init__(self, device: str | None, sharding: str) -> None:
-        """device: as `loop.device`; several processes get theirs by rank, unless it is `cpu`. sharding: as `loop.sharding`.
+        """Join the others, where a launcher has started several.
+
+        device: as `loop.device`; several processes get theirs by rank, unless it is `cpu`.
+        sharding: as `loop.sharding`.
 
         Raises `Pard2Error` for a device that several processes cannot share, and where accelerate is missing.
         """
@@ -49,7 +57,10 @@ class Processes:
         return self.rank == 0
 
     def wrap(self, module: nn.Module, blocks: nn.ModuleList) -> nn.Module:
-        """`module`, made to average its gradients over the processes. blocks: what sharding shares out one by one."""
+        """`module`, made to average its gradients over the processes.
+
+        blocks: the layers, which sharding shares out one by one.
+        """
         if self._accelerator is None:
             return module
         if not self._sharded:
@@ -65,7 +76,7 @@ class Processes:
 
     @contextmanager
     def gathering(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
-        """A backward pass inside gathers gradients only if it is the step's last.
+        """Around a forward and a backward pass, which gathers gradients only if it is the step's last.
 
         Sharded gradients are gathered each time: kept whole, they might not fit.
         """
@@ -102,7 +113,10 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Turns the loss of another process, which ends a collective with an error, into one line; leaves the group in the end."""
+        """Turns the loss of another process, which ends a collective with an error, into one line.
+
+        Leaves the group in the end.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -117,12 +131,15 @@ class Processes:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of one that is shared out; every process must call it. Others come back as they are, detached."""
+    """The full tensor of one that is shared out, others as they are; detached. Every process must call it."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def with_values(like: Tensor, values: Tensor) -> Tensor:
-    """A tensor of these values on the device, and shared out in the manner, of `like`. Raises RuntimeError for another shape or type."""
+    """A tensor of these values on the device of `like`, and shared out in the same manner.
+
+    Raises RuntimeError for another shape or type.
+    """
     if values.shape != like.shape or values.dtype != like.dtype:
         raise RuntimeError(f"shape {list(values.shape)} in place of {list(like.shape)}, {values.dtype} in place of {like.dtype}")
     values = values.to(like.device)

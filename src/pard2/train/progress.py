@@ -1,4 +1,4 @@
-"""How a run is doing, while it runs: a bar and a line of figures on a terminal, a plain line now and then in a log."""
+"""Shows how a run is doing: a bar and a line of figures on a terminal, a plain line now and then in a log."""
 
 import time
 from typing import Any
@@ -40,7 +40,10 @@ class TrainingProgress:
             self._live.stop()
 
     def update(self, record: dict[str, Any]) -> None:
-        """Show a step's metrics; needs `step, loss, teacher_forced_al, tokens, slots, seconds, wait_seconds, memory_bytes`. Evaluations stay."""
+        """Show a step's metrics, and its evaluation in a line that stays.
+
+        record: has `step, loss, teacher_forced_al, tokens, slots, seconds, wait_seconds, memory_bytes`.
+        """
         self._done = record["step"]
         self._taken += 1
         for name in self._sums:
@@ -67,7 +70,7 @@ class TrainingProgress:
         )
 
     def seconds_left(self) -> float:
-        """If the steps to come take as long as those since the start did on average, evaluations and checkpoints included."""
+        """At the average speed since the start, with evaluations and checkpoints."""
         return (self._clock() - self._began) / max(1, self._taken) * (self._total - self._done)
 
     def _view(self, line: str) -> Group:

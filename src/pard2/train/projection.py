@@ -10,16 +10,20 @@ from pard2.models.draft import Projection
 class StandardisedProjection(nn.Module):
     """Learns V in `scale * W f = unit * V (f / std)`, `unit = embedding_rms / sqrt(F)`.
 
-    Features of the residual stream differ in size by orders of magnitude, and an optimizer whose
-    steps have one size for all weights learns the small ones too slowly and overshoots with the large ones. With V,
-    a step moves the projected feature by a like share of the embedding that it is added to. The family of functions
-    is the same; `weight` is the W that a checkpoint holds.
+    Features of the residual stream differ in size by orders of magnitude, and an optimizer whose steps have
+    one size for all weights learns the small ones too slowly and overshoots with the large ones. With V, a
+    step moves the projected feature by a like share of the embedding that it is added to. The family of
+    functions is the same; `weight` is the W that a checkpoint holds.
     """
 
     columns: Tensor
 
     def __init__(self, start: Projection, std: Tensor, scale: float, embedding_rms: float) -> None:
-        """start: the projection to start from, W [hidden, F] and perhaps a bias. std: [F], typical size of each feature."""
+        """An untrained V that stands for the same W.
+
+        start: the projection to start from, W [hidden, F] and perhaps a bias.
+        std: [F], typical size of each feature.
+        """
         super().__init__()
         std = std.clamp(min=1e-6)
         unit = embedding_rms / start.weight.shape[1] ** 0.5
@@ -37,6 +41,8 @@ class StandardisedProjection(nn.Module):
 
 @torch.no_grad()
 def feature_std(features: list[Tensor]) -> Tensor:
-    """[F] root mean square of each feature over sequences [N_i, F], first tokens left out: they are outliers by nature."""
-    rows = torch.cat([f[1:] for f in features]).float()
-    return rows.square().mean(0).sqrt()
+    """[F] root mean square of each feature over conversations [N_i, F].
+
+    First tokens are left out: they are outliers by nature.
+    """
+    return torch.cat([f[1:] for f in features]).float().square().mean(0).sqrt()

@@ -1,4 +1,4 @@
-"""What a dry run plans with in place of models and conversations that are not there yet, as its file tells."""
+"""What a dry run plans with where models or conversations are not there yet, as its file tells."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from pard2.checkpoints.loading import load_config
 from pard2.config import TrainConfig
-from pard2.data.corpus import Examples
+from pard2.data.corpus import Examples, offsets_of
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
@@ -19,7 +19,12 @@ _LENGTHS = 16  # assumed ones, evenly spaced
 
 
 def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, Draft]:
-    """As `meta_pair`; a model that cannot be read is made of its `shape`, if the run tells it, and has no tokenizer. missing: gets a line."""
+    """As `meta_pair`; a model that cannot be read is made of its `shape`, if the run has one.
+
+    Such a target has no tokenizer.
+
+    missing: gets a line for each such model.
+    """
     with TemporaryDirectory() as directory:
         sections = {}
         for section, field in (("target", "name"), ("draft", "path")):
@@ -38,7 +43,10 @@ def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, Draft
 
 
 def planned_examples(config: TrainConfig, target: Target, draft: Draft, missing: list[str]) -> Examples:
-    """As `run_examples`; what cannot be read is assumed, if the run tells how many tokens to expect. missing: gets a line."""
+    """As `run_examples`; what cannot be read is assumed, if the run tells how many tokens to expect.
+
+    missing: gets a line then.
+    """
     data, why = config.data, None
     if data.expected_tokens is not None:
         why = next(filter(None, map(absent, data.train)), None)
@@ -51,13 +59,17 @@ def planned_examples(config: TrainConfig, target: Target, draft: Draft, missing:
     # A quarter of the longest up to all of it, every other token to predict.
     lengths = np.linspace(max(1, data.max_length // 4), data.max_length, _LENGTHS).astype(np.int64)
     lengths = np.resize(lengths, max(1, round(data.expected_tokens / lengths.mean())))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
     missing.append(
         f"{why}; assumed are data.expected_tokens={data.expected_tokens:,} in conversations of {lengths.min():,} to {lengths.max():,} tokens, "
         "every other one to predict"
     )
-    total = int(offsets[-1])
-    return Examples(np.broadcast_to(np.int32(0), total), np.arange(total) % 2 == 1, offsets, [str(i) for i in range(len(lengths))])
+    total = int(lengths.sum())
+    return Examples(
+        tokens=np.broadcast_to(np.int32(0), total),
+        predicted=np.arange(total) % 2 == 1,
+        offsets=offsets_of(lengths),
+        ids=[str(i) for i in range(len(lengths))],
+    )
 
 
 def absent(source: str) -> str | None:

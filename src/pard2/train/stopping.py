@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP while a run trains: the step under way is finished, a checkpoint written, and the run ends."""
+"""Ctrl-C, SIGTERM and SIGHUP in a run: it finishes the step under way, writes a checkpoint, and ends."""
 
 import contextlib
 import signal
@@ -23,7 +23,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While this context lasts, a first signal is noted in `caught`, its number; a second one does what it did before, at once."""
+    """While this context lasts, a first signal is noted: `caught` is its number.
+
+    A second one has the effect that it had before, at once.
+    """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         """tell: shows a line to a person."""

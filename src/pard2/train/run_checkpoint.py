@@ -1,7 +1,7 @@
-"""The state of a run on disk: written whole after a step, read back to go on as if nothing had happened.
+"""A run's checkpoints: written whole after a step, read back to go on as if nothing had happened.
 
-Random choices need no state of their own: each is drawn from a generator seeded by the run's seed and its
-place in the run, so a resumed run draws what the uninterrupted one would have drawn.
+Random choices are not stored: each is drawn from a generator that is seeded by the run's seed and by what is
+drawn (`packed_sequences.generator`), so a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import json
@@ -37,28 +37,44 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Runtime
 _LEFT = {"checkpoints", "draft", "best", "metrics.jsonl", "tensorboard", "wandb", "wandb-run"}
 
 
-@dataclass(frozen=True)
-class RunState:
-    """A run after `step` steps. Tensors are whole and on the CPU.
+@dataclass
+class RunProgress:
+    """How far a run has come.
 
-    weights: the draft's state dict. optimizer: as `Optimizer.state_dict`. average: as `WeightAverage.state_dict`, empty
-    without one. skipped: steps without an update in all. bad: such steps in a row until now. best: acceptance length of the best
-    evaluation, 0 before the first. origin: what it was trained with, None in one of an older version. steps: of the whole run.
+    done: steps taken.
+    skipped: steps without an update, in all.
+    bad: such steps in a row until now.
+    best: acceptance length of the best evaluation, 0 before the first.
     """
 
-    step: int
+    done: int = 0
+    skipped: int = 0
+    bad: int = 0
+    best: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCheckpoint:
+    """A run after some of its steps. Tensors are whole and on the CPU.
+
+    progress: how far it had come.
+    steps: of the whole run.
+    weights: the draft's state dict.
+    optimizer: as `Optimizer.state_dict`.
+    average: as `WeightAverage.state_dict`, empty without one.
+    origin: what it was trained with, None in a checkpoint of an older version.
+    """
+
+    progress: RunProgress
+    steps: int
     weights: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor]]
     average: dict[str, Tensor]
-    skipped: int
-    bad: int
-    best: float
     origin: Origin | None
-    steps: int
 
 
 class _Saved(BaseModel):
-    """`run.json` of a checkpoint: fields as in `RunState`."""
+    """`run.json` of a checkpoint: fields as in `RunCheckpoint` and its `RunProgress`."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -70,16 +86,11 @@ class _Saved(BaseModel):
     origin: Origin | None = None
 
 
-def generator(seed: int, *place: int) -> torch.Generator:
-    """A generator for one place of the run, such as (epoch,) or (kind, row)."""
-    value = seed
-    for number in place:
-        value = (value * 1_000_003 + number + 1) % (2**63 - 1)
-    return torch.Generator().manual_seed(value)
-
-
 def check_output(config: TrainConfig) -> None:
-    """Raises `Pard2Error` if `loop.output` holds something else than a run, or a model that the run starts from: it would be replaced."""
+    """Raises `Pard2Error` if `loop.output` holds something else than a run.
+
+    So it does for a model that the run starts from: it would be replaced.
+    """
     output = Path(config.loop.output)
     written = {os.path.realpath(output / name) for name in (".", "draft", "best")}
     for field, name in (("target.name", config.target.name), ("draft.path", config.draft.path)):
@@ -96,33 +107,42 @@ def check_output(config: TrainConfig) -> None:
 
 
 def _of_steps(metrics: Path) -> bool:
-    """Whether these are the figures of steps, or none yet: all that a run leaves that was stopped before its first checkpoint."""
+    """Whether these are the figures of steps, or none yet.
+
+    Nothing else is left by a run that was stopped before its first checkpoint.
+    """
     with open(metrics, "rb") as file:
         return file.readline(9) in (b"", b'{"step": ')
 
 
 def run_record(config: TrainConfig, step: int, origin: Origin) -> dict[str, Any]:
-    """What every checkpoint and draft carries: the step, the resolved config, what it was trained with, argv, commit, versions, hardware and date."""
+    """What every checkpoint and draft carries.
+
+    That is the step, the resolved config, what it was trained with, argv, commit, versions, hardware and
+    date.
+    """
     return {"step": step, "config": config.model_dump(mode="json"), "origin": origin.model_dump(), "meta": meta()}
 
 
-def save_state(directory: Path, config: TrainConfig, state: RunState) -> None:
-    """Write `directory/step-N` and remove all but the last `loop.keep_last`; an older state stays until the new one is whole.
+def save_checkpoint(directory: Path, config: TrainConfig, checkpoint: RunCheckpoint) -> None:
+    """Write `directory/step-N` and remove all but the last `loop.keep_last`.
 
-    Raises `Pard2Error` where it cannot be written, as on a full disk.
+    An older checkpoint stays until the new one is whole. Raises `Pard2Error` where it cannot be written, as
+    on a full disk.
     """
-    assert state.origin is not None, "only a state that was read may lack it"
-    tensors = {"weights": state.weights, "optimizer": state.optimizer, "average": state.average}
-    counts = {"skipped": state.skipped, "bad": state.bad, "best": state.best}
-    with whole_directory(directory / _name(state.step)) as beside:
+    assert checkpoint.origin is not None, "only a checkpoint that was read may lack it"
+    tensors = {"weights": checkpoint.weights, "optimizer": checkpoint.optimizer, "average": checkpoint.average}
+    progress = checkpoint.progress
+    counts = {"skipped": progress.skipped, "bad": progress.bad, "best": progress.best}
+    with whole_directory(directory / _name(progress.done)) as beside:
         torch.save(tensors, beside / "state.pt")
-        (beside / "run.json").write_text(json.dumps(run_record(config, state.step, state.origin) | counts, indent=1))
+        (beside / "run.json").write_text(json.dumps(run_record(config, progress.done, checkpoint.origin) | counts, indent=1))
     for old in _saved(directory)[: -config.loop.keep_last]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_state(directory: Path, config: TrainConfig) -> RunState | None:
-    """The newest state in `directory`, None for a new run.
+def load_checkpoint(directory: Path, config: TrainConfig) -> RunCheckpoint | None:
+    """The newest checkpoint in `directory`, None for a new run.
 
     Raises `Pard2Error` if it belongs to a run with another configuration or cannot be read.
     """
@@ -151,7 +171,14 @@ def load_state(directory: Path, config: TrainConfig) -> RunState | None:
     if any(getattr(run.config.loop, field) != getattr(config.loop, field) for field in _EVALUATED):
         # Evaluations to come are of other prompts or lengths, as was asked for: `best` is chosen among them.
         best, origin = 0.0, None if origin is None else origin.model_copy(update={"evaluation": None})
-    return RunState(run.step, weights, optimizer, average, run.skipped, run.bad, best, origin, run.config.loop.steps)
+    return RunCheckpoint(
+        progress=RunProgress(run.step, run.skipped, run.bad, best),
+        steps=run.config.loop.steps,
+        weights=weights,
+        optimizer=optimizer,
+        average=average,
+        origin=origin,
+    )
 
 
 def _name(step: int) -> str:
@@ -163,7 +190,10 @@ def _saved(directory: Path) -> list[Path]:
 
 
 def _difference(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Fields that differ. A new run's number of steps, if it is given in epochs, is known only when the data is."""
+    """Fields that differ.
+
+    A run's number of steps, if it is given in epochs, is known only when the data is.
+    """
     then, now = old.model_dump(), new.model_dump()
     for words, config in ((then, old), (now, new)):
         words["optimizer"]["warmup_steps"] = config.optimizer.warmup(old.loop.steps)
