@@ -1,4 +1,4 @@
-"""The Python that users are shown runs, and prints what it is said to print: on tiny random models in place of real ones."""
+"""The Python of README and docs runs and prints what it is said to print, on tiny random models."""
 
 import re
 from pathlib import Path
@@ -35,7 +35,7 @@ def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def blocks(path: Path) -> list[str]:
-    """The fenced Python of a page, each block behind as many empty lines as put it where it stands: tracebacks name the page's lines."""
+    """The fenced Python of a page, each block after empty lines, so that tracebacks name the page's lines."""
     text = path.read_text()
     return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in _BLOCK.finditer(text)]
 

@@ -1,4 +1,4 @@
-"""Output files and directories: written whole or not at all, by one process at a time, never over an input or other data."""
+"""Outputs: written whole or not at all, by one process at a time, never over an input or other data."""
 
 import contextlib
 import errno
@@ -48,7 +48,8 @@ PREPARED = Kind("prepared data", "manifest.json", "format", ("manifest.json", "i
 def writing(path: str | Path, kept: str = "", what: str = "") -> Iterator[None]:
     """Turn a failure to write in this block into a `Pard2Error`: "cannot write WHAT PATH: reason KEPT".
 
-    Beside `OSError` these are the exceptions that safetensors, torch and tokenizers (a bare `Exception`) raise then.
+    Beside `OSError` these are the exceptions that safetensors, torch and tokenizers (a bare `Exception`)
+    raise then.
 
     path: the output.
     kept: how the line ends.
@@ -136,10 +137,10 @@ def _set_aside(path: Path) -> Path:
 
 
 def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Raises `Pard2Error`, before any work is done, for an output that is an input, holds one, or cannot be written.
+    """Raises `Pard2Error`, before any work, for an output that is an input, holds one, or cannot be written.
 
-    inputs: names of all that the command reads; those that are neither files nor directories, such as hub ids, are
-        ignored.
+    inputs: names of all that the command reads; those that are neither files nor directories, such as hub
+        ids, are ignored.
     """
     real = Path(os.path.realpath(path))
     for one in inputs:
@@ -172,8 +173,8 @@ def new_file(path: str | Path, inputs: Iterable[str | Path | None] = (), way_out
 def new_directory(path: Path, force: bool, kind: Kind, inputs: Iterable[str | Path | None] = ()) -> Iterator[None]:
     """Hold a directory that `whole_directory` is going to write, after a check that nothing would be lost.
 
-    Raises `Pard2Error`, before any work is done, for a directory that cannot be written, is an input, or is not empty;
-    with `force`, for one that holds anything but an output of this kind.
+    Raises `Pard2Error`, before any work is done, for a directory that cannot be written, is an input, or is
+    not empty; with `force`, for one that holds anything but an output of this kind.
     """
     if os.path.lexists(path) and not os.path.isdir(path):
         raise Pard2Error(f"cannot write {path}: a file of that name is in the way; name another directory with `output`")
@@ -205,7 +206,8 @@ def _foreign(path: Path, names: list[str], kind: Kind) -> str | None:
 def claim(directory: Path) -> contextlib.AbstractContextManager[None]:
     """Hold a directory that is filled step by step for this process alone; a kill releases it.
 
-    Creates the directory where it is missing. Raises `Pard2Error` if another process holds it, or it cannot be written.
+    Creates the directory where it is missing. Raises `Pard2Error` if another process holds it, or it cannot
+    be written.
     """
     return _locked(directory / ".lock", directory, "name another output")
 

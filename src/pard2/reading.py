@@ -1,4 +1,4 @@
-"""Reading text that others wrote: whatever is wrong with it is reported in one line, and shown on one line."""
+"""Reading text that others wrote: whatever is wrong with it is reported, and shown, in one line."""
 
 import json
 import re
@@ -34,7 +34,8 @@ def check_text(text: str) -> None:
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text, which may begin with a byte order mark.
 
-    Raises `ValueError` with a message that continues a location's name: "is not JSON: ..", "is nested too deeply", ..
+    Raises `ValueError` with a message that continues a location's name: "is not JSON: ..", "is nested too
+    deeply", ..
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -54,7 +55,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file. Raises `Pard2Error`, naming the file, if it is missing, not a file, or not JSON."""
+    """The value of a JSON file. Raises `Pard2Error` if it is missing, not a regular file, or not JSON."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():  # reading a pipe might never end

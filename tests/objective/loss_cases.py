@@ -18,8 +18,8 @@ OBJECTIVES = {
     "overlap and tf-eal": Objective(weighting="overlap", tf_eal_alpha=0.7, draft_tokens=4),
 }
 
-# (chain, depth, teacher row): whole chains, a chain of one slot, one cut short, one that begins and one that skips behind prompt tokens.
-# Chain ids are neither dense nor in order, and some rows serve several slots.
+# (chain, depth, teacher row): whole chains, a chain of one slot, one cut short, one that begins and one that
+# skips behind prompt tokens. Chain ids are neither dense nor in order, and some rows serve several slots.
 SLOTS = [
     *[(9, d, d) for d in range(4)],
     (3, 0, 1),

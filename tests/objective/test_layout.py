@@ -11,7 +11,7 @@ from pard2.objective.layout import SlotLayout, attention_mask, build_layout, key
 
 
 def seen_by_hand(layout: SlotLayout, slot: int) -> set[int]:
-    """Whom a slot attends to: every real token at its anchor or before, and the masks of its own chain up to itself."""
+    """Whom a slot sees: every real token up to its anchor, and the masks of its own chain up to itself."""
     document, anchor, depth = (int(part[slot]) for part in (layout.document, layout.anchor, layout.depth))
     wanted = {(document, a, 0) for a in range(anchor + 1)} | {(document, anchor, d) for d in range(1, depth + 1)}
     index = {key: i for i, key in enumerate(zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True))}

@@ -48,7 +48,7 @@ def loop(case: Case, objective: Objective) -> dict[str, float]:
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_loss_is_the_formula_written_as_a_loop(objective):
-    """Among what it catches: weights off by one depth, chains mixed up, a skipped depth that cuts its chain."""
+    """It catches weights off by one depth, chains mixed up, and a skipped depth that cuts its chain."""
     case = random_case()
     out = readable(case, objective)
     for name, expected in loop(case, objective).items():
@@ -63,7 +63,7 @@ def test_gradients_are_numerically_right(name):
 
 @pytest.mark.parametrize("weighting", ["d-pace", "overlap"])
 def test_no_gradient_flows_through_weights(weighting):
-    """Through them the draft could lower its loss by being unsure. The gradient is that of the same weights given as constants."""
+    """Through them the draft could lower its loss by being unsure. The weights must act as constants."""
     case, objective = random_case(), Objective(weighting=weighting)
     out = readable(case, objective)
     chains = Chains.of(case.slots.chain, case.slots.depth)

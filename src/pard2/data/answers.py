@@ -1,6 +1,6 @@
-"""What data generation needs from a decoder. The engine is a floor above `data`, so a command passes it in as a function.
+"""What data generation needs from a decoder. The engine is a floor above `data`, so a command passes it in.
 
-It does not know what decodes, nor how: temperature, length limit and the draft belong to that function.
+It does not know what decodes, nor how: temperature, length limit and the draft are the caller's business.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -33,8 +33,9 @@ class Answer(Protocol):
     def error(self) -> str | None: ...
 
 
-# Takes prompts (token ids) and a seed for each; yields their answers in this order, each as soon as it is ready. An
-# answer depends on its own prompt and seed only. Closing the iterator cancels the answers that are not ready.
+# Takes prompts (token ids) and a seed for each; yields their answers in this order, each as soon as it is
+# ready. An answer depends on its own prompt and seed only. Closing the iterator cancels the answers that are
+# not ready.
 Answerer = Callable[[list[list[int]], list[int]], Iterator[Answer]]
 
 
@@ -56,8 +57,8 @@ class Reply:
     kept: dict[str, Any] = field(default_factory=dict)
 
 
-# Takes conversations, each to be answered after its last message; yields all of them with their replies, each as soon
-# as it is ready, in any order. Closing the generator cancels the replies that are not ready.
+# Takes conversations, each to be answered after its last message; yields all of them with their replies, each
+# as soon as it is ready, in any order. Closing the generator cancels the replies that are not ready.
 Replier = Callable[[list[Record]], Generator[tuple[Record, Reply]]]
 
 

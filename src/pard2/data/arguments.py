@@ -1,4 +1,4 @@
-"""Arguments of a chat template beside the messages, and whether it reads them: one that it does not read has no effect."""
+"""Arguments of a chat template beside the messages, and whether it reads them: others have no effect."""
 
 import difflib
 import json
@@ -26,7 +26,7 @@ def with_arguments(record: Record, arguments: Arguments | None) -> Record:
 
 
 def to_prompt(record: Record, arguments: Arguments | None = None) -> list[Message] | Record:
-    """The messages of a record up to its last user turn; with the chat template's arguments, if there are any."""
+    """A record's messages up to its last user turn; with the chat template's arguments, if there are any."""
     asked = with_arguments(record, arguments)
     more = {key: asked[key] for key in ("tools", "chat_template_kwargs") if asked.get(key)}
     return {"messages": up_to_user(record), **more} if more else up_to_user(record)
@@ -60,7 +60,7 @@ def unread_arguments(tokenizer: "Tokenizer", record: Record) -> list[str]:
 
 
 def check_arguments(tokenizer: "Tokenizer", arguments: Arguments | None) -> None:
-    """Raises `Pard2Error` for an argument that the chat template does not read, or that a user may not set."""
+    """Raises `Pard2Error` for an argument that the chat template does not read or a user may not set."""
     read = _read(template_source(tokenizer))
     for name in arguments or ():
         if name not in read or name in _GIVEN - {"documents"}:

@@ -1,8 +1,8 @@
 """Conversations to tokens: the chat template, and which tokens the draft is trained to predict.
 
-The template needs no generation markers: an answer is the difference of two renderings, the conversation up to the
-answer and the conversation with it. A prompt is tokenised exactly as in decoding, and the answer's tokens follow it:
-the target's own tokens where they are known, otherwise those of its text.
+The template needs no generation markers: an answer is the difference of two renderings, the conversation up
+to the answer and the conversation with it. A prompt is tokenised exactly as in decoding, and the answer's
+tokens follow it: the target's own tokens where they are known, otherwise those of its text.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def _render(tokenizer: Tokenizer, messages: list[Message], arguments: dict[str, 
 
 
 def user_turn_text(tokenizer: Tokenizer, arguments: dict[str, Any] | None = None) -> str:
-    """The template's text up to where a user starts to speak; a chat model that continues it writes the user's part."""
+    """The template's text up to where a user starts to speak; a chat model continues it as a user."""
     rendered = _render(tokenizer, [{"role": "user", "content": _MARKER}], arguments or {}, add_generation_prompt=False)
     if _MARKER not in rendered:
         raise Pard2Error("the chat template does not show the user's text; synthesize needs a chat model")
@@ -97,20 +97,20 @@ def tokenize_record(tokenizer: Tokenizer, record: Record, eos_token_ids: frozens
 
 
 def tokenize_records(tokenizer: Tokenizer, records: list[Record], eos_token_ids: frozenset[int], tally: Tally | None = None) -> list[list[Example]]:
-    """Tokens and loss mask of each record, of any length. Many records at once are tokenised twice as fast as one by one.
+    """Tokens and loss mask of each record, of any length. Many at once take half the time of single ones.
 
-    Every assistant turn is predicted, from its first token to its end-of-turn token; what the template writes after
-    that token is context only. An answer that was cut by its length limit (`finish_reason: length`) has no end-of-turn
-    token to learn. Where a record keeps the tokens that the target answered with (`pard2.data.emitted`), these are
-    learned, provided that tokenizer and template are the same as then.
+    Every assistant turn is predicted, from its first token to its end-of-turn token; what the template writes
+    after that token is context only. An answer that was cut by its length limit (`finish_reason: length`) has
+    no end-of-turn token to learn. Where a record keeps the tokens that the target answered with
+    (`pard2.data.emitted`), these are learned, provided that tokenizer and template are the same as then.
 
-    A conversation is one example, in which every answer follows exactly the tokens that decoding would have read
-    before it. Where this is impossible, because the template renders earlier turns differently from the last one
-    (without thoughts, for example) or a token crosses a turn's border, each assistant turn is an example of its own,
-    `id#1`, `id#2`, ... In a plain `text`, all tokens but the first are predicted.
+    A conversation is one example, in which every answer follows exactly the tokens that decoding would have
+    read before it. Where this is impossible, because the template renders earlier turns differently from the
+    last one (without thoughts, for example) or a token crosses a turn's border, each assistant turn is an
+    example of its own, `id#1`, `id#2`, ... In a plain `text`, all tokens but the first are predicted.
 
-    An answer that is empty, or that the template does not show completely (thoughts, tool calls), is left out and
-    counted.
+    An answer that is empty, or that the template does not show completely (thoughts, tool calls), is left out
+    and counted.
 
     eos_token_ids: tokens that end a turn.
     tally: counts what was left out; without one, an answer that would be left out is an error.
@@ -211,7 +211,8 @@ def _text_turn(tokenizer: Tokenizer, record: Record, number: int, index: int, pr
     missing = unshown(message, prompt, answered[len(prompt) :]) if follows and answered != prompt else None
     if follows and missing is None:
         return _Turn(number, prompt, answered)
-    # A thinking model's template omits thoughts, or lets the prompt open them; the target generates them all the same.
+    # A thinking model's template omits thoughts, or lets the prompt open them; the target generates them all
+    # the same.
     said = spoken(message, prompt)
     if said is not None and CLOSE in prompt + template_source(tokenizer):
         ending = _render(tokenizer, [*messages[:index], {"role": "assistant", "content": _MARKER}], arguments, False).rpartition(_MARKER)
@@ -226,7 +227,7 @@ def _text_turn(tokenizer: Tokenizer, record: Record, number: int, index: int, pr
 def _together(
     record_id: str, turns: list[_Turn], ids_of: Callable[[str], list[int]], eos_token_ids: frozenset[int], ends: list[str]
 ) -> Example | None:
-    """The conversation as one example; None if decoding would have read other tokens before any of its answers."""
+    """The conversation as one example; None if decoding would have read other tokens before an answer."""
     if not _one_text(turns):
         return None
     token_ids = ids_of(turns[-1].answered) + turns[-1].emitted

@@ -1,4 +1,4 @@
-"""A client of one server of the OpenAI chat protocol: a conversation in, a reply out, or an error that says what to do next.
+"""A client of one server of the OpenAI chat protocol: a reply, or a reason to retry or to stop.
 
 It never retries and knows no other server. The standard library suffices: an answer takes seconds, so that a
 connection for each costs little.
@@ -58,7 +58,7 @@ class ChatServer:
         self._path = parts.path.rstrip("/")
 
     def check(self, model: str, timeout: float) -> None:
-        """Ask for the list of models. Raises `Pard2Error` if there is no usable list, or it lacks this model."""
+        """Ask for the list of models. Raises `Pard2Error` if none comes, or it lacks this model."""
         try:
             status, _, body = self._request("GET", "/models", timeout)
         except TryAgain as error:
@@ -102,9 +102,11 @@ class ChatServer:
             )
 
     def _request(self, method: str, path: str, timeout: float, body: dict[str, Any] | None = None) -> tuple[int, str | None, bytes]:
-        """Status, Retry-After and body of the response. Raises `TryAgain` where there is no complete response.
+        """Status, Retry-After and body of the response.
 
         timeout: seconds without a byte.
+
+        Raises `TryAgain` where there is no complete response.
         """
         connection = self._connection(self._host, self._port, timeout=min(CONNECT_SECONDS, timeout))
         try:

@@ -1,7 +1,7 @@
 """Conversations of the common formats brought to one form: records.
 
-Formats: OpenAI `messages`, ShareGPT `conversations`, a question with its answer, plain `text`. This module does not
-know where a row comes from, nor what a chat template makes of it.
+Formats: OpenAI `messages`, ShareGPT `conversations`, a question with its answer, plain `text`. This module
+does not know where a row comes from, nor what a chat template makes of it.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ from pard2.data.sources import ROW_FORM
 from pard2.errors import Pard2Error
 from pard2.reading import parse_json
 
-# `id` and either `messages` or `text`; perhaps `tools` and `chat_template_kwargs`, which the chat template gets. Other
-# keys are kept unchanged.
+# `id` and either `messages` or `text`; perhaps `tools` and `chat_template_kwargs`, which the chat template
+# gets. Other keys are kept unchanged.
 Record = dict[str, Any]
-# `role`, and `content`, a text; None only where an assistant calls tools. Other keys (`tool_calls`, `name`, ...) are
-# for the chat template.
+# `role`, and `content`, a text; None only where an assistant calls tools. Other keys (`tool_calls`, `name`,
+# ...) are for the chat template.
 Message = dict[str, Any]
 
 # Keys of an answered record: see `pard2.data.emitted`.
@@ -22,11 +22,12 @@ EMITTED_IDS, EMITTED_HASH = "completion_token_ids", "completion_hash"
 # Keys of an assistant's message; 0 or false makes it context only.
 LEARNED_MARKS = ("weight", "train", "loss_mask")
 
-# Characters of a conversation, about two million tokens. No model reads more, and tokenising it only to find this out
-# would take minutes.
+# Characters of a conversation, about two million tokens. No model reads more, and tokenising it only to find
+# this out would take minutes.
 LONGEST = 2**23
 
-# Compared in lower case. A template would take `Assistant` or `model` for another speaker, and the answers for context.
+# Compared in lower case. A template would take `Assistant` or `model` for another speaker, and the answers
+# for context.
 _SPEAKERS = {"system": "system", "human": "user", "user": "user"}
 _SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", "ai"), "assistant")
 _SHAREGPT_ROLES = _SPEAKERS | {"function_call": "assistant"} | dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool")
@@ -38,20 +39,21 @@ _UNREAD = ("chosen", "rejected", "history")  # an error: ignoring them would los
 def to_record(row: Any, where: str) -> Record:
     """The row as a record.
 
-    Of several usable columns the first of `messages`, `conversations`, a question with its answer, and `text` is read.
+    Of several usable columns the first of `messages`, `conversations`, a question with its answer, and `text`
+    is read.
 
     where: `file:line`, what errors call the row, and its id if it has none.
 
-    Raises `Pard2Error` for a row without any such column, for turns that are not text, and for more than `LONGEST`
-    characters.
+    Raises `Pard2Error` for a row without any such column, for turns that are not text, and for more than
+    `LONGEST` characters.
     """
     if not isinstance(row, dict):
         raise Pard2Error(f"{where} has no `messages`: it is not an object such as {ROW_FORM}")
     record = dict(row)
     if isinstance(row.get("id"), (dict, list)):
         raise Pard2Error(f"{where}: `id` is neither a text nor a number")
-    # Without the folder, so that a run resumed from another directory recognises its records. A file's name need not be
-    # Unicode.
+    # Without the folder, so that a run resumed from another directory recognises its records. A file's name
+    # need not be Unicode.
     name = where.rpartition("/")[2].encode(errors="backslashreplace").decode()
     record["id"] = name if row.get("id") is None else str(row["id"])
     turns = _turns(record, where)
@@ -100,7 +102,7 @@ def _said(role: str, said: Any) -> list[Any]:
 
 
 def template_arguments(record: Record) -> dict[str, Any]:
-    """The chat template's arguments beside the messages: the record's `tools` and its `chat_template_kwargs`."""
+    """The chat template's arguments beside the messages: the record's `tools` and `chat_template_kwargs`."""
     tools = record.get("tools") or None
     return {**({"tools": tools} if tools else {}), **(record.get("chat_template_kwargs") or {})}
 
@@ -162,7 +164,7 @@ def _sharegpt_message(turn: dict[str, Any], where: str) -> Message:
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """In OpenAI's form. Its arguments become an object, as servers pass them to a template; a text would be quoted twice."""
+    """A call in OpenAI's form. Its arguments become an object: a template would quote a text twice."""
     if isinstance(call, dict) and "function" not in call:
         call = {"type": "function", "function": call}
     function = call.get("function") if isinstance(call, dict) else None

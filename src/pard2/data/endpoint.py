@@ -85,12 +85,15 @@ class Endpoints:
         return fields | ({"top_p": settings["top_p"]} if "top_p" in settings else {}) | extra
 
     def check(self) -> None:
-        """Ask every address for its models. Raises `Pard2Error` for one that does not answer, or does not serve this model."""
+        """Ask every address for its models. Raises `Pard2Error` if one fails, or lacks this model."""
         for load in self._loads:
             load.server.check(self._model, min(CHECK_SECONDS, self._timeout))
 
     def reply(self, records: list[Record]) -> Generator[tuple[Record, Reply]]:
-        """The records with their replies, as they arrive. Raises `Pard2Error` for a failure that every record would meet."""
+        """The records with their replies, as they arrive.
+
+        Raises `Pard2Error` for a failure that every record would meet.
+        """
         waiting: SimpleQueue[Record] = SimpleQueue()
         made: SimpleQueue[tuple[Record, Reply | BaseException]] = SimpleQueue()
         for record in records:
@@ -111,7 +114,8 @@ class Endpoints:
                     made.put((record, error))
                     stop.set()
 
-        # At exit Python waits for the threads of a pool, for as long as the server takes; after Ctrl-C it must not.
+        # At exit Python waits for the threads of a pool, for as long as the server takes; after Ctrl-C it
+        # must not.
         for _ in range(min(self._concurrency, len(records))):
             threading.Thread(target=work, daemon=True).start()
         lost = 0
@@ -163,7 +167,7 @@ class Endpoints:
         raise _Lost(f"{last} (tried {self._retries + 1} times)")
 
     def _wait(self, attempt: int, asked: float | None) -> float:
-        """Seconds before the next try. Their random part keeps requests that failed together from returning together.
+        """Seconds before the next try, partly random: requests that failed together return one by one.
 
         asked: seconds that the server asks to wait.
         """

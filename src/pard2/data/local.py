@@ -14,9 +14,9 @@ from pard2.models.target import Target
 def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], room: int | None = None) -> Replier:
     """Replies of a target that is loaded here, in the order of the records.
 
-    An answer's seed is made of the run's seed and the record's id, so that a resumed run gives the same answers as an
-    uninterrupted one. A prompt that leaves no room for the longest answer, or that the chat template refuses, gets a
-    reply with an error.
+    An answer's seed is made of the run's seed and the record's id, so that a resumed run gives the same
+    answers as an uninterrupted one. A prompt that leaves no room for the longest answer, or that the chat
+    template refuses, gets a reply with an error.
 
     settings: `answer_settings`, as `answer` decodes.
     room: the most tokens of prompt and answer together; None for the target's context.

@@ -1,6 +1,7 @@
 """JSONL files of conversations, written so that a kill at any moment loses at most the last line.
 
-A record is a JSON object with `id` and `messages` (`pard2.data.conversations`). Other keys are kept unchanged.
+A record is a JSON object with `id` and `messages` (`pard2.data.conversations`). Other keys are kept
+unchanged.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ __all__ = ["Message", "Record", "RecordWriter", "read_records", "up_to_user"]
 def read_records(source: str | Path) -> list[Record]:
     """All records of a file or data set (`pard2.data.sources`), in the form of `pard2.data.conversations`.
 
-    Raises `Pard2Error` for a line that is not JSON or has no usable `messages`, naming it, and for a source without
-    records.
+    Raises `Pard2Error` for a line that is not JSON or has no usable `messages`, naming it, and for a source
+    without records.
     """
     records = [to_record(row, where) for where, row in open_source(source).rows()]
     if not records:
@@ -35,13 +36,13 @@ def read_records(source: str | Path) -> list[Record]:
 class RecordWriter:
     """Appends records to a JSONL file that may hold the first part of the same work.
 
-    `done` holds the ids already there; `way_on` says how the work is continued. A last line without its newline, left
-    by a kill, is cut off.
+    `done` holds the ids already there; `way_on` says how the work is continued. A last line without its
+    newline, left by a kill, is cut off.
 
     replace: begin anew, with `done` empty; the old file is replaced when the first new record is written.
 
-    Raises `Pard2Error` for a file that cannot be written, that another run is writing, or that holds something other
-    than records; it is left unchanged.
+    Raises `Pard2Error` for a file that cannot be written, that another run is writing, or that holds
+    something other than records; it is left unchanged.
     """
 
     def __init__(self, path: str | Path, replace: bool = False) -> None:

@@ -43,7 +43,7 @@ def answer_settings(
 
 
 def check_same_run(writer: RecordWriter, model: str, settings: Settings, records: Sequence[Record] = ()) -> None:
-    """Raises `Pard2Error` if the output holds answers of another target, of other settings, or to other prompts.
+    """Raises `Pard2Error` if the output holds answers of another target, other settings, or to other prompts.
 
     writer: of the output.
     records: the prompts of this run.
@@ -87,11 +87,11 @@ def regenerate(
     *,
     progress: Callable[[int, int], None] = lambda records, tokens: None,
 ) -> list[Failure]:
-    """Write one answered record for each prompt that the output lacks; list and return those that could not be answered.
+    """Write an answered record for each prompt that the output lacks; list and return the failures.
 
-    Each record is written as soon as its reply arrives. Every record is either written or among the failures. The
-    failures of this run are in `failures_path(output)` when it ends, even by an exception; without failures there is no
-    such file.
+    Each record is written as soon as its reply arrives. Every record is either written or among the failures.
+    The failures of this run are in `failures_path(output)` when it ends, even by an exception; without
+    failures there is no such file.
 
     records: their messages up to the last user turn are the prompts.
     model, settings: what `reply` answers with; stored in the records.
@@ -118,7 +118,7 @@ def regenerate(
 
 
 def failures_path(output: Path) -> Path:
-    """The file that lists the records that could not be answered, a JSON object with `id` and `error` in each line."""
+    """The list of records that could not be answered, in each line a JSON object with `id` and `error`."""
     return output.with_name(output.name + ".failures.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""What an assistant's message holds, and whether a template's text shows all of it: templates omit what they do not know."""
+"""What an assistant's message holds, and whether a template's text shows all of it."""
 
 import json
 import re
@@ -31,8 +31,8 @@ def is_empty(message: Message) -> bool:
 def spoken(message: Message, prompt: str) -> str | None:
     """What a thinking target generates after this prompt, up to its end of turn.
 
-    Thoughts stand between `<think>` and `</think>`, the first of which may be part of the prompt already. None for a
-    message without thoughts, and for a prompt that closes them.
+    Thoughts stand between `<think>` and `</think>`, the first of which may be part of the prompt already.
+    None for a message without thoughts, and for a prompt that closes them.
     """
     content, thoughts = message["content"] or "", _thoughts(message)
     if thoughts and CLOSE not in content:
@@ -46,9 +46,11 @@ def spoken(message: Message, prompt: str) -> str | None:
 
 
 def unshown(message: Message, prompt: str, answer: str) -> str | None:
-    """What of a message the text after the prompt lacks: `thoughts`, `text` or `tool calls`; None if it holds all.
+    """What of a message the answer lacks: `thoughts`, `text` or `tool calls`; None if it shows all.
 
     White space is not compared.
+
+    prompt, answer: the template's text up to the message, and after that.
     """
     content, thoughts, calls = message["content"] or "", _thoughts(message), message.get("tool_calls")
     if not thoughts and not calls and content.strip() in answer:
@@ -58,8 +60,8 @@ def unshown(message: Message, prompt: str, answer: str) -> str | None:
         return "thoughts" if CLOSE in content and _bare(content.rpartition(CLOSE)[2]) in shown else "text"
     if _bare(thoughts) not in shown:
         return "thoughts"
-    # Calls are written as JSON, XML, Python, ..: the words of names and values are the same in all, except for escapes
-    # and the name of null.
+    # Calls are written as JSON, XML, Python, ..: the words of names and values are the same in all, except
+    # for escapes and the name of null.
     functions = [call["function"] for call in calls or ()]
     said = re.sub(r"\\(u....|.)", " ", json.dumps([[one["name"], one["arguments"]] for one in functions], default=str))
     return None if all(word in shown.lower() for word in re.findall(r"\w+", said.lower()) if word != "null") else "tool calls"

@@ -38,8 +38,8 @@ class Source:
     name: as the user wrote it.
     count: how many rows there are.
     file: the file that holds them; None for a data set, a pipe, and several files.
-    rows: a function that yields, from the beginning at each call, every row after its location, `file:line` or
-        `name:row`.
+    rows: a function that yields, from the beginning at each call, every row after its location, `file:line`
+        or `name:row`.
     parts: the sources that a pattern such as `data/*.jsonl` found.
     """
 
@@ -53,9 +53,9 @@ class Source:
 def open_source(name: str | Path) -> Source:
     """The source of this name.
 
-    It is a file or directory if there is one, the files that a pattern finds, standard input for `-`, and otherwise the
-    hub's data set `org/name[/config][:split]`, split `train` by default. A directory is read as a data set; a pipe is
-    read once and kept in memory.
+    It is a file or directory if there is one, the files that a pattern finds, standard input for `-`, and
+    otherwise the hub's data set `org/name[/config][:split]`, split `train` by default. A directory is read as
+    a data set; a pipe is read once and kept in memory.
 
     Raises `Pard2Error`, as `rows()` does later, for what cannot be read.
     """

@@ -1,7 +1,7 @@
 """The target writes the users' prompts, too, so that no other data set is needed.
 
-A chat model has learned what users write: started where its template puts the user's text, and sampled, it writes a
-question and ends the turn by itself.
+A chat model has learned what users write: started where its template puts the user's text, and sampled, it
+writes a question and ends the turn by itself.
 """
 
 from collections.abc import Callable

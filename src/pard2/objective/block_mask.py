@@ -1,4 +1,4 @@
-"""The mask over slots in FlexAttention's form: which blocks of keys a block of queries needs, and which it sees whole."""
+"""The mask over slots for FlexAttention: which blocks of keys each block of queries needs, or sees whole."""
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ BLOCK = 128  # FlexAttention's own block, of queries and of keys
 def block_structure(spans: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """needed, full: [B, B] bool, blocks of queries by blocks of keys, B = ceil(S / size).
 
-    Needed: some query sees some key of the block; full: every query sees every key. A last block that S does not fill
-    is never full. A slot sees two ranges of keys, so counting ranges takes O(S + B^2).
+    Needed: some query sees some key of the block; full: every query sees every key. A last block that S does
+    not fill is never full. A slot sees two ranges of keys, so counting ranges takes O(S + B^2).
 
     spans: [S, 3] of `key_spans`.
     size: slots of a block.

@@ -1,11 +1,12 @@
-"""The loss of `loss.weighted_loss` from final states, a chunk of slots at a time: logits exist for one chunk only.
+"""The loss of `loss.weighted_loss` from final states, chunk by chunk: logits exist for one chunk only.
 
-Gradients are made in the forward pass while a chunk's logits are at hand. With w the weight of a slot, A the sum of q
-over the tokens with q < p, and b = -tf_eal_alpha / K * dR/do,
+Gradients are made in the forward pass while a chunk's logits are at hand. With w the weight of a slot, A the
+sum of q over the tokens with q < p, and b = -tf_eal_alpha / K * dR/do,
 
-    d loss / d logits = w (ce_alpha + kd_alpha) q - w kd_alpha p - w ce_alpha onehot(label)  +  b q ([q < p] - A)
+    d loss / d logits = w (ce_alpha + kd_alpha) q - w kd_alpha p - w ce_alpha onehot(label)
+                        + b q ([q < p] - A)
 
-Weights and R look at a whole chain, so a chunk is made of whole chains. Memory grows neither with P nor with K.
+Weights and R depend on a whole chain, so a chunk is made of whole chains. Memory grows neither with P nor K.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def chunked_loss(
 ) -> LossOutput:
     """The sums of `weighted_loss`, computed `chunk` slots (or one longer chain) at a time.
 
-    Matrix products run in the dtype of `states`, all else in float32 (float64 for float64). Backward may run once.
+    Matrix products run in the dtype of `states`, all else in float32 (float64 for float64). Backward may run
+    only once.
 
     states: [P, H], the draft's final states.
     head: [V, H] of the draft.
@@ -90,15 +92,15 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        # In place, because a head's gradient is large. A second backward pass would scale twice; torch notices the
-        # change of a saved tensor and raises RuntimeError.
+        # In place, because a head's gradient is large. A second backward pass would scale twice; torch
+        # notices the change of a saved tensor and raises RuntimeError.
         scaled = (None if g is None else g.mul_(grads[0]) for g in ctx.saved_tensors)
         dtypes = (ctx.states_dtype, ctx.head_dtype, ctx.bias_dtype)
         return *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, dtypes, strict=True)), None
 
 
 class _Pass:
-    """One pass over all slots, chunk by chunk: sums of the loss, and gradients with respect to what wants one."""
+    """One pass over all slots, chunk by chunk: the sums of the loss, and the gradients that are wanted."""
 
     def __init__(self, states: Tensor, head: Tensor, bias: Tensor | None, task: _Task) -> None:
         self.states, self.bias, self.task = states, bias, task
@@ -119,7 +121,8 @@ class _Pass:
         self.chunks, rows = plan_chunks(task.slots, task.chunk)
         self.p = states.new_empty(rows, len(head), dtype=self.precise)  # the target's distributions
         self.negative_entropy = self.p.new_empty(rows)
-        # One buffer for all chunks: fresh memory of this size comes page by page, at a sixth of the product's own time.
+        # One buffer for all chunks: fresh memory of this size comes page by page, at a sixth of the product's
+        # own time.
         self.logits = states.new_empty(max((len(chunk.slots) for chunk in self.chunks), default=0), len(head))
 
     def add(self, chunk: Chunk) -> None:

@@ -1,4 +1,4 @@
-"""The order in which the chunked loss takes the slots: whole chains, and each row of the teacher computed once."""
+"""The order in which the chunked loss takes the slots: whole chains, each teacher row computed once."""
 
 import itertools
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pard2.objective.loss import TrainedSlots
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """C slots whose logits are held at once, beside a buffer of teacher rows that lives as long as the whole pass.
+    """C slots whose logits are held at once, beside a buffer of teacher rows that lasts for the whole pass.
 
     slots: [C] their indices, chain by chain.
     new_teacher_rows: [N] rows of the teacher that no earlier chunk needed.
@@ -29,8 +29,8 @@ class Chunk:
 def plan_chunks(slots: TrainedSlots, size: int) -> tuple[list[Chunk], int]:
     """Chunks of at most `size` slots, or of one longer chain, and how many rows the buffer needs.
 
-    Chains are taken in the order of their first teacher row. Neighbours, which begin a token apart, share most of
-    their rows; a row stays in the buffer until the last chunk that needs it.
+    Chains are taken in the order of their first teacher row. Neighbours, which begin a token apart, share
+    most of their rows; a row stays in the buffer until the last chunk that needs it.
     """
 
     def indices(values: list[int]) -> Tensor:

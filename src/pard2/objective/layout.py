@@ -1,8 +1,8 @@
 """Slots: the inputs of one training pass of the draft (METHOD: section 3).
 
-Slot (a, d) has anchor a and depth d. It stands at position a + d, holds the real token x[a] if d = 0 and the mask
-token otherwise, and predicts x[a + d + 1]. Example: a document of 5 tokens, of which x2, x3 and x4 are the answer,
-with K = 3 and no mask dropped by COD:
+Slot (a, d) has anchor a and depth d. It stands at position a + d, holds the real token x[a] if d = 0 and the
+mask token otherwise, and predicts x[a + d + 1]. Example: a document of 5 tokens, of which x2, x3 and x4 are
+the answer, with K = 3 and no mask dropped by COD:
 
     slot  (a, d)  position  input  feature  predicts
     0     (0, 0)  0         x0     0        x1        not trained: x1 belongs to the prompt
@@ -14,8 +14,8 @@ with K = 3 and no mask dropped by COD:
     6     (1, 2)  3         mask   f0       x4
     7     (2, 1)  3         mask   f1       x4
 
-Who sees whom (a line for each query, a column for each key): every real token up to the own anchor, and the masks of
-the own chain up to the slot itself.
+Who sees whom (a line for each query, a column for each key): every real token up to the own anchor, and the
+masks of the own chain up to the slot itself.
 
     slot  (a, d)  0 1 2 3 4   5 6 7
     0     (0, 0)  x . . . .   . . .
@@ -27,9 +27,9 @@ the own chain up to the slot itself.
     6     (1, 2)  x x . . .   x x .
     7     (2, 1)  x x x . .   . . x
 
-A packed sequence holds several documents one after the other; anchors and positions count from each document's start,
-and no slot sees another document. The published code also trains chains of masks that follow no token at all; their
-anchor is -1 here.
+A packed sequence holds several documents one after the other; anchors and positions count from each
+document's start, and no slot sees another document. The published code also trains chains of masks that
+follow no token at all; their anchor is -1 here.
 """
 
 from dataclasses import dataclass
@@ -40,10 +40,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """The S slots of a packed sequence of N tokens: first all N real tokens, then the masks by document, anchor and depth.
+    """The S slots of a packed sequence of N tokens: real tokens, then masks by document, anchor, depth.
 
-    In this order a slot sees at most two ranges of slots, the real tokens of its document up to its anchor and its own
-    chain, and neighbouring slots see nearly the same (`key_spans`).
+    In this order a slot sees at most two ranges of slots, the real tokens of its document up to its anchor
+    and its own chain, and neighbouring slots see nearly the same (`key_spans`).
 
     document: [S] int64, which document of the packed sequence.
     anchor: [S] int64, a position within the document.
@@ -85,8 +85,8 @@ def build_layout(lengths: list[int], kept: list[list[Tensor]]) -> SlotLayout:
     """The slots of a packed sequence. All real tokens are slots of depth 0.
 
     lengths: tokens of each document.
-    kept: kept[i][d - 1] holds the sorted anchors of document i that keep a mask at depth d, each list contained in
-        the one before.
+    kept: kept[i][d - 1] holds the sorted anchors of document i that keep a mask at depth d, each list
+        contained in the one before.
     """
     tokens = [(torch.arange(length), torch.zeros(length, dtype=torch.long)) for length in lengths]
     masks = [_chains(anchors) for anchors in kept]
@@ -120,7 +120,8 @@ def attention_mask(layout: SlotLayout) -> Tensor:
 def key_spans(layout: SlotLayout) -> Tensor:
     """[S, 3] int64, the same as `attention_mask` in three numbers a slot: begin, end, chain.
 
-    Slot i sees the real tokens begin .. end - 1 and the masks chain .. i. A real token sees no mask: its chain is i + 1.
+    Slot i sees the real tokens begin .. end - 1 and the masks chain .. i. A real token sees no mask: its
+    chain is i + 1.
     """
     chain = torch.arange(1, len(layout) + 1, device=layout.depth.device) - layout.depth
     return torch.stack([layout.start, layout.anchor_index + 1, chain], -1)
@@ -135,7 +136,7 @@ def slot_tokens(layout: SlotLayout, token_ids: Tensor, mask_token: int) -> Tenso
 
 
 def slot_features(layout: SlotLayout, features: Tensor) -> Tensor:
-    """[S, F]: f[a - 1] for every slot of anchor a, zero where no token precedes the anchor (METHOD: section 2).
+    """[S, F]: f[a - 1] for every slot of anchor a, zero where no token precedes it (METHOD: section 2).
 
     features: [N, F] of the packed sequence's tokens.
     """

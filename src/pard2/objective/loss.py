@@ -1,10 +1,11 @@
 """The training loss in its readable form, which holds all logits at once; `chunked_loss` is its fast twin.
 
-    loss = ce_alpha * sum(w * CE)  +  kd_alpha * sum(w * KL(p || q))  +  tf_eal_alpha * sum over chains (1 - R / K)
+    loss = ce_alpha * sum(w CE) + kd_alpha * sum(w KL(p || q)) + tf_eal_alpha * sum over chains (1 - R / K)
 
-q is the draft's distribution and p the target's at the same position, temperature 1; CE is against the data token, KL
-over the whole vocabulary (METHOD: section 4). The weights w, and R, the expected accepted tokens of a chain, are
-defined in `weights`. All are SUMS over slots: the trainer divides by the sum of w over the global batch.
+q is the draft's distribution and p the target's at the same position, temperature 1; CE is against the data
+token, KL over the whole vocabulary (METHOD: section 4). The weights w, and R, the expected accepted tokens of
+a chain, are defined in `weights`. All are SUMS over slots: the trainer divides by the sum of w over the
+global batch.
 
 Shapes: P slots that predict a token, T teacher rows, V vocabulary, H draft hidden size.
 """
@@ -23,8 +24,8 @@ from pard2.objective.weights import Chains, d_pace_weights, expected_accepted, o
 class Objective:
     """What is minimised.
 
-    weighting: "fixed" takes w from the slots as it stands (CAT, or 1); "d-pace" and "overlap" compute it from the
-        draft's own distribution, with the slots' weight as COD's correction.
+    weighting: "fixed" takes w from the slots as it stands (CAT, or 1); "d-pace" and "overlap" compute it from
+        the draft's own distribution, with the slots' weight as COD's correction.
     ce_alpha, kd_alpha, tf_eal_alpha: factors of the three sums.
     d_pace_floor: the floor of D-PACE.
     draft_tokens: K of 1 - R / K.
@@ -44,10 +45,10 @@ class TrainedSlots:
 
     chain: [P] int64, any ids; slots of one chain (document and anchor) share one.
     depth: [P] int64, distinct within a chain.
-    teacher_row: [P] int64, the row of the teacher's states that gives the target's distribution of the predicted
-        token; all depths that predict one token share it.
+    teacher_row: [P] int64, the row of the teacher's states that gives the target's distribution of the
+        predicted token; all depths that predict one token share it.
     label: [P] int64, the data token.
-    weight: [P] float32, what is known before the draft's pass: CAT or 1, times COD's correction where asked for.
+    weight: [P] float32, what is known before the draft's pass: CAT or 1, times COD's correction if wanted.
     """
 
     chain: Tensor

@@ -1,12 +1,13 @@
 """Attention over slots without a square mask, in plain matrix products; training on a CPU uses it.
 
-Queries are taken in blocks of one document and one kind, real tokens or masks. By the order of slots (`SlotLayout`)
-such a block sees two ranges of keys only: real tokens begin .. end - 1, of which all before `clear` are seen by every
-query, and masks chain .. stop - 1. Scores exist for one block at a time and are computed again in the backward pass.
+Queries are taken in blocks of one document and one kind, real tokens or masks. By the order of slots
+(`SlotLayout`) such a block sees two ranges of keys only: real tokens begin .. end - 1, of which all before
+`clear` are seen by every query, and masks chain .. stop - 1. Scores exist for one block at a time and are
+computed again in the backward pass.
 
-Shapes: H query heads, KV key-value heads, G = H / KV, S slots, D head_dim, V head_dim of the values; in a block T
-queries and J keys. Inside, the G query heads that share a key head are G rows of each slot: a block's queries are
-contiguous, and no head needs a copy of the keys.
+Shapes: H query heads, KV key-value heads, G = H / KV, S slots, D head_dim, V head_dim of the values; in a
+block T queries and J keys. Inside, the G query heads that share a key head are G rows of each slot: a block's
+queries are contiguous, and no head needs a copy of the keys.
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ class QueryBlock:
 
 
 def query_blocks(spans: Tensor, size: int) -> Iterator[QueryBlock]:
-    """All slots in blocks of at most `size` queries, each within one document and one kind, real tokens or masks.
+    """All slots in blocks of at most `size` queries, each of one document and one kind, real tokens or masks.
 
     spans: [S, 3] of `key_spans`.
     """

@@ -1,9 +1,9 @@
-"""What the chunked loss computes on logits between the matrix products, in tensor operations for any device and dtype.
+"""What the chunked loss computes on logits between the matrix products, for any device and dtype.
 
 `vocabulary_kernels` has the same three functions compiled for the CPU.
 
-Shapes: C slots of a chunk, V vocabulary, R rows of the buffer p that holds the target's probabilities; `rows` [C] says
-which of them belongs to each slot.
+Shapes: C slots of a chunk, V vocabulary, R rows of the buffer p that holds the target's probabilities; `rows`
+[C] says which of them belongs to each slot.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,9 @@ def gradient_(
     label_factor: Tensor,
     below_factor: Tensor | None,
 ) -> None:
-    """q = q * q_factor - p * p_factor + onehot(label) * label_factor, and + q * below_factor where q < p; in place.
+    """The gradient of the logits, in place of q.
+
+        q * q_factor - p * p_factor + onehot(label) * label_factor, and + q * below_factor where q < p
 
     q: [C, V].
     p: [R, V].

@@ -1,8 +1,8 @@
 """The functions of `vocabulary`, compiled for the CPU by numba, in float32.
 
-A tensor operation over C rows of logits streams all of them from memory, and a dozen are needed. Here each row is
-processed from its maximum to its overlap while it lies in a core's own cache. The rows are divided among as many
-threads as torch uses; numba's own threads would compete with torch's for the cores.
+A tensor operation over C rows of logits streams all of them from memory, and a dozen are needed. Here each
+row is processed from its maximum to its overlap while it lies in a core's own cache. The rows are divided
+among as many threads as torch uses; numba's own threads would compete with torch's for the cores.
 """
 
 from collections.abc import Callable

@@ -11,8 +11,8 @@ For the trained slots k = 1, 2, .. of one chain in order of depth:
     overlap   w_k = c_k prod_{j<k} o_j
     R         sum_k prod_{j<=k} o_j                                       expected accepted tokens of a chain
 
-With anchors "all" the first masks of a chain may stand for prompt tokens. Such slots are not trained; in every product
-they are a factor of 1.
+With anchors "all" the first masks of a chain may stand for prompt tokens. Such slots are not trained; in
+every product they are a factor of 1.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ def cat_weights(layout: SlotLayout, target_logprobs: Tensor) -> Tensor:
     Returns [S] float32 without gradient. The predicted token's own probability is not in its weight.
 
     layout: S slots of a packed sequence of N tokens.
-    target_logprobs: [N], the target's teacher-forced log-probability of each token, 0 for a document's first one.
+    target_logprobs: [N], the target's teacher-forced log-probability of each token; 0 for a document's first.
     """
-    # A product over a range is a difference of running sums; float64 keeps the difference exact enough. -inf, of a
-    # token that the target rules out, would turn every later difference into NaN; exp(-1e4) is 0 as well.
+    # A product over a range is a difference of running sums; float64 keeps the difference exact enough.
+    # -inf, of a token that the target rules out, would make every later difference NaN; exp(-1e4) is 0, too.
     logprobs = target_logprobs.detach().double().clamp(min=-1e4)
     before = F.pad(logprobs.cumsum(0), (1, 0))
     first = layout.anchor_index + 1
@@ -78,8 +78,8 @@ class Chains:
 def d_pace_weights(chains: Chains, label_probability: Tensor, correction: Tensor, floor: float) -> Tensor:
     """[P] D-PACE weights, without gradient.
 
-    The correction of slot m stands inside the sum, at the one term that is lost where COD drops m: sum_k w_k loss_k
-    over the kept slots then has the sum over all of them as its expectation.
+    The correction of slot m stands inside the sum, at the one term that is lost where COD drops m: sum_k w_k
+    loss_k over the kept slots then has the sum over all of them as its expectation.
 
     label_probability: [P], q_k.
     correction: [P], c_k.
