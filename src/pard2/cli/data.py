@@ -79,7 +79,7 @@ class Servers:
 
         assert self.endpoint is not None
         key = _environment("--api-key-env", self.api_key)
-        limits = {"concurrency": self.concurrency, "timeout": self.timeout, "retries": self.retries}
+        limits: dict[str, Any] = {"concurrency": self.concurrency, "timeout": self.timeout, "retries": self.retries}
         servers = Endpoints(self.endpoint, self.model or target, settings, api_key=key, **limits)
         servers.check()
         return servers.reply

@@ -37,7 +37,7 @@ class Flags:
 def with_records(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the shown fields of its records in their place as options; it is called with the records themselves.
 
-    A record is a dataclass whose fields are declared by `setting`, or annotated as typer wants it.
+    A record is a dataclass whose fields are declared with `settings.flag`, or annotated as typer wants it.
     """
     parameters: list[Parameter] = []
     records: dict[str, tuple[type, list[Field]]] = {}

@@ -126,7 +126,7 @@ class Verdict:
     def as_dict(self, checks: Checks, options: EngineOptions, draft_tokens: int) -> dict[str, Any]:
         """draft_tokens: most that were proposed in a cycle."""
         tested = {part: self.lacking.get(part) == "" for part in ("alone", "together", "sampling")}
-        rules = {"draft_sampling": options.draft_sampling, "verification": options.verification}
+        rules: dict[str, Any] = {"draft_sampling": options.draft_sampling, "verification": options.verification}
         rules |= {"temperature": checks.temperature, "seed": checks.seed}
         sampling = self.sampling and dataclasses.asdict(self.sampling) | {"lossless": self.sampling.fits and tested["sampling"]} | rules
         return {

@@ -1,10 +1,10 @@
 """What an engine is asked for when it is made, checked in one place. It knows no model, and imports no torch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method, find_method
-from pard2.engine.settings import check, is_whole, setting
+from pard2.engine.settings import check, flag, is_whole
 from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
 
@@ -40,34 +40,39 @@ class EngineOptions:
     Raises `Pard2Error` for what means nothing, alone or together, by the field's name.
     """
 
-    method: str | None = setting(None, f"{', '.join(METHODS)}; by default the best that the draft allows.", "-m", "--method", metavar="METHOD")
-    draft_tokens: DraftTokens = setting(
-        "auto",
-        "Tokens proposed in a cycle: a number; full, as many as the draft was trained for; auto adapts to what is accepted and what it costs.",
-        "--draft-tokens",
-        metavar="K|full|auto",
+    method: str | None = field(
+        default=None, metadata=flag(f"{', '.join(METHODS)}; by default the best that the draft allows.", "-m", "--method", metavar="METHOD")
     )
-    draft_sampling: DraftSampling = setting(
-        "greedy",
-        "What a draft proposes above temperature 0: its first choices, or drawn tokens.",
-        "--draft-sampling",
-        metavar="greedy|sampled",
+    draft_tokens: DraftTokens = field(
+        default="auto",
+        metadata=flag(
+            "Tokens proposed in a cycle: a number; full, as many as the draft was trained for; auto adapts to what is accepted and what it costs.",
+            "--draft-tokens",
+            metavar="K|full|auto",
+        ),
     )
-    verification: VerificationRule = setting(
-        "token",
-        "How drawn proposals are judged: one by one, or as blocks, of which more stands.",
-        "--verification",
-        metavar="token|block",
+    draft_sampling: DraftSampling = field(
+        default="greedy",
+        metadata=flag("What a draft proposes above temperature 0: its first choices, or drawn tokens.", "--draft-sampling", metavar="greedy|sampled"),
     )
-    tree: TreeNodes = setting(
-        0, f"Nodes of the tree that is proposed in a cycle, for {', '.join(_TREE_METHODS)}; 0 proposes chains.", "--tree", metavar="N|auto"
+    verification: VerificationRule = field(
+        default="token",
+        metadata=flag("How drawn proposals are judged: one by one, or as blocks, of which more stands.", "--verification", metavar="token|block"),
     )
-    max_batch: int = setting(16, "Answers decoded at once.", "--batch-size", metavar="N")
-    cache_tokens: int | None = setting(
-        None, "Positions of the key-value cache, of all sequences together; by default what fits.", "--cache-tokens", metavar="N"
+    tree: TreeNodes = field(
+        default=0,
+        metadata=flag(
+            f"Nodes of the tree that is proposed in a cycle, for {', '.join(_TREE_METHODS)}; 0 proposes chains.", "--tree", metavar="N|auto"
+        ),
     )
-    cuda_graphs: bool | None = setting(
-        None, "Replay captured passes on a GPU; by default where it is CUDA and the architecture allows.", "--cuda-graphs/--no-cuda-graphs"
+    max_batch: int = field(default=16, metadata=flag("Answers decoded at once.", "--batch-size", metavar="N"))
+    cache_tokens: int | None = field(
+        default=None,
+        metadata=flag("Positions of the key-value cache, of all sequences together; by default what fits.", "--cache-tokens", metavar="N"),
+    )
+    cuda_graphs: bool | None = field(
+        default=None,
+        metadata=flag("Replay captured passes on a GPU; by default where it is CUDA and the architecture allows.", "--cuda-graphs/--no-cuda-graphs"),
     )
 
     def __post_init__(self) -> None:
