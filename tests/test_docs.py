@@ -1,10 +1,11 @@
-"""The Python that users are shown runs, and prints what it is said to print: on tiny random models in place of real ones."""
+"""The Python of README and docs runs and prints what it is said to print, on tiny random models."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+import file_index
 import pard2
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.engine import engine as engine_module
@@ -35,7 +36,7 @@ def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def blocks(path: Path) -> list[str]:
-    """The fenced Python of a page, each block behind as many empty lines as put it where it stands: tracebacks name the page's lines."""
+    """The fenced Python of a page, each block after empty lines, so that tracebacks name the page's lines."""
     text = path.read_text()
     return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in _BLOCK.finditer(text)]
 
@@ -59,3 +60,27 @@ def test_a_public_name_is_missing_from_the_page() -> None:
     for name in pard2.__all__:
         assert hasattr(pard2, name)
         assert name.startswith("__") or f"`{name}`" in page, name
+
+
+def test_the_list_of_files_is_not_that_of_the_source():
+    """A file was added, renamed or described anew."""
+    listed = file_index.listed(file_index.PAGE.read_text())
+    assert listed == file_index.file_index(ROOT / "src/pard2"), "run: python benchmarks/file_index.py"
+    assert listed.count(".py ") == len([path for path in (ROOT / "src/pard2").rglob("*.py") if path.name != "__init__.py"])
+
+
+def test_a_benchmark_script_is_missing_from_the_page():
+    page = (ROOT / "docs/bench.md").read_text()
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        assert script.name == "common.py" or f"`{script.name}`" in page, script.name
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_link_leads_nowhere(page: Path):
+    """A page or a heading was renamed. Headings are named as GitHub does: lower case, hyphens for spaces, no other signs."""
+    for name, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), name
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], f"{name}#{heading}"

@@ -1,4 +1,4 @@
-"""Outputs: they appear whole or not at all, never in place of an input or of something else, and one process at a time writes to each."""
+"""Outputs: written whole or not at all, by one process at a time, never over an input or other data."""
 
 import contextlib
 import errno
@@ -24,7 +24,13 @@ _KEPT = "; what it held before is kept"
 
 @dataclass(frozen=True)
 class Kind:
-    """Directories that `force` may replace. mark: a JSON file that each holds, and `key` a key in it. files: patterns of all that one may hold."""
+    """A kind of directory that may be replaced.
+
+    name: what errors call it.
+    mark: a JSON file that each such directory holds.
+    key: a key in that file.
+    files: patterns of all names that such a directory may hold.
+    """
 
     name: str
     mark: str
@@ -40,9 +46,14 @@ PREPARED = Kind("prepared data", "manifest.json", "format", ("manifest.json", "i
 
 @contextmanager
 def writing(path: str | Path, kept: str = "", what: str = "") -> Iterator[None]:
-    """What the disk refuses in this block becomes one `Pard2Error`, "cannot write `what` `path`: .. `kept`", whichever library was writing.
+    """Turn a failure to write in this block into a `Pard2Error`: "cannot write WHAT PATH: reason KEPT".
 
-    Beside `OSError` that is what safetensors, torch or a tokenizer (which raises no more than an `Exception`) says then.
+    Beside `OSError` these are the exceptions that safetensors, torch and tokenizers (a bare `Exception`)
+    raise then.
+
+    path: the output.
+    kept: how the line ends.
+    what: comes before the path.
     """
     try:
         yield
@@ -51,12 +62,15 @@ def writing(path: str | Path, kept: str = "", what: str = "") -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
         if not isinstance(error, OSError) and shutil.disk_usage(Path(os.path.realpath(path)).parent).free < 2**20:
-            reason = os.strerror(errno.ENOSPC)  # torch calls it an unexpected position
+            reason = os.strerror(errno.ENOSPC)  # torch reports an unexpected position instead
         raise Pard2Error(f"cannot write {what}{path}: {reason}{kept}") from None
 
 
 def write_whole(path: Path, data: bytes, kept: str = _KEPT) -> None:
-    """Replace a file, or make it; at every moment it is the old one or the new one. kept: how the `Pard2Error` of one that cannot be written ends."""
+    """Write a file, or replace it; at every moment it is either the old one or the new one.
+
+    kept: how the `Pard2Error` of a file that cannot be written ends.
+    """
     real = Path(os.path.realpath(path))  # a link stays a link
     beside = real.with_name(f".{real.name}.partial")
     with writing(path, kept):
@@ -74,10 +88,11 @@ def write_whole(path: Path, data: bytes, kept: str = _KEPT) -> None:
 
 @contextmanager
 def whole_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path`; when the block ends well, it takes `path`'s place.
+    """Yield an empty directory beside `path`; when the block ends without an exception, it becomes `path`.
 
-    An existing directory at `path` is replaced. If the block raises, `path` is as it was. Raises `Pard2Error` if
-    `path` is a file or cannot be written.
+    An existing directory at `path` is replaced. If the block raises, `path` is as it was.
+
+    Raises `Pard2Error` if `path` is a file or cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link stays a link, and its target is replaced
     if os.path.exists(path) and not path.is_dir():
@@ -95,7 +110,7 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Put back a directory that a kill caught between the two renames of `whole_directory`."""
+    """Restore the old directory after a kill between the two renames of `whole_directory`."""
     path = Path(os.path.realpath(path))
     old = _set_aside(path)
     if os.path.isdir(old) and not path.exists():
@@ -117,14 +132,15 @@ def _exchange(path: Path, beside: Path) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    """Where the old directory waits; one fixed name, so that it is found again."""
+    """The old directory's name between the two renames; fixed, so that it is found again."""
     return path.with_name(f".{path.name}-old")
 
 
 def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Raises `Pard2Error`, before the work that fills it, for an output that is an input or holds one, and for a place that cannot be written.
+    """Raises `Pard2Error`, before any work, for an output that is an input, holds one, or cannot be written.
 
-    inputs: names of whatever the command reads; those that are no files or directories, such as hub ids, are no matter.
+    inputs: names of all that the command reads; those that are neither files nor directories, such as hub
+        ids, are ignored.
     """
     real = Path(os.path.realpath(path))
     for one in inputs:
@@ -136,13 +152,16 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> 
             raise Pard2Error(f"cannot write {path}: the input {one} lies in it; name another output")
     with writing(path):
         real.parent.mkdir(parents=True, exist_ok=True)
-        # As long a name as any that is written beside.
+        # As long a name as any that is written beside it.
         tempfile.NamedTemporaryFile(prefix=f".{real.name}-", suffix="." * 12, dir=real.parent).close()
 
 
 @contextmanager
 def new_file(path: str | Path, inputs: Iterable[str | Path | None] = (), way_out: str = "name another file") -> Iterator[None]:
-    """Hold a file for this process alone, whether it is there or not, once `check_output` has passed. way_out: for the next who asks."""
+    """Hold a file for this process alone, whether it exists or not, after `check_output`.
+
+    way_out: what another process that wants it is told to do.
+    """
     if os.path.lexists(path) and not os.path.isfile(path):
         raise Pard2Error(f"cannot write {path}: it is not a regular file")
     check_output(path, inputs)
@@ -152,10 +171,10 @@ def new_file(path: str | Path, inputs: Iterable[str | Path | None] = (), way_out
 
 @contextmanager
 def new_directory(path: Path, force: bool, kind: Kind, inputs: Iterable[str | Path | None] = ()) -> Iterator[None]:
-    """Hold a directory that `whole_directory` is going to write, once it is sure that nothing would be lost.
+    """Hold a directory that `whole_directory` is going to write, after a check that nothing would be lost.
 
-    Raises `Pard2Error`, before the work that fills it, for one that cannot be written, is an input, or is not empty; with
-    `force`, for one that holds anything but an output of this kind.
+    Raises `Pard2Error`, before any work is done, for a directory that cannot be written, is an input, or is
+    not empty; with `force`, for one that holds anything but an output of this kind.
     """
     if os.path.lexists(path) and not os.path.isdir(path):
         raise Pard2Error(f"cannot write {path}: a file of that name is in the way; name another directory with `output`")
@@ -174,7 +193,7 @@ def new_directory(path: Path, force: bool, kind: Kind, inputs: Iterable[str | Pa
 
 
 def _foreign(path: Path, names: list[str], kind: Kind) -> str | None:
-    """What of a directory of these names is no output of this kind."""
+    """What in a directory of these names does not belong to an output of this kind; None if all does."""
     if kind.mark not in names:
         return f"no {kind.name}"
     for name in names:
@@ -185,15 +204,16 @@ def _foreign(path: Path, names: list[str], kind: Kind) -> str | None:
 
 
 def claim(directory: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold `directory`, which is filled little by little, for this process alone; a kill lets go of it.
+    """Hold a directory that is filled step by step for this process alone; a kill releases it.
 
-    Makes the directory if need be. Raises `Pard2Error` if another process holds it, or it cannot be written.
+    Creates the directory where it is missing. Raises `Pard2Error` if another process holds it, or it cannot
+    be written.
     """
     return _locked(directory / ".lock", directory, "name another output")
 
 
 def _beside_lock(path: str | Path, way_out: str) -> contextlib.AbstractContextManager[None]:
-    real = Path(os.path.realpath(path))  # one lock, by whichever way it is named
+    real = Path(os.path.realpath(path))  # one lock for all links to it
     return _locked(real.with_name(f".{real.name}.lock"), path, way_out)
 
 
@@ -209,7 +229,7 @@ def _locked(lock: Path, shown: str | Path, way_out: str) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                lock.unlink()  # while it is held, so that nobody holds a file that is gone
+                lock.unlink()  # while it is held, so that no process holds a file that is gone
 
 
 def _open_locked(lock: Path) -> IO[str] | None:
@@ -224,5 +244,5 @@ def _open_locked(lock: Path) -> IO[str] | None:
             file.close()
             return None
         except FileNotFoundError:
-            pass  # whoever held it took it away after it was opened here
+            pass  # the process that held it removed it after it was opened here
         file.close()

@@ -1,4 +1,4 @@
-"""Text from outside, read so that whatever is wrong with it becomes one line, and shown on one line."""
+"""Reading text that others wrote: whatever is wrong with it is reported, and shown, in one line."""
 
 import json
 import re
@@ -8,16 +8,23 @@ from typing import Any
 from pard2.errors import Pard2Error
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what a terminal obeys, ends a line at, or cannot write
+# control characters, line separators, and halves of surrogate pairs, which cannot be written
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text from outside on one line that a terminal shows and does not obey: control characters as `\\x1b`, but for those of `keep`."""
+    """The text on one line that is safe for a terminal: control characters are written as `\\x1b`.
+
+    keep: characters that are left as they are.
+    """
     return _NOT_SHOWN.sub(lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text)
 
 
 def check_text(text: str) -> None:
-    """Raises `ValueError` for half of a surrogate pair (JSON's `"\\ud83d"` alone, or an argument that is no UTF-8), which no tokenizer takes."""
+    """Raises `ValueError` for half of a surrogate pair, which no tokenizer accepts.
+
+    It comes from JSON's `"\\ud83d"` alone, or from a command-line argument that is not UTF-8.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -25,9 +32,10 @@ def check_text(text: str) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says; a byte order mark before it is left out.
+    """The value of a JSON text, which may begin with a byte order mark.
 
-    Raises `ValueError`, whose message goes on from the name of the place: "is not JSON: ..", "is nested too deeply", ..
+    Raises `ValueError` with a message that continues a location's name: "is not JSON: ..", "is nested too
+    deeply", ..
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -35,7 +43,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("is not UTF-8 text") from None
     try:
         value = json.loads(text.removeprefix("\ufeff"))
-        # The escape of a whole pair is looked at, too; only then is the value gone through.
+        # Only a text with such an escape is checked by its value; the escape may be half of a whole pair.
         check_text(json.dumps(value, ensure_ascii=False) if _SURROGATE_ESCAPE.search(text) else text)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg}") from None
@@ -47,10 +55,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value that a JSON file holds. Raises `Pard2Error` naming the file, be it missing, a pipe, or no JSON."""
+    """The value of a JSON file. Raises `Pard2Error` if it is missing, not a regular file, or not JSON."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for for ever
+        if path.exists() and not path.is_file():  # reading a pipe might never end
             raise Pard2Error(f"cannot read {path}: it is not a regular file")
         return parse_json(path.read_bytes())
     except OSError as error:

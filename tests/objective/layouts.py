@@ -1,4 +1,4 @@
-"""Rows of slots for tests."""
+"""Packed sequences of slots for tests."""
 
 import torch
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ from pard2.objective.layout import SlotLayout, build_layout
 
 @st.composite
 def rows(draw: st.DrawFn) -> tuple[list[int], list[list[Tensor]]]:
-    """Documents of up to 6 tokens with any nested choice of masks, up to 4 deep; anchors of -1 are allowed."""
+    """Documents of up to 6 tokens with any nested choice of masks, up to 4 deep; anchors may be -1."""
     lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     kept = []
     for length in lengths:
@@ -29,6 +29,6 @@ def two_documents() -> SlotLayout:
 
 
 def thinned(lengths: list[int], draft_tokens: int = 16, retention: float = 0.7, prompt: int = 0, seed: int = 0) -> SlotLayout:
-    """A row as training lays it out: chains thinned by COD, none of them in the first `prompt` tokens of a document."""
+    """Slots as training lays them out: chains thinned by COD, none in a document's first `prompt` tokens."""
     generator = torch.Generator().manual_seed(seed)
     return build_layout(lengths, [keep_masks(torch.arange(n) >= prompt, draft_tokens, retention, 0.1, generator) for n in lengths])

@@ -11,15 +11,15 @@ OBJECTIVES = {
     "fixed": Objective(),
     "ce alone": Objective(ce_alpha=1.0, kd_alpha=0.0),
     "kd alone": Objective(ce_alpha=0.0, kd_alpha=1.0),
-    "d-pace": Objective("d-pace", ce_alpha=0.3, d_pace_floor=0.4),
-    "overlap": Objective("overlap", ce_alpha=0.3),
+    "d-pace": Objective(weighting="d-pace", ce_alpha=0.3, d_pace_floor=0.4),
+    "overlap": Objective(weighting="overlap", ce_alpha=0.3),
     "tf-eal": Objective(tf_eal_alpha=0.7, draft_tokens=4),
     "tf-eal alone": Objective(ce_alpha=0.0, kd_alpha=0.0, tf_eal_alpha=2.0, draft_tokens=4),
-    "overlap and tf-eal": Objective("overlap", tf_eal_alpha=0.7, draft_tokens=4),
+    "overlap and tf-eal": Objective(weighting="overlap", tf_eal_alpha=0.7, draft_tokens=4),
 }
 
-# (chain, depth, teacher row): whole chains, a chain of one slot, one cut short, one that begins and one that skips behind prompt tokens.
-# Chain ids are neither dense nor in order, and some rows serve several slots.
+# (chain, depth, teacher row): whole chains, a chain of one slot, one cut short, one that begins and one that
+# skips behind prompt tokens. Chain ids are neither dense nor in order, and some rows serve several slots.
 SLOTS = [
     *[(9, d, d) for d in range(4)],
     (3, 0, 1),

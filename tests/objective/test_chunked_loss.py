@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pard2.errors import Pard2Error
+from pard2.objective import chunked_loss as chunked_loss_module
 from pard2.objective import vocabulary
 from pard2.objective.chunked_loss import chunked_loss, has_kernels
 from pard2.objective.chunks import plan_chunks
@@ -18,13 +19,15 @@ needs_kernels = pytest.mark.skipif(not has_kernels(torch.zeros(1)), reason="numb
 
 
 def chunked(case: Case, objective: Objective, chunk: int = 4, compiled: bool = True) -> LossOutput:
-    return chunked_loss(
-        case.states, case.head, case.teacher_states, case.teacher_head, case.slots, objective, case.bias, chunk=chunk, compiled=compiled
-    )
+    """compiled: by the CPU's kernels where they can run; False for the tensor operations instead."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(chunked_loss_module, "has_kernels", lambda states: False)
+        return chunked_loss(case.states, case.head, case.teacher_states, case.teacher_head, case.slots, objective, case.bias, chunk)
 
 
 def compare(case: Case, exact: Case, objective: Objective, chunk: int, compiled: bool, **tolerance: float) -> None:
-    """Values and gradients of the chunked loss of a case against the readable loss of the same case in float64."""
+    """Values and gradients of a case's chunked loss against the readable loss of the same case in float64."""
     fast, plain = chunked(case, objective, chunk, compiled), readable(exact, objective)
     for name in ("loss", "weight", "ce", "kl", "overlap"):
         torch.testing.assert_close(getattr(fast, name).double(), getattr(plain, name), **tolerance, msg=lambda m, name=name: f"{name}: {m}")
@@ -37,7 +40,7 @@ def compare(case: Case, exact: Case, objective: Objective, chunk: int, compiled:
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_chunked_loss_is_the_readable_one(objective, chunk):
-    """Among what it catches: a slot that gets its neighbour's teacher row, a chain torn by a chunk, a last chunk that is left out."""
+    """It catches a neighbour's teacher row, a chain torn by a chunk, and a last chunk left out."""
     case = random_case()
     compare(case, case, objective, chunk, True, rtol=1e-10, atol=1e-12)
 
@@ -60,7 +63,7 @@ def test_tensor_operations_serve_float32_where_numba_is_missing(objective):
 
 
 def test_gradient_is_scaled_by_what_comes_after():
-    """The gradient is made in the forward pass; a backward that ignored its argument would break gradient scaling."""
+    """The forward pass makes the gradient; a backward that ignored its argument would break scaling."""
     case = random_case()
     one, three = (torch.autograd.grad(scale * chunked(case, Objective()).loss, case.leaves) for scale in (1, 3))
     for a, b in zip(one, three, strict=True):
@@ -109,7 +112,7 @@ def test_what_is_frozen_gets_no_gradient(frozen):
 
 
 class _Counting:
-    """A teacher's head that notes how often it is asked for each of its states, and by how many at most at once."""
+    """A teacher's head that records the states that it is asked for."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -183,7 +186,7 @@ def test_no_tensor_grows_with_slots_or_depths_times_vocabulary(tokens, k, compil
 
 @pytest.mark.parametrize("rows", [16, 18])
 def test_a_target_with_another_number_of_tokens_is_refused(rows):
-    """Models of one family may be padded to different sizes; a kernel would write past the end of its rows."""
+    """Models of one family may be padded to different sizes; a kernel would write past its rows' end."""
     case = random_case(dtype=torch.float32)
     with pytest.raises(Pard2Error, match=f"for {rows} tokens, the draft for 17"):
         chunked(replace(case, teacher_table=torch.zeros(rows, 6)), Objective())
@@ -239,7 +242,7 @@ def test_autocast_does_not_reach_into_the_loss():
 
 
 def test_no_slots_are_no_loss():
-    """A row may hold documents whose answers are cut away; its share of the batch is zero, with zero gradients."""
+    """A packed sequence may hold documents whose answers are cut away; its loss and gradients are zero."""
     case = random_case()
     none = torch.empty(0, dtype=torch.long)
     empty = chunked_loss(

@@ -63,7 +63,7 @@ def test_retention_one_keeps_all(predicted, k):
 
 
 def test_a_chain_does_not_jump_over_the_next_question():
-    """Two answers, a short question between: a chain that crossed it would be weighted by tokens that nobody generates."""
+    """Two answers with a short question between: a chain across it would learn tokens nobody generates."""
     predicted = torch.tensor([0, 1, 1, 0, 1, 1, 1], dtype=torch.bool)
     assert [a.tolist() for a in keep_masks(predicted, 4, 1.0, 1.0, None)] == [[0, 3, 4], [3], []]
 
@@ -111,7 +111,7 @@ def test_correction_is_eligible_over_kept(case, anchors):
 
 @pytest.mark.parametrize("anchors", ["response", "all"])
 def test_corrected_sums_are_on_average_those_without_dropping(anchors):
-    """A correction by 1 / r^d would miss it: at depth d there are fewer slots to draw from than chains, and two answers cut more."""
+    """A correction by 1 / r^d would miss it: at depth d there are fewer slots to draw from than chains."""
     predicted = torch.tensor([0, 0] + [1] * 9 + [0, 0] + [1] * 12, dtype=torch.bool)
     k, draws, generator = 5, 3000, seeded(0)
     value = torch.rand(len(predicted), k, generator=generator)

@@ -1,6 +1,7 @@
-"""One training batch of the published implementation, reproduced: mask, labels, CAT weights, loss and gradients.
+"""A training batch of the published implementation, reproduced: mask, labels, CAT weights, loss, gradients.
 
-It trains every chain, those of masks that follow no token at all included (anchor -1), and predicts every token.
+It trains every chain, those of masks that follow no token at all included (anchor -1), and predicts every
+token.
 """
 
 import json

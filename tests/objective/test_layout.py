@@ -5,15 +5,34 @@ import torch
 from hypothesis import given, settings
 from layouts import rows, two_documents
 
+from pard2.objective import layout as layout_module
+from pard2.objective.cod import keep_masks
 from pard2.objective.layout import SlotLayout, attention_mask, build_layout, key_spans, slot_features, slot_tokens
 
 
 def seen_by_hand(layout: SlotLayout, slot: int) -> set[int]:
-    """Whom a slot attends to: every real token at its anchor or before, and the masks of its own chain up to itself."""
+    """Whom a slot sees: every real token up to its anchor, and the masks of its own chain up to itself."""
     document, anchor, depth = (int(part[slot]) for part in (layout.document, layout.anchor, layout.depth))
     wanted = {(document, a, 0) for a in range(anchor + 1)} | {(document, anchor, d) for d in range(1, depth + 1)}
-    places = {key: i for i, key in enumerate(zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True))}
-    return {places[key] for key in wanted}
+    index = {key: i for i, key in enumerate(zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True))}
+    return {index[key] for key in wanted}
+
+
+def test_the_picture_in_the_docstring_is_wrong():
+    """Both tables are made anew, line by line: 5 tokens, an answer from x2 on, K = 3, nothing dropped."""
+    kept = keep_masks(torch.tensor([False, False, True, True, True]), 3, 1.0, 0.1, None)
+    layout = build_layout([5], [kept])
+    tokens, features = slot_tokens(layout, torch.arange(5), -1).tolist(), slot_features(layout, torch.arange(1.0, 6.0)[:, None])[:, 0]
+    mask = attention_mask(layout)
+    drawn = [" ".join(line.split()) for line in layout_module.__doc__.splitlines()]
+    for i in range(len(layout)):
+        anchor, depth, position, predicted = (int(part[i]) for part in (layout.anchor, layout.depth, layout.position, layout.predicted_index))
+        token, feature = "mask" if tokens[i] < 0 else f"x{tokens[i]}", f"f{int(features[i]) - 1}" if features[i] else "0"
+        slot = f"{i} ({anchor}, {depth}) {position} {token} {feature} {f'x{predicted}' if predicted < 5 else '-'}"
+        assert any(line == slot or line.startswith(f"{slot} not trained") for line in drawn), slot
+        assert f"{i} ({anchor}, {depth}) {' '.join('x' if seen else '.' for seen in mask[i])}" in drawn
+    untrained = [line for line in drawn if "not trained" in line]
+    assert [line[0] for line in untrained] == ["0", "4"]
 
 
 @settings(max_examples=60, deadline=None)

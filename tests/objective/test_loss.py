@@ -48,7 +48,7 @@ def loop(case: Case, objective: Objective) -> dict[str, float]:
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_loss_is_the_formula_written_as_a_loop(objective):
-    """Among what it catches: weights off by one depth, chains mixed up, a skipped depth that cuts its chain."""
+    """It catches weights off by one depth, chains mixed up, and a skipped depth that cuts its chain."""
     case = random_case()
     out = readable(case, objective)
     for name, expected in loop(case, objective).items():
@@ -63,8 +63,8 @@ def test_gradients_are_numerically_right(name):
 
 @pytest.mark.parametrize("weighting", ["d-pace", "overlap"])
 def test_no_gradient_flows_through_weights(weighting):
-    """Through them the draft could lower its loss by being unsure. The gradient is that of the same weights given as constants."""
-    case, objective = random_case(), Objective(weighting)
+    """Through them the draft could lower its loss by being unsure. The weights must act as constants."""
+    case, objective = random_case(), Objective(weighting=weighting)
     out = readable(case, objective)
     chains = Chains.of(case.slots.chain, case.slots.depth)
     q = (case.states @ case.head.T + case.bias).softmax(-1).gather(-1, case.slots.label[:, None])[:, 0]
@@ -95,7 +95,7 @@ def test_equal_distributions_overlap_fully_and_do_not_diverge():
     case = random_case()
     with torch.no_grad():
         case.head.zero_(), case.bias.zero_(), case.teacher_table.zero_()
-    out = readable(case, Objective("overlap"))
+    out = readable(case, Objective(weighting="overlap"))
     assert abs(float(out.kl)) < 1e-12
     torch.testing.assert_close(out.overlap, torch.ones_like(out.overlap))
     torch.testing.assert_close(out.weight, case.slots.weight.double().sum())

@@ -1,4 +1,4 @@
-"""Attention over slots by blocks against softmax(Q K^T) V under the readable mask: values and gradients, and what it holds in memory."""
+"""Attention over slots by blocks against softmax(Q K^T) V under the dense mask: values, gradients, memory."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
 def inputs(slots: int, heads: int, groups: int, width: int, value_width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Query, key, value, and a gradient of the output, laid out in memory as transformers does, position by position."""
+    """Query, key, value, and a gradient of the output, in memory position by position, as in transformers."""
     generator = torch.Generator().manual_seed(slots)
     shapes = (heads, width), (groups, width), (groups, value_width), (heads, value_width)
     tensors = [torch.randn(slots, *shape, dtype=torch.float64, generator=generator).to(dtype).transpose(0, 1) for shape in shapes]
@@ -73,7 +73,7 @@ def test_heads_of_every_grouping(heads, groups, width, value_width):
 
 
 def test_bfloat16_loses_no_more_than_its_own_rounding():
-    """The softmax of bfloat16 scores, or sums of keys' gradients in bfloat16, would be off by several times as much."""
+    """Softmax or sums of keys' gradients in bfloat16 would be off by several times as much."""
     layout = thinned([150])
     query, key, value, gradient = inputs(len(layout), 3, 1, 16, 16, torch.bfloat16)
     fast = slot_attention(query, key, value, key_spans(layout), 1.0)

@@ -84,7 +84,7 @@ def test_weights_carry_no_gradient():
 
 @pytest.mark.parametrize("weighting", ["d-pace", "overlap"])
 def test_corrected_weights_sum_on_average_to_those_without_dropping(weighting):
-    """D-PACE's correction belongs inside its sum; as a factor of the slot's own it would miss the deeper terms that COD takes away."""
+    """D-PACE's correction belongs inside its sum; a factor of the slot would miss what COD drops deeper."""
     predicted, k, draws, generator = torch.ones(14, dtype=torch.bool), 4, 3000, torch.Generator().manual_seed(0)
     chance, loss = torch.rand(2, len(predicted), k, generator=generator)
 

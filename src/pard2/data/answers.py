@@ -1,6 +1,6 @@
-"""What making data asks of a decoder. The engine stands above `data`, so a command hands it in as a function.
+"""What data generation needs from a decoder. The engine is a floor above `data`, so a command passes it in.
 
-It does not know what decodes, nor how: temperature, length limit and the draft are the function's own.
+It does not know what decodes, nor how: temperature, length limit and the draft are the caller's business.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -12,10 +12,12 @@ from pard2.data.records import Record
 
 
 class Answer(Protocol):
-    """What one prompt brought; the engine's `Completion` is one.
+    """The answer to one prompt; the engine's `Completion` is one.
 
-    token_ids: the new tokens. text: without special tokens. finish_reason: "stop" for an answer that ended by itself, "length" for one
-    that was cut, "error" for none, with the reason under `error`.
+    token_ids: the new tokens.
+    text: without special tokens.
+    finish_reason: "stop" for an answer that ended by itself, "length" for one that was cut, "error" for none.
+    error: why there is none.
     """
 
     @property
@@ -31,17 +33,21 @@ class Answer(Protocol):
     def error(self) -> str | None: ...
 
 
-# From prompts (token ids) and a seed for each to their answers, in this order, each as soon as it is there. An
-# answer depends on its own prompt and seed alone. Closing the iterator drops what has not been made yet.
+# Takes prompts (token ids) and a seed for each; yields their answers in this order, each as soon as it is
+# ready. An answer depends on its own prompt and seed only. Closing the iterator cancels the answers that are
+# not ready.
 Answerer = Callable[[list[list[int]], list[int]], Iterator[Answer]]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one conversation brought, whoever answered it.
+    """The answer to one conversation, from whichever model.
 
-    text: without special tokens; None where there is none, with the reason under `error`. finish_reason: as of an `Answer`.
-    tokens: the answer's length, 0 where nobody says it. kept: what the record shall hold of it beside (`pard2.data.emitted`).
+    text: without special tokens; None where there is no answer.
+    finish_reason: as of an `Answer`.
+    tokens: the answer's length; 0 where it is unknown.
+    error: why there is no answer.
+    kept: further fields for the answered record (`pard2.data.emitted`).
     """
 
     text: str | None
@@ -51,11 +57,15 @@ class Reply:
     kept: dict[str, Any] = field(default_factory=dict)
 
 
-# From conversations, each to be answered from its last message on, to all of them with their replies, each as soon as it
-# is there, in any order. Closing the generator drops what has not been made yet.
+# Takes conversations, each to be answered after its last message; yields all of them with their replies, each
+# as soon as it is ready, in any order. Closing the generator cancels the replies that are not ready.
 Replier = Callable[[list[Record]], Generator[tuple[Record, Reply]]]
 
 
 def seed_of(run: int, name: str) -> int:
-    """The seed, 0 to 2**63 - 1, of the answer of this name in a run with this seed, whatever was answered before it."""
+    """The seed of one answer, 0 to 2**63 - 1; it does not depend on what was answered before.
+
+    run: the run's seed.
+    name: of the answer, unique within the run.
+    """
     return int.from_bytes(blake2b(f"{run}:{name}".encode(), digest_size=8).digest(), "big") >> 1

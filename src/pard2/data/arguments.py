@@ -1,4 +1,4 @@
-"""What a chat template gets beside the messages, and whether it reads it at all: one that it does not read changes nothing, silently."""
+"""Arguments of a chat template beside the messages, and whether it reads them: others have no effect."""
 
 import difflib
 import json
@@ -21,19 +21,24 @@ _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 
 
 def with_arguments(record: Record, arguments: Arguments | None) -> Record:
-    """The record with these `chat_template_kwargs` in addition to its own, which win."""
+    """The record with these `chat_template_kwargs` in addition to its own, which have precedence."""
     return record | {"chat_template_kwargs": arguments | (record.get("chat_template_kwargs") or {})} if arguments else record
 
 
 def to_prompt(record: Record, arguments: Arguments | None = None) -> list[Message] | Record:
-    """What is left to answer of a record, and, if there is any, what the chat template gets beside it."""
+    """A record's messages up to its last user turn; with the chat template's arguments, if there are any."""
     asked = with_arguments(record, arguments)
     more = {key: asked[key] for key in ("tools", "chat_template_kwargs") if asked.get(key)}
     return {"messages": up_to_user(record), **more} if more else up_to_user(record)
 
 
 def to_prompts(records: Iterable[Record], arguments: Arguments | None, source: str) -> list[list[Message] | Record]:
-    """Each record as `to_prompt` says it. Raises `Pard2Error` for one in which no user speaks. source: their flag and file."""
+    """Each record as `to_prompt` returns it.
+
+    source: what errors call the records, a parameter and its file.
+
+    Raises `Pard2Error` for a record in which no user speaks.
+    """
     prompts = []
     for record in records:
         if not up_to_user(record):
@@ -49,13 +54,13 @@ def distinct_arguments(prompts: Iterable[Any]) -> list[Arguments]:
 
 
 def unread_arguments(tokenizer: "Tokenizer", record: Record) -> list[str]:
-    """Names of what the record gives to a chat template that does not read it."""
+    """Names of the record's arguments that the chat template does not read."""
     given = template_arguments(record)
     return sorted(given.keys() - _read(template_source(tokenizer))) if given else []
 
 
 def check_arguments(tokenizer: "Tokenizer", arguments: Arguments | None) -> None:
-    """Raises `Pard2Error` for one that the chat template does not read, or that is not for a user to give."""
+    """Raises `Pard2Error` for an argument that the chat template does not read or a user may not set."""
     read = _read(template_source(tokenizer))
     for name in arguments or ():
         if name not in read or name in _GIVEN - {"documents"}:
@@ -66,7 +71,7 @@ def check_arguments(tokenizer: "Tokenizer", arguments: Arguments | None) -> None
 
 
 def template_source(tokenizer: "Tokenizer") -> str:
-    """The chat template as its author wrote it; of several, one after the other."""
+    """The chat template as its author wrote it; several are concatenated."""
     template = tokenizer.chat_template or ""
     return "".join(template.values()) if isinstance(template, dict) else template
 
@@ -78,5 +83,5 @@ def _read(source: str) -> frozenset[str]:
 
     try:
         return frozenset(meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))))
-    except TemplateSyntaxError:  # rendering will say so
+    except TemplateSyntaxError:  # rendering reports it
         return frozenset()

@@ -1,8 +1,8 @@
 """Conversations to tokens: the chat template, and which tokens the draft is trained to predict.
 
-No generation markers are needed in the template: an answer is the difference of two renderings, that of the conversation up to the
-answer and that of the answer with it. A prompt is tokenised as decoding tokenises it, and its answer follows it token by token; where the
-target's own tokens are known, these do.
+The template needs no generation markers: an answer is the difference of two renderings, the conversation up
+to the answer and the conversation with it. A prompt is tokenised exactly as in decoding, and the answer's
+tokens follow it: the target's own tokens where they are known, otherwise those of its text.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,10 @@ _MARKER = "\u2402MARK\u2403"  # a text that nobody writes
 
 
 def prompt_text(tokenizer: Tokenizer, messages: list[Message], arguments: dict[str, Any] | None = None) -> str:
-    """The template's text up to where the assistant starts to answer. arguments: `template_arguments` of a record."""
+    """The template's text up to where the assistant starts to answer.
+
+    arguments: `template_arguments` of a record.
+    """
     return _render(tokenizer, messages, arguments or {}, add_generation_prompt=True)
 
 
@@ -37,7 +40,13 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def check_ids(token_ids: list[int], vocab_size: int, where: str, model: str) -> None:
-    """Raises `Pard2Error` for no ids, and for one that a model of `vocab_size` embeddings lacks, as that of a token added to its tokenizer alone."""
+    """Raises `Pard2Error` for no ids, and for an id that the model has no embedding for.
+
+    The latter happens where a token was added to the tokenizer but not to the model.
+
+    vocab_size: how many embeddings the model has.
+    where, model: what errors call the ids and the model.
+    """
     if not token_ids:
         raise Pard2Error(f"{where} is empty: what the chat template or the tokenizer makes of it holds no token")
     if wrong := [i for i in token_ids if not 0 <= i < vocab_size]:
@@ -55,7 +64,7 @@ def _render(tokenizer: Tokenizer, messages: list[Message], arguments: dict[str, 
 
 
 def user_turn_text(tokenizer: Tokenizer, arguments: dict[str, Any] | None = None) -> str:
-    """The template's text up to where a user starts to speak, from which a chat model writes the user's part itself."""
+    """The template's text up to where a user starts to speak; a chat model continues it as a user."""
     rendered = _render(tokenizer, [{"role": "user", "content": _MARKER}], arguments or {}, add_generation_prompt=False)
     if _MARKER not in rendered:
         raise Pard2Error("the chat template does not show the user's text; synthesize needs a chat model")
@@ -64,9 +73,12 @@ def user_turn_text(tokenizer: Tokenizer, arguments: dict[str, Any] | None = None
 
 @dataclass(frozen=True)
 class _Turn:
-    """An assistant's turn: its number in the record, the text that decoding starts from, and the text with the answer behind it.
+    """An assistant's turn.
 
-    emitted: what the target answered, token by token, where that is known; then `answered` is the prompt alone.
+    number: counted from 1 in the record.
+    prompt: the text that decoding starts from.
+    answered: the prompt with the answer after it; the prompt alone where `emitted` is known.
+    emitted: the very tokens that the target answered with, where they are known.
     """
 
     number: int
@@ -80,24 +92,30 @@ class _Turn:
 
 
 def tokenize_record(tokenizer: Tokenizer, record: Record, eos_token_ids: frozenset[int]) -> list[Example]:
-    """As `tokenize_records`, for one."""
+    """As `tokenize_records`, for one record."""
     return tokenize_records(tokenizer, [record], eos_token_ids)[0]
 
 
 def tokenize_records(tokenizer: Tokenizer, records: list[Record], eos_token_ids: frozenset[int], tally: Tally | None = None) -> list[list[Example]]:
-    """Tokens and loss mask of each record, whatever their length. Many at once are tokenised twice as fast as one by one.
+    """Tokens and loss mask of each record, of any length. Many at once take half the time of single ones.
 
-    Every assistant turn is predicted, from its first token to its end-of-turn token; what the template writes after that token is context
-    only. An answer that was cut by its length limit (`finish_reason: length`) has no end-of-turn token to learn. Where a record keeps the
-    tokens that the target answered with (`pard2.data.emitted`), those are learned, as far as tokenizer and template are the same.
+    Every assistant turn is predicted, from its first token to its end-of-turn token; what the template writes
+    after that token is context only. An answer that was cut by its length limit (`finish_reason: length`) has
+    no end-of-turn token to learn. Where a record keeps the tokens that the target answered with
+    (`pard2.data.emitted`), these are learned, provided that tokenizer and template are the same as then.
 
-    A conversation is one example, in which every answer stands behind exactly the tokens that decoding would have read before it. Where
-    that cannot be, because the template shows earlier turns otherwise than the last one (thoughts left out, say) or tokens reach over a
-    turn's border, each of its assistant turns is an example, `id#1`, `id#2`, ... In a plain `text`, all tokens but the first are predicted.
+    A conversation is one example, in which every answer follows exactly the tokens that decoding would have
+    read before it. Where this is impossible, because the template renders earlier turns differently from the
+    last one (without thoughts, for example) or a token crosses a turn's border, each assistant turn is an
+    example of its own, `id#1`, `id#2`, ... In a plain `text`, all tokens but the first are predicted.
 
-    An answer that is empty, or of which the template does not show everything (thoughts, tool calls), is left out and counted by `tally`.
+    An answer that is empty, or that the template does not show completely (thoughts, tool calls), is left out
+    and counted.
 
-    Raises `Pard2Error`, naming the record, if the template fails, an answer has no token to predict, or, without a tally, would be left out.
+    eos_token_ids: tokens that end a turn.
+    tally: counts what was left out; without one, an answer that would be left out is an error.
+
+    Raises `Pard2Error`, naming the record, if the template fails or an answer has no token to predict.
     """
     tally = tally or Tally(strict=True)
     known: dict[str, list[int]] = {}
@@ -128,7 +146,7 @@ def _one_text(turns: list[_Turn]) -> bool:
 
 
 def _texts(turns: list[_Turn]) -> list[str]:
-    """What will be tokenised for sure."""
+    """The texts that will certainly be tokenised."""
     return [turn.prompt for turn in turns] + [turn.answered for turn in (turns[-1:] if _one_text(turns) else turns)]
 
 
@@ -140,9 +158,12 @@ def _plain_text(tokenizer: Tokenizer, record: Record) -> Example:
 
 
 def _turns(tokenizer: Tokenizer, record: Record, tally: Tally, known: dict[str, list[int]]) -> list[_Turn]:
-    """The turns that are learned; all others are left out, and counted. known: gets the ids of a prompt that had to be tokenised."""
+    """The turns that are learned; all others are left out and counted.
+
+    known: token ids by text; receives those of a prompt that had to be tokenised here.
+    """
     messages, arguments, name = record["messages"], template_arguments(record), f"record {record['id']}"
-    # A greeting answers nothing: decoding never begins there.
+    # An assistant's message at the very beginning answers nothing: decoding never begins there.
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index]
     if not answers:
         raise Pard2Error(f"{name}: no token to predict: no assistant message answers another")
@@ -178,7 +199,7 @@ def _turns(tokenizer: Tokenizer, record: Record, tally: Tally, known: dict[str, 
 
 
 def _text_turn(tokenizer: Tokenizer, record: Record, number: int, index: int, prompt: str) -> _Turn | tuple[str, str]:
-    """An answer by its text, or what kind of answer is left out, and why."""
+    """An answer known by its text; or, where it is left out, its kind and the reason."""
     messages, arguments = record["messages"], template_arguments(record)
     message = messages[index]
     if is_empty(message):
@@ -190,7 +211,8 @@ def _text_turn(tokenizer: Tokenizer, record: Record, number: int, index: int, pr
     missing = unshown(message, prompt, answered[len(prompt) :]) if follows and answered != prompt else None
     if follows and missing is None:
         return _Turn(number, prompt, answered)
-    # A thinking model's template leaves thoughts out of what it shows, or has them begun by the prompt; the target says them all the same.
+    # A thinking model's template omits thoughts, or lets the prompt open them; the target generates them all
+    # the same.
     said = spoken(message, prompt)
     if said is not None and CLOSE in prompt + template_source(tokenizer):
         ending = _render(tokenizer, [*messages[:index], {"role": "assistant", "content": _MARKER}], arguments, False).rpartition(_MARKER)
@@ -205,7 +227,7 @@ def _text_turn(tokenizer: Tokenizer, record: Record, number: int, index: int, pr
 def _together(
     record_id: str, turns: list[_Turn], ids_of: Callable[[str], list[int]], eos_token_ids: frozenset[int], ends: list[str]
 ) -> Example | None:
-    """The conversation as one example; None if decoding would have read something else before any of its answers."""
+    """The conversation as one example; None if decoding would have read other tokens before an answer."""
     if not _one_text(turns):
         return None
     token_ids = ids_of(turns[-1].answered) + turns[-1].emitted
@@ -231,7 +253,7 @@ def _apart(record_id: str, turns: list[_Turn], ids_of: Callable[[str], list[int]
     examples = []
     for turn in turns:
         prompt, token_ids = ids_of(turn.prompt), ids_of(turn.answered) + turn.emitted
-        if token_ids[: len(prompt)] != prompt:  # a token reaches over the border, which decoding cannot undo
+        if token_ids[: len(prompt)] != prompt:  # a token crosses the border, which cannot happen in decoding
             token_ids = prompt + ids_of(turn.answer)
         if len(prompt) == len(token_ids):
             raise _nothing_to_predict(record_id, turn.number)

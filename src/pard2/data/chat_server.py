@@ -1,6 +1,7 @@
-"""One server of the OpenAI chat protocol, asked once: a conversation goes, a reply comes, or a reason that tells what to do next.
+"""A client of one server of the OpenAI chat protocol: a reply, or a reason to retry or to stop.
 
-It tries nothing again and knows no other server. The standard library suffices: an answer takes seconds, a connection for each is nothing.
+It never retries and knows no other server. The standard library suffices: an answer takes seconds, so that a
+connection for each costs little.
 """
 
 import http.client
@@ -13,11 +14,14 @@ from urllib.parse import urlsplit
 from pard2.data.answers import Reply
 from pard2.errors import Pard2Error, first_line
 
-CONNECT_SECONDS = 10.0  # a machine that is switched off must not hold a request for its whole timeout
+CONNECT_SECONDS = 10.0  # a machine that is switched off must not block a request for its whole timeout
 
 
 class TryAgain(Exception):
-    """A failure that may pass. after: seconds that the server asks to wait."""
+    """A temporary failure.
+
+    after: seconds that the server asks to wait.
+    """
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -25,11 +29,14 @@ class TryAgain(Exception):
 
 
 class Refused(Exception):
-    """The conversation's own failure: asked again, it would fail again."""
+    """A failure that is due to the conversation: a second try would fail, too."""
 
 
 class ChatServer:
-    """What is behind one address. Raises `Pard2Error` for an address or a key that cannot be sent; the key is never shown."""
+    """The server at one address.
+
+    Raises `Pard2Error` for an address or a key that cannot be sent; the key is never shown.
+    """
 
     def __init__(self, address: str, api_key: str | None = None) -> None:
         self.address = address
@@ -42,7 +49,7 @@ class ChatServer:
             parts = urlsplit(address)
             self._host, self._port = parts.hostname or "", parts.port
             self._host.encode("idna"), parts.path.encode("ascii")
-        except ValueError:  # a port that is no number, half of an IPv6 address, a label of 0 or more than 63 characters
+        except ValueError:  # a port that is not a number, half an IPv6 address, a label of 0 or more than 63 characters
             parts, self._host = urlsplit(""), ""
         blank = " " in address or not address.isprintable()
         if blank or parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment:
@@ -51,7 +58,7 @@ class ChatServer:
         self._path = parts.path.rstrip("/")
 
     def check(self, model: str, timeout: float) -> None:
-        """Ask for the list of models. Raises `Pard2Error` if nothing useful comes, or the list lacks this one."""
+        """Ask for the list of models. Raises `Pard2Error` if none comes, or it lacks this model."""
         try:
             status, _, body = self._request("GET", "/models", timeout)
         except TryAgain as error:
@@ -68,9 +75,12 @@ class ChatServer:
             raise Pard2Error(f"`endpoint` {self.address} does not serve {model!r}; name what it serves with `model`: {names}")
 
     def chat(self, fields: dict[str, Any], timeout: float) -> Reply:
-        """The reply to a request of these fields (`model` and `messages` among them). timeout: seconds of silence.
+        """The reply to one request.
 
-        Raises `TryAgain` and `Refused` as their names say, and `Pard2Error` for what would be the same for every request.
+        fields: of the request, `model` and `messages` among them.
+        timeout: seconds without a byte.
+
+        Raises `TryAgain`, `Refused`, and `Pard2Error` for a failure that every request would meet.
         """
         sent = fields | {"messages": [_sent(message) for message in fields["messages"]]}
         status, retry_after, body = self._request("POST", "/chat/completions", timeout, sent)
@@ -82,7 +92,7 @@ class ChatServer:
         return _reply(self.address, body)
 
     def _stop_if_unusable(self, status: int, body: bytes, model: str) -> None:
-        """Raises `Pard2Error` for what would be the same for every request."""
+        """Raises `Pard2Error` for a status that every request would get."""
         if status in (401, 403):
             advice = "the key was refused" if "Authorization" in self._headers else "a key is needed"
             raise Pard2Error(f"`api_key`: {advice} by {self.address} ({status}: {_said(body)}); give a good one")
@@ -92,7 +102,12 @@ class ChatServer:
             )
 
     def _request(self, method: str, path: str, timeout: float, body: dict[str, Any] | None = None) -> tuple[int, str | None, bytes]:
-        """Status, Retry-After and body of the response. timeout: seconds of silence. Raises `TryAgain` where there is no whole response."""
+        """Status, Retry-After and body of the response.
+
+        timeout: seconds without a byte.
+
+        Raises `TryAgain` where there is no complete response.
+        """
         connection = self._connection(self._host, self._port, timeout=min(CONNECT_SECONDS, timeout))
         try:
             connection.connect()
@@ -111,7 +126,7 @@ class ChatServer:
 
 
 def _sent(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as the protocol wants it: the arguments of tool calls, objects in a record, are JSON texts there."""
+    """A message in the protocol's form: arguments of tool calls, objects in a record, become JSON texts."""
     if not message.get("tool_calls"):
         return message
     calls = [{**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}} for call in message["tool_calls"]]
@@ -119,7 +134,11 @@ def _sent(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reply(address: str, body: bytes) -> Reply:
-    """Raises `TryAgain` for what is no chat completion, `Refused` for one that is no answer, `Pard2Error` for one without its thoughts."""
+    """The reply that a response holds.
+
+    Raises `TryAgain` for what is not a chat completion, `Refused` for a completion that is not an answer, and
+    `Pard2Error` for one whose thoughts the server has taken out.
+    """
     try:
         completion = _parsed(body)
         choice = completion["choices"][0]
@@ -133,9 +152,9 @@ def _reply(address: str, body: bytes) -> Reply:
             f"`endpoint` {address} takes the thoughts out of its answers, and a draft must learn them where they stand; "
             "start the server without its reasoning parser"
         )
-    if reason in (None, "abort"):  # a server that shuts down ends its answers so
+    if reason in (None, "abort"):  # of a server that shuts down
         raise TryAgain(f"{address}: the answer was broken off")
-    # Text that something else than the target ended, a filter or a tool's parser, must not be learned as an answer.
+    # An answer that a filter or a tool's parser ended, and not the target, must not be learned.
     if reason not in ("stop", "length") or not isinstance(text, str):
         raise Refused(f"no text (finish_reason {reason})" if not text else f"ended by finish_reason {reason}")
     try:
@@ -146,7 +165,7 @@ def _reply(address: str, body: bytes) -> Reply:
 
 
 def _parsed(body: bytes) -> Any:
-    """Raises `ValueError` for whatever is no JSON."""
+    """The value of a JSON text. Raises `ValueError` for anything else."""
     try:
         return json.loads(body)
     except RecursionError:
@@ -154,7 +173,7 @@ def _parsed(body: bytes) -> Any:
 
 
 def _said(body: bytes) -> str:
-    """What a server says of its error, in one line."""
+    """The server's error message, in one line."""
     text = body.decode(errors="replace")
     try:
         answer = _parsed(body)
@@ -166,7 +185,7 @@ def _said(body: bytes) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After as seconds from now: it is a number of them, or a date. None for neither."""
+    """Retry-After, a number of seconds or a date, as seconds from now; None for neither."""
     try:
         seconds = float(retry_after or "")
     except ValueError:
@@ -174,4 +193,4 @@ def _seconds(retry_after: str | None) -> float | None:
             seconds = parsedate_to_datetime(retry_after or "").timestamp() - time.time()
         except ValueError:
             return None
-    return max(0.0, seconds)  # in this order: NaN is greater than nothing
+    return max(0.0, seconds)  # in this order NaN gives 0

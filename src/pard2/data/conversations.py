@@ -1,6 +1,7 @@
-"""Rows of the formats in use to one form of record: OpenAI `messages`, ShareGPT `conversations`, a question with its answer, plain `text`.
+"""Conversations of the common formats brought to one form: records.
 
-It does not know where a row comes from, nor what a chat template makes of it.
+Formats: OpenAI `messages`, ShareGPT `conversations`, a question with its answer, plain `text`. This module
+does not know where a row comes from, nor what a chat template makes of it.
 """
 
 from typing import Any
@@ -9,42 +10,52 @@ from pard2.data.sources import ROW_FORM
 from pard2.errors import Pard2Error
 from pard2.reading import parse_json
 
-# `id` and either `messages` or `text`; perhaps `tools` and `chat_template_kwargs`, which the chat template gets. Other keys are carried along.
+# `id` and either `messages` or `text`; perhaps `tools` and `chat_template_kwargs`, which the chat template
+# gets. Other keys are kept unchanged.
 Record = dict[str, Any]
-# `role` and `content`, a text; None only where an assistant calls tools. Other keys (`tool_calls`, `name`, ...) are the chat template's.
+# `role`, and `content`, a text; None only where an assistant calls tools. Other keys (`tool_calls`, `name`,
+# ...) are for the chat template.
 Message = dict[str, Any]
 
-# Beside the last message of an answered record: see `pard2.data.emitted`.
+# Keys of an answered record: see `pard2.data.emitted`.
 EMITTED_IDS, EMITTED_HASH = "completion_token_ids", "completion_hash"
-# Of an assistant's message; 0 or false makes it context only.
+# Keys of an assistant's message; 0 or false makes it context only.
 LEARNED_MARKS = ("weight", "train", "loss_mask")
 
-# Characters of a conversation, about two million tokens: more than a model reads, and what is longer is tokenised for minutes to be told so.
+# Characters of a conversation, about two million tokens. No model reads more, and tokenising it only to find
+# this out would take minutes.
 LONGEST = 2**23
 
-# In capitals, too. A template would take `Assistant` or `model` for somebody else, and its answers for context.
+# Compared in lower case. A template would take `Assistant` or `model` for another speaker, and the answers
+# for context.
 _SPEAKERS = {"system": "system", "human": "user", "user": "user"}
 _SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", "ai"), "assistant")
 _SHAREGPT_ROLES = _SPEAKERS | {"function_call": "assistant"} | dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool")
-# Columns of a question, of what belongs to it, and of its answer.
+# Columns of a question, of an addition to it, and of its answer.
 _PAIRS = (("instruction", "input", "output"), ("prompt", "", "completion"), ("question", "", "answer"))
-_UNREAD = ("chosen", "rejected", "history")  # left out, they would be missed
+_UNREAD = ("chosen", "rejected", "history")  # an error: ignoring them would lose what the user meant to train on
 
 
 def to_record(row: Any, where: str) -> Record:
-    """The row as a record; `where` (`file:line`) is what errors call it, and its id if it has none. Where several columns would do,
-    `messages` wins, then `conversations`, a question with its answer, and `text`.
+    """The row as a record.
 
-    Raises `Pard2Error` for a row without any of them, for turns that are no text, and for more than `LONGEST` characters.
+    Of several usable columns the first of `messages`, `conversations`, a question with its answer, and `text`
+    is read.
+
+    where: `file:line`, what errors call the row, and its id if it has none.
+
+    Raises `Pard2Error` for a row without any such column, for turns that are not text, and for more than
+    `LONGEST` characters.
     """
     if not isinstance(row, dict):
         raise Pard2Error(f"{where} has no `messages`: it is not an object such as {ROW_FORM}")
     record = dict(row)
     if isinstance(row.get("id"), (dict, list)):
         raise Pard2Error(f"{where}: `id` is neither a text nor a number")
-    # Without the folder, so that a run resumed from elsewhere knows its records again. A file's name need not be Unicode.
-    place = where.rpartition("/")[2].encode(errors="backslashreplace").decode()
-    record["id"] = place if row.get("id") is None else str(row["id"])
+    # Without the folder, so that a run resumed from another directory recognises its records. A file's name
+    # need not be Unicode.
+    name = where.rpartition("/")[2].encode(errors="backslashreplace").decode()
+    record["id"] = name if row.get("id") is None else str(row["id"])
     turns = _turns(record, where)
     if turns is not None:
         if not isinstance(turns, list) or not turns:
@@ -56,7 +67,8 @@ def to_record(row: Any, where: str) -> Record:
     if turns is None:
         return record
     if isinstance(record.get("system"), str) and record["system"] and record["messages"][0]["role"] != "system":
-        record["messages"].insert(0, {"role": "system", "content": record.pop("system")})  # a column of its own in some ShareGPT files
+        # some ShareGPT files have a column for it
+        record["messages"].insert(0, {"role": "system", "content": record.pop("system")})
     for column, kind in (("tools", list), ("chat_template_kwargs", dict)):
         if record.get(column) is not None:
             record[column] = _decoded(record[column], where)
@@ -66,7 +78,7 @@ def to_record(row: Any, where: str) -> Record:
 
 
 def _turns(record: Record, where: str) -> Any:
-    """What a column of the record holds as turns, which goes out of it; None for a plain text."""
+    """The turns that a column of the record holds; the column is removed. None for a plain text."""
     for column in ("messages", "conversations"):
         if record.get(column) is not None:
             return _decoded(record.pop(column), where)
@@ -84,19 +96,19 @@ def _turns(record: Record, where: str) -> Any:
 
 
 def _said(role: str, said: Any) -> list[Any]:
-    """The turn of a question or an answer, which may be turns already."""
+    """A question or an answer as turns; it may be a list of turns already."""
     turns = isinstance(said, list) and said and isinstance(said[0], dict) and "role" in said[0]
     return said if turns else [{"role": role, "content": said}]
 
 
 def template_arguments(record: Record) -> dict[str, Any]:
-    """What the chat template gets beside the messages: the record's `tools` and its `chat_template_kwargs`."""
+    """The chat template's arguments beside the messages: the record's `tools` and `chat_template_kwargs`."""
     tools = record.get("tools") or None
     return {**({"tools": tools} if tools else {}), **(record.get("chat_template_kwargs") or {})}
 
 
 def up_to_user(record: Record) -> list[Message]:
-    """A record's messages up to its last user turn, which is what is left to answer; empty if no user speaks."""
+    """A record's messages up to its last user turn, the prompt; empty if no user speaks."""
     messages = list(record.get("messages", ()))
     while messages and messages[-1]["role"] != "user":
         messages.pop()
@@ -108,7 +120,8 @@ def _message(turn: Any, where: str) -> Message:
         raise Pard2Error(f"{where} of `messages` is not an object with `role` and `content`")
     if "from" in turn and "role" not in turn:
         return _sharegpt_message(turn, where)
-    message = {key: value for key, value in turn.items() if value is not None or key == "content"}  # in columns, what is absent is null
+    # in tables, an absent key is null
+    message = {key: value for key, value in turn.items() if value is not None or key == "content"}
     role = message.get("role")
     if not isinstance(role, str):
         raise Pard2Error(f"{where} of `messages` has no `role`")
@@ -151,7 +164,7 @@ def _sharegpt_message(turn: dict[str, Any], where: str) -> Message:
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """In OpenAI's form. Its arguments become an object, as engines hand them to a template: a text would be quoted twice."""
+    """A call in OpenAI's form. Its arguments become an object: a template would quote a text twice."""
     if isinstance(call, dict) and "function" not in call:
         call = {"type": "function", "function": call}
     function = call.get("function") if isinstance(call, dict) else None
@@ -161,7 +174,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _decoded(value: Any, where: str) -> Any:
-    """What a JSON text says; any other value as it is, a text that is no JSON, too."""
+    """The value of a JSON text. Any other value, and a text that is not JSON, is returned unchanged."""
     try:
         return parse_json(value) if isinstance(value, str) else value
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Answers of a model that is served elsewhere, by one server or several: concurrent, retried, spread by load.
+"""Answers of a model that one or several servers offer: concurrent requests, retries, balanced load.
 
-It does not know what becomes of the answers, nor what a request looks like on the wire.
+It does not know what the answers are used for, nor the form of a request.
 """
 
 import random
@@ -18,8 +18,8 @@ from pard2.errors import Pard2Error
 
 CHECK_SECONDS = 30.0
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
-MOST_LOST = 64  # records in a row given up after all their tries: the server is gone, not the records bad
-RECORD_FIELDS = ("tools", "chat_template_kwargs")  # what a chat template gets beside the messages, and training must know of, too
+MOST_LOST = 64  # consecutive records whose tries all failed: then the server is down, rather than the records bad
+RECORD_FIELDS = ("tools", "chat_template_kwargs")  # arguments of the chat template, which training must know, too
 OWN_FIELDS = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream", "n", *RECORD_FIELDS})
 
 
@@ -29,7 +29,12 @@ class _Lost(Exception):
 
 @dataclass
 class _Load:
-    """A server, and how it fares. failed: tries in a row. rests_until: on `time.monotonic`; until then, others are asked first."""
+    """A server and its load.
+
+    in_flight: requests without an answer yet.
+    failed: consecutive tries that failed.
+    rests_until: on the clock `time.monotonic`; until then other servers are preferred.
+    """
 
     server: ChatServer
     in_flight: int = 0
@@ -40,9 +45,14 @@ class _Load:
 class Endpoints:
     """One model, served at one address or several; `reply` is a `Replier`.
 
-    settings: `answer_settings` of the run. concurrency: requests under way at once, over all addresses. timeout: seconds without a byte
-    after which a request is given up. retries: further tries of a request that failed for a reason that may pass. backoff: seconds before
-    the first of them, about; it doubles from try to try. Raises `Pard2Error` for an address, key or extra field that cannot be sent.
+    settings: `answer_settings` of the run.
+    api_key: sent to every address.
+    concurrency: requests at once, over all addresses.
+    timeout: seconds without a byte after which a try has failed.
+    retries: further tries of a request after a temporary failure.
+    backoff: seconds before the first retry, approximately; it doubles with each.
+
+    Raises `Pard2Error` for an address, key or extra field that cannot be sent.
     """
 
     def __init__(
@@ -75,12 +85,15 @@ class Endpoints:
         return fields | ({"top_p": settings["top_p"]} if "top_p" in settings else {}) | extra
 
     def check(self) -> None:
-        """Ask every address for its models. Raises `Pard2Error` for one that does not answer, or does not serve this model."""
+        """Ask every address for its models. Raises `Pard2Error` if one fails, or lacks this model."""
         for load in self._loads:
             load.server.check(self._model, min(CHECK_SECONDS, self._timeout))
 
     def reply(self, records: list[Record]) -> Generator[tuple[Record, Reply]]:
-        """The records with their replies, as they come. Raises `Pard2Error` where no record at all would be answered."""
+        """The records with their replies, as they arrive.
+
+        Raises `Pard2Error` for a failure that every record would meet.
+        """
         waiting: SimpleQueue[Record] = SimpleQueue()
         made: SimpleQueue[tuple[Record, Reply | BaseException]] = SimpleQueue()
         for record in records:
@@ -97,11 +110,12 @@ class Endpoints:
                     made.put((record, self._answer(record, stop)))
                 except _Lost as error:
                     made.put((record, error))
-                except BaseException as error:  # for the caller's thread to raise
+                except BaseException as error:  # raised in the caller's thread
                     made.put((record, error))
                     stop.set()
 
-        # Threads of a pool would be waited for at exit, for as long as the server takes; Ctrl-C must not.
+        # At exit Python waits for the threads of a pool, for as long as the server takes; after Ctrl-C it
+        # must not.
         for _ in range(min(self._concurrency, len(records))):
             threading.Thread(target=work, daemon=True).start()
         lost = 0
@@ -153,13 +167,16 @@ class Endpoints:
         raise _Lost(f"{last} (tried {self._retries + 1} times)")
 
     def _wait(self, attempt: int, asked: float | None) -> float:
-        """Seconds before the next try. The chance in it keeps requests that failed together from coming back together."""
+        """Seconds before the next try, partly random: requests that failed together return one by one.
+
+        asked: seconds that the server asks to wait.
+        """
         if asked is not None:
             return min(asked, self._timeout) + self._random.uniform(0.0, self._backoff)
         return min(self._backoff * 2.0 ** min(attempt, 30), LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
 
     def _request(self, record: Record) -> dict[str, Any]:
-        # 31 bits: some servers keep a seed in 32.
+        # 31 bits: some servers store a seed in 32.
         seed = {} if self._seed is None else {"seed": seed_of(self._seed, record["id"]) >> 32}
         own = {name: record[name] for name in RECORD_FIELDS if record.get(name)}
         return self._fields | seed | own | {"messages": record["messages"]}

@@ -1,4 +1,4 @@
-"""Answers of a target that is loaded here: conversations through its chat template into the decoder, and what has no room kept out."""
+"""Answers of a target that is loaded here: conversations through its chat template into the decoder."""
 
 from collections.abc import Generator
 from typing import Any
@@ -14,10 +14,14 @@ from pard2.models.target import Target
 def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], room: int | None = None) -> Replier:
     """Replies of a target that is loaded here, in the order of the records.
 
-    settings: `answer_settings` of what `answer` does. room: tokens of prompt and answer together at most; by default the target's context.
-    An answer is drawn by the run's seed and the record's id, so that a resumed run says what an uninterrupted one would have said. A
-    prompt that leaves no room for the longest answer, and one that the chat template refuses, is an error of its own. Raises `Pard2Error`
-    for a target without tokenizer.
+    An answer's seed is made of the run's seed and the record's id, so that a resumed run gives the same
+    answers as an uninterrupted one. A prompt that leaves no room for the longest answer, or that the chat
+    template refuses, gets a reply with an error.
+
+    settings: `answer_settings`, as `answer` decodes.
+    room: the most tokens of prompt and answer together; None for the target's context.
+
+    Raises `Pard2Error` for a target without tokenizer.
     """
     tokenizer = target.tokenizer
     if tokenizer is None:
@@ -31,7 +35,7 @@ def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], ro
             try:
                 ids = prompt_ids(tokenizer, record["messages"], template_arguments(record))
                 check_ids(ids, target.vocab_size, "prompt", repr(target.name))
-            except Pard2Error as error:  # a template may refuse one conversation, such as two user turns in a row
+            except Pard2Error as error:  # a template may refuse one conversation, for example two user turns in a row
                 yield record, Reply(None, "error", error=str(error))
                 continue
             if len(ids) + settings["max_new_tokens"] > room:
@@ -39,7 +43,7 @@ def local_replier(target: Target, answer: Answerer, settings: dict[str, Any], ro
             else:
                 prompts.append(ids)
                 answerable.append(record)
-        # Greedy answers draw nothing, whatever the seed.
+        # Greedy answers have no seed and use none.
         seeds = [seed_of(settings.get("seed", 0), record["id"]) for record in answerable]
         for record, prompt, made in zip(answerable, prompts, answer(prompts, seeds), strict=True):
             kept = emitted_fields(tokenizer, prompt, made.text, made.token_ids)

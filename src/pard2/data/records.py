@@ -1,6 +1,7 @@
 """JSONL files of conversations, written so that a kill at any moment loses at most the last line.
 
-A record is a JSON object with `id` and `messages` (`pard2.data.conversations`). Other keys are carried along.
+A record is a JSON object with `id` and `messages` (`pard2.data.conversations`). Other keys are kept
+unchanged.
 """
 
 import contextlib
@@ -21,9 +22,10 @@ __all__ = ["Message", "Record", "RecordWriter", "read_records", "up_to_user"]
 
 
 def read_records(source: str | Path) -> list[Record]:
-    """All records of a JSONL file, a Parquet file or a data set (`pard2.data.sources`), in the form of `pard2.data.conversations`.
+    """All records of a file or data set (`pard2.data.sources`), in the form of `pard2.data.conversations`.
 
-    Raises `Pard2Error` naming the line that is not JSON or has no usable `messages`, and for a source without records.
+    Raises `Pard2Error` for a line that is not JSON or has no usable `messages`, naming it, and for a source
+    without records.
     """
     records = [to_record(row, where) for where, row in open_source(source).rows()]
     if not records:
@@ -32,17 +34,21 @@ def read_records(source: str | Path) -> list[Record]:
 
 
 class RecordWriter:
-    """Appends records to a JSONL file that may hold the first part of the same work, or replaces one once the first new record stands.
+    """Appends records to a JSONL file that may hold the first part of the same work.
 
-    `done` holds the ids already there, of which there are none with `replace`; `way_on` says how the work is gone on with. A last line
-    without its newline, left by a kill, is cut off. Raises `Pard2Error` for a file that cannot be written, that another run is writing, or
-    that holds something other than records, which stays as it is.
+    `done` holds the ids already there; `way_on` says how the work is continued. A last line without its
+    newline, left by a kill, is cut off.
+
+    replace: begin anew, with `done` empty; the old file is replaced when the first new record is written.
+
+    Raises `Pard2Error` for a file that cannot be written, that another run is writing, or that holds
+    something other than records; it is left unchanged.
     """
 
     def __init__(self, path: str | Path, replace: bool = False) -> None:
         self.path = Path(path)
         self.done: set[str] = set()
-        self._file: IO[bytes] | None = None  # where there is none, the first record makes the file anew
+        self._file: IO[bytes] | None = None  # while it is None, the first record makes the file anew
         self.way_on = f"the same command{' without `force`' * replace} goes on from there"
         with ExitStack() as self._held:
             self._held.enter_context(new_file(path, way_out="name another file with `output`"))
@@ -55,12 +61,12 @@ class RecordWriter:
 
     def _open(self) -> IO[bytes]:
         with writing(self.path):
-            # Without a buffer a failed write leaves nothing behind that would be written later.
+            # Without a buffer a failed write leaves nothing that would be written later.
             self._file = self._held.enter_context(open(self.path, "ab", buffering=0))  # noqa: SIM115
         return self._file
 
     def _read_existing(self) -> tuple[list[Record], int]:
-        """The whole lines, and the number of bytes of a torn last one."""
+        """The complete lines, and the number of bytes of an incomplete last one."""
         try:
             whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         except OSError as error:
@@ -75,9 +81,9 @@ class RecordWriter:
             raise foreign from None
 
     def write(self, records: Iterable[Record]) -> None:
-        """Append whole lines and hand them to the disk; where that fails, what was there before is as it was."""
+        """Append whole lines and sync them to disk; if that fails, the file is as it was before."""
         records = list(records)
-        # Columns that are carried along may hold dates and the like.
+        # Other columns of a data set may hold dates and the like.
         data = b"".join(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n" for record in records)
         if not data:
             return
@@ -101,7 +107,7 @@ class RecordWriter:
                 raise
 
     def close(self) -> None:
-        """Close the file and let go of it."""
+        """Close the file and release its lock."""
         self._held.close()
 
     def __enter__(self) -> "RecordWriter":

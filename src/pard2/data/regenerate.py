@@ -16,7 +16,7 @@ from pard2.files import write_whole, writing
 Settings = dict[str, Any]
 Failure = dict[str, str]  # `id` of the record, and the `error`
 
-# What a record holds of how it was answered; two of them are other parameters' names.
+# What an answered record says of how it was answered. Two of these are parameters of another name.
 _SETTINGS = ("model", "max_new_tokens", "temperature", "top_p", "seed", "extra_body", "template_arguments")
 _PARAMETERS = {"model": "target", "max_new_tokens": "max_tokens"}
 
@@ -29,10 +29,11 @@ def answer_settings(
     extra_body: dict[str, Any] | None = None,
     template_arguments: dict[str, Any] | None = None,
 ) -> Settings:
-    """What answers depend on beside their target, as each record holds it; top_p and seed only where they matter.
+    """What answers depend on beside their target, in the form in which each record holds it.
 
-    extra_body: what an endpoint is asked beside that; part of the settings because it may change any answer, as
-    template_arguments may, which the chat template gets where a record has none of its own.
+    top_p, seed: left out of the settings at temperature 0, where they have no effect.
+    extra_body: further fields of an endpoint's requests, which may change any answer.
+    template_arguments: for the chat template, where a record has no such argument of its own.
     """
     settings: Settings = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if temperature > 0:
@@ -42,7 +43,11 @@ def answer_settings(
 
 
 def check_same_run(writer: RecordWriter, model: str, settings: Settings, records: Sequence[Record] = ()) -> None:
-    """Raises `Pard2Error` if the output holds answers of another target, made with other settings, or to something else than `records` ask."""
+    """Raises `Pard2Error` if the output holds answers of another target, other settings, or to other prompts.
+
+    writer: of the output.
+    records: the prompts of this run.
+    """
     wanted = {"model": model} | settings
     asked = {record["id"]: record for record in records}
     for record in read_records(writer.path) if writer.done else []:
@@ -62,7 +67,7 @@ def check_same_run(writer: RecordWriter, model: str, settings: Settings, records
 
 
 def _asked(record: Record) -> list[Any]:
-    """What a record asks, as it is once it has been written and read."""
+    """The prompt of a record, in the form that it has after it was written and read."""
     again = to_record(json.loads(json.dumps(record, default=str)), "")
     return [up_to_user(again), template_arguments(again)]
 
@@ -82,13 +87,17 @@ def regenerate(
     *,
     progress: Callable[[int, int], None] = lambda records, tokens: None,
 ) -> list[Failure]:
-    """Write one answered record for each prompt that the output lacks; list those that could not be answered, and return them.
+    """Write an answered record for each prompt that the output lacks; list and return the failures.
 
-    A prompt is a record's messages up to its last user turn. model, settings: what `reply` answers with, for the records to say. Each
-    record is written as soon as `reply` brings it; `progress(1, its tokens)` is called after each, answered or not.
+    Each record is written as soon as its reply arrives. Every record is either written or among the failures.
+    The failures of this run are in `failures_path(output)` when it ends, even by an exception; without
+    failures there is no such file.
 
-    Count in = count out + failures. Those of this run are in `failures_path(output)` when it ends, however it ends, and there is no such
-    file where there are none. Raises `Pard2Error` for ids that occur twice.
+    records: their messages up to the last user turn are the prompts.
+    model, settings: what `reply` answers with; stored in the records.
+    progress: called with (1, tokens) after each record, answered or not.
+
+    Raises `Pard2Error` for ids that occur twice.
     """
     repeated = next((name for name, count in Counter(record["id"] for record in records).items() if count > 1), None)
     if repeated is not None:
@@ -109,12 +118,15 @@ def regenerate(
 
 
 def failures_path(output: Path) -> Path:
-    """Where the records that could not be answered are listed, one JSON object with `id` and `error` a line."""
+    """The list of records that could not be answered, in each line a JSON object with `id` and `error`."""
     return output.with_name(output.name + ".failures.jsonl")
 
 
 def list_failures(output: Path, failures: list[Failure]) -> None:
-    """Replace the list of failures beside the output; none at all leave no file. Raises `Pard2Error` if it cannot be written."""
+    """Replace the list of failures beside the output; without failures it is removed.
+
+    Raises `Pard2Error` if it cannot be written.
+    """
     path = failures_path(output)
     if failures:
         text = "".join(json.dumps(failure) + "\n" for failure in failures)
@@ -130,7 +142,8 @@ def _failure(record: Record, error: str) -> Failure:
 
 def _answered(record: Record, made: Reply, model: str, settings: Settings) -> Record:
     return {
-        **{key: value for key, value in record.items() if key not in (EMITTED_IDS, EMITTED_HASH)},  # of an answer that was here before
+        # without the tokens of an earlier answer
+        **{key: value for key, value in record.items() if key not in (EMITTED_IDS, EMITTED_HASH)},
         "messages": [*record["messages"], {"role": "assistant", "content": made.text}],
         "finish_reason": made.finish_reason,
         "model": model,

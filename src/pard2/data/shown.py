@@ -1,4 +1,4 @@
-"""What an assistant's message says, and whether a text holds all of it: templates leave out what they were not written for."""
+"""What an assistant's message holds, and whether a template's text shows all of it."""
 
 import json
 import re
@@ -11,7 +11,12 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def is_context(message: Message, where: str) -> bool:
-    """Whether the message says that it shall not be learned. Raises `Pard2Error` for a mark that says neither."""
+    """Whether the message is marked as not to be learned.
+
+    where: what errors call the message.
+
+    Raises `Pard2Error` for a mark of another value.
+    """
     marks = {mark: message[mark] for mark in LEARNED_MARKS if message.get(mark) is not None}
     for mark, value in marks.items():
         if value not in (0, 1):
@@ -24,9 +29,10 @@ def is_empty(message: Message) -> bool:
 
 
 def spoken(message: Message, prompt: str) -> str | None:
-    """What a target that thinks aloud says behind this prompt, up to its end of turn; None for other messages, and where the prompt forbids it.
+    """What a thinking target generates after this prompt, up to its end of turn.
 
-    Thoughts stand between `<think>` and `</think>`, the first of which the prompt may hold already.
+    Thoughts stand between `<think>` and `</think>`, the first of which may be part of the prompt already.
+    None for a message without thoughts, and for a prompt that closes them.
     """
     content, thoughts = message["content"] or "", _thoughts(message)
     if thoughts and CLOSE not in content:
@@ -40,7 +46,12 @@ def spoken(message: Message, prompt: str) -> str | None:
 
 
 def unshown(message: Message, prompt: str, answer: str) -> str | None:
-    """What of a message the text behind the prompt lacks: `thoughts`, `text` or `tool calls`; None if it holds all. White space is no part of it."""
+    """What of a message the answer lacks: `thoughts`, `text` or `tool calls`; None if it shows all.
+
+    White space is not compared.
+
+    prompt, answer: the template's text up to the message, and after that.
+    """
     content, thoughts, calls = message["content"] or "", _thoughts(message), message.get("tool_calls")
     if not thoughts and not calls and content.strip() in answer:
         return None
@@ -49,7 +60,8 @@ def unshown(message: Message, prompt: str, answer: str) -> str | None:
         return "thoughts" if CLOSE in content and _bare(content.rpartition(CLOSE)[2]) in shown else "text"
     if _bare(thoughts) not in shown:
         return "thoughts"
-    # Calls are written as JSON, XML, Python, ..: the words of names and values are the same in all, but for escapes and nothing's name.
+    # Calls are written as JSON, XML, Python, ..: the words of names and values are the same in all, except
+    # for escapes and the name of null.
     functions = [call["function"] for call in calls or ()]
     said = re.sub(r"\\(u....|.)", " ", json.dumps([[one["name"], one["arguments"]] for one in functions], default=str))
     return None if all(word in shown.lower() for word in re.findall(r"\w+", said.lower()) if word != "null") else "tool calls"

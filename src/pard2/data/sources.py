@@ -1,4 +1,7 @@
-"""Where rows come from: files of JSON, CSV or Parquet, compressed or not, pipes, or a data set of the hub. It does not know what a row means."""
+"""Rows from files of JSON, CSV or Parquet, compressed or not, from pipes, and from data sets of the hub.
+
+It does not know what a row means.
+"""
 
 import csv
 import glob
@@ -24,16 +27,20 @@ ROW_FORM = '{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assista
 
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 _FILE_NAME = re.compile(r".*\.(?P<kind>jsonl|json|csv|tsv|txt|parquet|parq|pq)(\.(gz|xz))?", re.IGNORECASE | re.DOTALL)
-_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # by how such a file begins
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # by a file's first bytes
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, csv.Error)
 
 
 @dataclass(frozen=True)
 class Source:
-    """name: as the user said it. count: rows. file: the file that holds them, None for a data set, a pipe, and for several files.
+    """Rows of one origin.
 
-    `rows()` starts anew at each call and yields every row with its place, `file:line` or `name:row`. parts: the sources that a pattern
-    such as `data/*.jsonl` found.
+    name: as the user wrote it.
+    count: how many rows there are.
+    file: the file that holds them; None for a data set, a pipe, and several files.
+    rows: a function that yields, from the beginning at each call, every row after its location, `file:line`
+        or `name:row`.
+    parts: the sources that a pattern such as `data/*.jsonl` found.
     """
 
     name: str
@@ -44,10 +51,13 @@ class Source:
 
 
 def open_source(name: str | Path) -> Source:
-    """A file or directory of that name if there is one, the files that a pattern finds, `-` for standard input, else the hub's data set
-    `org/name[/config][:split]`, split `train` by default.
+    """The source of this name.
 
-    A directory is read as a data set is; a pipe is read once and kept. Raises `Pard2Error`, as `rows()` does later, for what cannot be read.
+    It is a file or directory if there is one, the files that a pattern finds, standard input for `-`, and
+    otherwise the hub's data set `org/name[/config][:split]`, split `train` by default. A directory is read as
+    a data set; a pipe is read once and kept in memory.
+
+    Raises `Pard2Error`, as `rows()` does later, for what cannot be read.
     """
     name = str(name)
     if os.path.isdir(name):
@@ -85,7 +95,10 @@ def _text_file(name: str, kind: str) -> Source:
 
 
 def _text_rows(name: str, kind: str) -> Iterator[tuple[int, Any]]:
-    """Each row with its line number, or its number in a JSON array. Lines of JSON are texts still, for a count that need not wait."""
+    """Each row with its line number, or its index in a JSON array, from 1.
+
+    Lines of JSON are not parsed yet, so that rows can be counted quickly.
+    """
     with _text(name) as file:
         is_array = kind not in ("jsonl", "csv", "tsv") and file.read(4096).lstrip().startswith("[")
         file.seek(0)
@@ -113,7 +126,12 @@ def _table(name: str, file: TextIO, separator: str) -> Iterator[tuple[int, Any]]
 
 @contextmanager
 def _told(cannot: str, more: str = "", errors: Any = _UNREADABLE) -> Iterator[None]:
-    """Tell what goes wrong in one line, `cannot: .. more`, as a `Pard2Error`."""
+    """Turn an error of this block into a `Pard2Error` of one line.
+
+    cannot: how the line begins, before the reason.
+    more: how it ends.
+    errors: the exceptions that are turned; others pass.
+    """
     try:
         yield
     except errors as error:
@@ -123,11 +141,14 @@ def _told(cannot: str, more: str = "", errors: Any = _UNREADABLE) -> Iterator[No
 
 @contextmanager
 def _text(name: str) -> Iterator[TextIO]:
-    """The text of a file or pipe, without its byte order mark. Raises `Pard2Error` for what is none, be it found while it is read."""
+    """The text of a file or pipe, without its byte order mark.
+
+    Raises `Pard2Error` for what is not text, even where this is found only while it is read.
+    """
     path = "/dev/stdin" if name == "-" else name
     with _told(f"cannot read {name}"):
         found = os.stat(path)
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):  # a terminal or a device might never end
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):  # reading a terminal or a device may never end
             raise OSError(0, "it is neither a file nor a pipe")
         with open(path, "rb") if stat.S_ISREG(found.st_mode) else io.BytesIO(_piped(path, found.st_ino)) as file:
             start = file.read(8)
@@ -139,7 +160,7 @@ def _text(name: str) -> Iterator[TextIO]:
 
 @cache
 def _piped(path: str, inode: int) -> bytes:
-    """All that a pipe says, which it says but once, while rows are counted before they are read."""
+    """All bytes of a pipe. It can be read once only, but rows are counted before they are used."""
     return Path(path).read_bytes()
 
 
@@ -167,7 +188,7 @@ def _data_set(shown: str, name: str, config: str | None, split: str) -> Source:
         import datasets
     except ImportError:
         raise Pard2Error(f"{shown}: reading a data set needs the package datasets (pip install 'pard2[train]'){missing}") from None
-    # The hub, the network and every file format fail in their own ways.
+    # The hub, the network and every file format raise exceptions of their own.
     with _told(f"cannot load data set {shown!r}", missing, Exception):
         data = datasets.load_dataset(name, config, split=split)
 
@@ -180,7 +201,10 @@ def _data_set(shown: str, name: str, config: str | None, split: str) -> Source:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Columns give every object the keys of all; those that an object lacked are null, and a chat template would take them for given."""
+    """The value without the keys that are null.
+
+    In columns every object has the keys of all; a chat template would take those that it lacked for given.
+    """
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

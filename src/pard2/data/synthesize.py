@@ -1,7 +1,7 @@
-"""The target writes the user's part too, so that no outside data set is needed.
+"""The target writes the users' prompts, too, so that no other data set is needed.
 
-A chat model knows what users say: started where its template puts the user's text, and sampled, it
-writes a question, and ends the turn by itself.
+A chat model has learned what users write: started where its template puts the user's text, and sampled, it
+writes a question and ends the turn by itself.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from pard2.errors import Pard2Error
 from pard2.models.target import Target
 
 MIN_WORDS = 4
-MOST_BARREN = 2000  # texts in a row without a new prompt
+MOST_BARREN = 2000  # consecutive texts without a new prompt
 
 
 def synthesize(
@@ -31,9 +31,14 @@ def synthesize(
 ) -> None:
     """Write prompts until the output holds `count`, each different, each ended by the model itself.
 
-    Texts that `answer` cut at its length limit, or shorter than `MIN_WORDS` words, are thrown away. It must sample: greedy text would be the
-    same each time. batch_size: texts to ask for at once, at least. arguments: of the chat template. `progress(records, tokens)` is called
-    after each text. Raises `Pard2Error` if `MOST_BARREN` texts in a row bring nothing new, or decoding fails.
+    Texts that were cut at the length limit, or have fewer than `MIN_WORDS` words, are dropped.
+
+    answer: must sample; greedy text would be the same each time.
+    batch_size: the least number of texts to ask for at once.
+    arguments: of the chat template.
+    progress: called with (new records, tokens) after each text.
+
+    Raises `Pard2Error` if `MOST_BARREN` consecutive texts give no new prompt, or decoding fails.
     """
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer, which synthesizing needs")
@@ -43,7 +48,7 @@ def synthesize(
     barren = 0
     while (missing := count - len(writer.done)) > 0:
         asked = max(missing, batch_size)
-        # The names count from what is there, so that a resumed run draws new text.
+        # The names count from the prompts already there, so that a resumed run draws new text.
         seeds = [seed_of(seed, f"{len(writer.done)}+{barren + number}") for number in range(asked)]
         for made in answer([opening] * asked, seeds):
             if made.finish_reason == "error":
@@ -62,7 +67,7 @@ def synthesize(
 
 
 def _free_id(done: set[str]) -> str:
-    """The next number; a file out of which prompts have been thrown by hand holds some above its count."""
+    """The next unused id; a file from which prompts were removed by hand has numbers above its count."""
     number = len(done)
     while f"synthetic-{number}" in done:
         number += 1

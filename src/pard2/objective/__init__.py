@@ -1,1 +1,1 @@
-"""Pure tensor functions: slot layout and mask, COD, CAT weights, losses. No model, no config, no global state."""
+"""Pure tensor functions: slots, their mask, COD, CAT weights, losses. No model, config or global state."""

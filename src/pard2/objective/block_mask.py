@@ -1,4 +1,4 @@
-"""The mask over slots as FlexAttention wants it: which blocks of keys each block of queries needs, and which without a mask."""
+"""The mask over slots for FlexAttention: which blocks of keys each block of queries needs, or sees whole."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,13 @@ BLOCK = 128  # FlexAttention's own block, of queries and of keys
 
 
 def block_structure(spans: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """needed, full: [B, B] bool over blocks of `size` queries (rows) and keys (columns), B = ceil(S / size).
+    """needed, full: [B, B] bool, blocks of queries by blocks of keys, B = ceil(S / size).
 
-    Needed: some query sees some key of the block; full: every query sees every key. A last block that S does not fill is
-    never full. Counts stretches, of which a slot sees two, in O(S + B^2). spans: [S, 3] of `key_spans`.
+    Needed: some query sees some key of the block; full: every query sees every key. A last block that S does
+    not fill is never full. A slot sees two ranges of keys, so counting ranges takes O(S + B^2).
+
+    spans: [S, 3] of `key_spans`.
+    size: slots of a block.
     """
     begin, end, chain = spans.unbind(-1)
     query = torch.arange(len(spans), device=spans.device)
@@ -26,7 +29,7 @@ def block_structure(spans: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _count(rows: Tensor, first: Tensor, stop: Tensor, blocks: int) -> Tensor:
-    """[blocks, blocks]: how many of the stretches (row, first .. stop - 1) hold each place."""
+    """[blocks, blocks]: how many of the ranges (row, first .. stop - 1) hold each column."""
     edges = torch.zeros(blocks, blocks + 1, dtype=torch.long, device=rows.device)
     one = torch.ones_like(rows)
     edges.index_put_((rows, first), one, accumulate=True)
@@ -35,7 +38,11 @@ def _count(rows: Tensor, first: Tensor, stop: Tensor, blocks: int) -> Tensor:
 
 
 def block_mask(spans: Tensor, size: int = BLOCK) -> BlockMask:
-    """`attention_mask` for FlexAttention, of the shape (1, 1, S, S), without a tensor of S x S. spans: [S, 3] of `key_spans`."""
+    """`attention_mask` for FlexAttention, of the shape (1, 1, S, S), made without a tensor of S x S numbers.
+
+    spans: [S, 3] of `key_spans`.
+    size: slots of a block.
+    """
     needed, full = block_structure(spans, size)
     begin, end, chain = spans.T.contiguous().unbind(0)
 
@@ -47,6 +54,6 @@ def block_mask(spans: Tensor, size: int = BLOCK) -> BlockMask:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks each row has, [1, 1, B], and their columns first in [1, 1, B, B], int32."""
+    """How many blocks each row has, [1, 1, B], and all columns, these first, [1, 1, B, B]; int32."""
     columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], columns.int()[None, None]

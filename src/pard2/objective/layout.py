@@ -1,8 +1,35 @@
-"""Slots: what a sequence becomes when every anchor carries its chain of masks (METHOD: section 3).
+"""Slots: the inputs of one training pass of the draft (METHOD: section 3).
 
-Slot (a, d) sits at position a+d, holds the real token x[a] if d = 0 and a mask otherwise, and
-predicts x[a+d+1]. A row may hold several documents; positions count from each document's start.
-The reference also trains chains of masks that follow no token at all; they are anchor -1 here.
+Slot (a, d) has anchor a and depth d. It stands at position a + d, holds the real token x[a] if d = 0 and the
+mask token otherwise, and predicts x[a + d + 1]. Example: a document of 5 tokens, of which x2, x3 and x4 are
+the answer, with K = 3 and no mask dropped by COD:
+
+    slot  (a, d)  position  input  feature  predicts
+    0     (0, 0)  0         x0     0        x1        not trained: x1 belongs to the prompt
+    1     (1, 0)  1         x1     f0       x2
+    2     (2, 0)  2         x2     f1       x3
+    3     (3, 0)  3         x3     f2       x4
+    4     (4, 0)  4         x4     f3       -         not trained: the document ends here
+    5     (1, 1)  2         mask   f0       x3
+    6     (1, 2)  3         mask   f0       x4
+    7     (2, 1)  3         mask   f1       x4
+
+Who sees whom (a line for each query, a column for each key): every real token up to the own anchor, and the
+masks of the own chain up to the slot itself.
+
+    slot  (a, d)  0 1 2 3 4   5 6 7
+    0     (0, 0)  x . . . .   . . .
+    1     (1, 0)  x x . . .   . . .
+    2     (2, 0)  x x x . .   . . .
+    3     (3, 0)  x x x x .   . . .
+    4     (4, 0)  x x x x x   . . .
+    5     (1, 1)  x x . . .   x . .
+    6     (1, 2)  x x . . .   x x .
+    7     (2, 1)  x x x . .   . . x
+
+A packed sequence holds several documents one after the other; anchors and positions count from each
+document's start, and no slot sees another document. The published code also trains chains of masks that
+follow no token at all; their anchor is -1 here.
 """
 
 from dataclasses import dataclass
@@ -13,13 +40,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """S slots over a row of N tokens: first the N real tokens in the order of the row, then the masks by document, anchor and depth.
+    """The S slots of a packed sequence of N tokens: real tokens, then masks by document, anchor, depth.
 
-    In this order a slot sees at most two stretches of slots, the tokens of its document up to its anchor and its own chain, and
-    slots side by side see nearly the same (`key_spans`).
+    In this order a slot sees at most two ranges of slots, the real tokens of its document up to its anchor
+    and its own chain, and neighbouring slots see nearly the same (`key_spans`).
 
-    document, anchor, depth: [S] int64. `anchor` is a position within the document.
-    start: [S], index in the row of the document's first token.
+    document: [S] int64, which document of the packed sequence.
+    anchor: [S] int64, a position within the document.
+    depth: [S] int64.
+    start: [S] int64, index in the packed sequence of the document's first token.
     """
 
     document: Tensor
@@ -37,12 +66,15 @@ class SlotLayout:
 
     @property
     def anchor_index(self) -> Tensor:
-        """[S] index in the row of each slot's anchor token."""
+        """[S] index in the packed sequence of each slot's anchor token."""
         return self.start + self.anchor
 
     @property
     def predicted_index(self) -> Tensor:
-        """[S] index in the row of the token that each slot predicts; the last real token of a document points past its end."""
+        """[S] index in the packed sequence of the token that each slot predicts.
+
+        That of a document's last real token lies past the document's end.
+        """
         return self.start + self.anchor + self.depth + 1
 
     def to(self, device: torch.device | str) -> "SlotLayout":
@@ -50,10 +82,11 @@ class SlotLayout:
 
 
 def build_layout(lengths: list[int], kept: list[list[Tensor]]) -> SlotLayout:
-    """Slots of a row that concatenates documents of these lengths.
+    """The slots of a packed sequence. All real tokens are slots of depth 0.
 
-    kept[i][d - 1]: sorted anchors of document i that keep a mask at depth d, each list contained in the one before.
-    All real tokens are slots of depth 0.
+    lengths: tokens of each document.
+    kept: kept[i][d - 1] holds the sorted anchors of document i that keep a mask at depth d, each list
+        contained in the one before.
     """
     tokens = [(torch.arange(length), torch.zeros(length, dtype=torch.long)) for length in lengths]
     masks = [_chains(anchors) for anchors in kept]
@@ -73,9 +106,9 @@ def _chains(kept: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def attention_mask(layout: SlotLayout) -> Tensor:
-    """[S, S] bool, True where the slot of the row may see the slot of the column.
+    """[S, S] bool, queries by keys, True where the query may see the key.
 
-    same document and ((d_k = 0 and a_k <= a_q) or (a_k = a_q and d_k <= d_q)).
+    same document and ((d_k = 0 and a_k <= a_q) or (a_k = a_q and d_k <= d_q))
     """
     document, anchor, depth = layout.document, layout.anchor, layout.depth
     same_document = document[:, None] == document[None, :]
@@ -85,20 +118,27 @@ def attention_mask(layout: SlotLayout) -> Tensor:
 
 
 def key_spans(layout: SlotLayout) -> Tensor:
-    """[S, 3] int64, `attention_mask` in S rows: slot i sees the slots begin .. end - 1, real tokens, and chain .. i, masks.
+    """[S, 3] int64, the same as `attention_mask` in three numbers a slot: begin, end, chain.
 
-    Columns: begin, end, chain. For a real token, which sees no mask, chain is i + 1.
+    Slot i sees the real tokens begin .. end - 1 and the masks chain .. i. A real token sees no mask: its
+    chain is i + 1.
     """
     chain = torch.arange(1, len(layout) + 1, device=layout.depth.device) - layout.depth
     return torch.stack([layout.start, layout.anchor_index + 1, chain], -1)
 
 
 def slot_tokens(layout: SlotLayout, token_ids: Tensor, mask_token: int) -> Tensor:
-    """[S] input ids: the anchor's token at depth 0, the mask token deeper. token_ids: [N]."""
+    """[S] input ids: the anchor's token at depth 0, the mask token deeper.
+
+    token_ids: [N] of the packed sequence.
+    """
     return torch.where(layout.depth == 0, token_ids[layout.anchor_index], mask_token)
 
 
 def slot_features(layout: SlotLayout, features: Tensor) -> Tensor:
-    """[S, F]: f[a-1] for every slot of anchor a, zero where there is no token before the anchor (METHOD: section 2). features: [N, F]."""
-    rows = features[(layout.anchor_index - 1).clamp(min=0)]
-    return torch.where((layout.anchor < 1)[:, None], torch.zeros((), dtype=rows.dtype, device=rows.device), rows)
+    """[S, F]: f[a - 1] for every slot of anchor a, zero where no token precedes it (METHOD: section 2).
+
+    features: [N, F] of the packed sequence's tokens.
+    """
+    before = features[(layout.anchor_index - 1).clamp(min=0)]
+    return torch.where((layout.anchor < 1)[:, None], torch.zeros((), dtype=before.dtype, device=before.device), before)

@@ -1,11 +1,13 @@
-"""Attention over slots without a square mask, in plain matrix products: what trains on a CPU.
+"""Attention over slots without a square mask, in plain matrix products; training on a CPU uses it.
 
-Queries are taken in blocks of one document and one kind, tokens or masks. By the order of slots (`SlotLayout`) such a block
-looks at two stretches of keys alone: real tokens begin .. end - 1, of which all before `clear` are seen by every
-query, and masks chain .. stop - 1. Scores exist for one block at a time, and are made anew in the backward pass.
+Queries are taken in blocks of one document and one kind, real tokens or masks. By the order of slots
+(`SlotLayout`) such a block sees two ranges of keys only: real tokens begin .. end - 1, of which all before
+`clear` are seen by every query, and masks chain .. stop - 1. Scores exist for one block at a time and are
+computed again in the backward pass.
 
-Shapes: H query heads, KV key-value heads, G = H / KV, S slots, D head_dim, V head_dim of the values; in a block T queries and J keys.
-Inside, the G query heads that share a key head are G rows of each slot: a block's queries are one stretch, and no head needs a copy of the keys.
+Shapes: H query heads, KV key-value heads, G = H / KV, S slots, D head_dim, V head_dim of the values; in a
+block T queries and J keys. Inside, the G query heads that share a key head are G rows of each slot: a block's
+queries are contiguous, and no head needs a copy of the keys.
 """
 
 from collections.abc import Iterator
@@ -16,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 128  # queries: fewer are too small for fast products, more look at too many masks that are not of their chain
+BLOCK = 128  # queries: fewer make products too small to be fast, more meet too many masks of other chains
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QueryBlock:
-    """Slots first .. stop - 1 and the stretches of keys that they see: begin .. end - 1 and chain .. stop - 1.
+    """Slots first .. stop - 1 and the ranges of keys that they see: begin .. end - 1 and chain .. stop - 1.
 
     Keys begin .. clear - 1 are seen by every query of the block.
     """
@@ -35,7 +37,10 @@ class QueryBlock:
 
 
 def query_blocks(spans: Tensor, size: int) -> Iterator[QueryBlock]:
-    """All slots in blocks of at most `size` queries, none of which spans documents, or tokens and masks. spans: [S, 3] of `key_spans`."""
+    """All slots in blocks of at most `size` queries, each of one document and one kind, real tokens or masks.
+
+    spans: [S, 3] of `key_spans`.
+    """
     is_mask = spans[:, 2] <= torch.arange(len(spans), device=spans.device)
     kinds = 2 * spans[:, 0] + is_mask  # a number of its own for each document's tokens, and for its masks
     first = 0
@@ -45,14 +50,21 @@ def query_blocks(spans: Tensor, size: int) -> Iterator[QueryBlock]:
         first += count
         firsts, lasts = spans[edges[:-1]].tolist(), spans[[edge - 1 for edge in edges[1:]]].tolist()
         for left, right, (begin, clear, chain), (_, end, _) in zip(edges[:-1], edges[1:], firsts, lasts, strict=True):
-            yield QueryBlock(left, right, begin, clear, end, chain if chain <= left else right)  # tokens see no mask
+            masks = chain if chain <= left else right  # real tokens see none
+            yield QueryBlock(first=left, stop=right, begin=begin, clear=clear, end=end, chain=masks)
 
 
 def slot_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, block: int = BLOCK) -> Tensor:
     """[H, S, V] softmax(scale * Q K^T) V under the mask that `spans` stands for, with gradients.
 
-    query: [H, S, D]. key: [KV, S, D]. value: [KV, S, V]. spans: [S, 3] of `key_spans`. block: queries taken at once. Products and softmax are
-    of float32 (float64 for inputs of it), whatever the inputs; memory grows with S alone.
+    Products and softmax are in float32, or float64 for float64 inputs. Memory is linear in S.
+
+    query: [H, S, D].
+    key: [KV, S, D].
+    value: [KV, S, V].
+    spans: [S, 3] of `key_spans`.
+    scale: factor of the scores.
+    block: queries taken at once.
     """
     return _SlotAttention.apply(query, key, value, spans, scale, block)
 
@@ -93,11 +105,11 @@ class _SlotAttention(torch.autograd.Function):
 
 
 def _weights(q: Tensor, k: Tensor, spans: Tensor, block: QueryBlock) -> Tensor:
-    """[KV, T * G, J] softmax of the scores of a block, where it may look."""
+    """[KV, T * G, J] softmax of a block's scores over the keys that each query sees."""
     scores = q @ k.mT
     queries = torch.arange(block.first, block.stop, device=spans.device)[:, None]
-    stretches = (block.clear, block.end), (block.chain, block.stop)
-    keys = torch.cat([torch.arange(begin, end, device=spans.device) for begin, end in stretches])
+    ranges = (block.clear, block.end), (block.chain, block.stop)
+    keys = torch.cat([torch.arange(begin, end, device=spans.device) for begin, end in ranges])
     _, end, chain = spans[block.first : block.stop, :, None].unbind(1)
     hidden = (keys >= end) & ((keys < chain) | (keys > queries))
     scores.unflatten(1, (len(queries), -1))[..., block.clear - block.begin :].masked_fill_(hidden[:, None], float("-inf"))
@@ -110,7 +122,7 @@ def _by_key_head(rows: Tensor, groups: int) -> Tensor:
 
 
 def _by_head(rows: Tensor, heads: int) -> Tensor:
-    """[H, S, D] of [KV, S * G, D], position by position in memory, as the next layer reads it."""
+    """[H, S, D] of [KV, S * G, D], slot by slot in memory, as the next layer reads it."""
     slots = rows.shape[1] * len(rows) // heads
     return rows.unflatten(1, (slots, -1)).transpose(0, 1).flatten(1, 2).transpose(0, 1)
 

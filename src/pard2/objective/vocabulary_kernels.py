@@ -1,8 +1,8 @@
 """The functions of `vocabulary`, compiled for the CPU by numba, in float32.
 
-A tensor operation over C rows of logits streams them all from memory; there are a dozen. Here each row is gone through from its maximum
-to its overlap while it lies in a core's own cache. The rows are shared out to as many threads as torch uses; numba's own threads
-would fight with torch's for the cores.
+A tensor operation over C rows of logits streams all of them from memory, and a dozen are needed. Here each
+row is processed from its maximum to its overlap while it lies in a core's own cache. The rows are divided
+among as many threads as torch uses; numba's own threads would compete with torch's for the cores.
 """
 
 from collections.abc import Callable
@@ -17,32 +17,39 @@ from pard2.objective.vocabulary import RowStatistics
 
 Array = np.ndarray
 
-_LANES = 32  # running maxima side by side; a single one would not be vectorised, as NaN forbids to reorder comparisons
+_LANES = 32  # running maxima side by side: NaN forbids reordering comparisons, so one alone would not be vectorised
 _TASK_ROWS = 8
 
 
-def store_softmax(logits: Tensor, p: Tensor, places: Tensor) -> Tensor:
+def store_softmax(logits: Tensor, p: Tensor, rows: Tensor) -> Tensor:
     """See `vocabulary.store_softmax`."""
     negative_entropy = torch.empty(len(logits))
-    arrays = _arrays(logits.float(), p, places, negative_entropy)
+    arrays = _arrays(logits.float(), p, rows, negative_entropy)
     _share_out(len(logits), lambda begin, end: _store_softmax(begin, end, *arrays))
     return negative_entropy
 
 
-def softmax_(logits: Tensor, p: Tensor, places: Tensor, label: Tensor) -> RowStatistics:
+def softmax_(logits: Tensor, p: Tensor, rows: Tensor, label: Tensor) -> RowStatistics:
     """See `vocabulary.softmax_`."""
-    said = RowStatistics(torch.empty(len(logits), dtype=torch.bool), *(torch.empty(len(logits)) for _ in range(4)))
-    arrays = _arrays(logits, p, places, label, said.correct, said.label_logprob, said.cross, said.overlap, said.below)
+    found = torch.empty(5, len(logits))
+    arrays = _arrays(logits, p, rows, label, found)
     _share_out(len(logits), lambda begin, end: _softmax(begin, end, *arrays))
-    return said
+    return RowStatistics(found[0] > 0, *found[1:])
 
 
 def gradient_(
-    q: Tensor, p: Tensor, places: Tensor, label: Tensor, q_factor: Tensor, p_factor: Tensor, label_factor: Tensor, below_factor: Tensor | None
+    q: Tensor,
+    p: Tensor,
+    rows: Tensor,
+    label: Tensor,
+    q_factor: Tensor,
+    p_factor: Tensor,
+    label_factor: Tensor,
+    below_factor: Tensor | None,
 ) -> None:
     """See `vocabulary.gradient_`."""
     below = torch.zeros_like(q_factor) if below_factor is None else below_factor
-    arrays = _arrays(q, p, places, label, q_factor, p_factor, label_factor, below)
+    arrays = _arrays(q, p, rows, label, torch.stack([q_factor, p_factor, label_factor, below]))
     _share_out(len(q), lambda begin, end: _gradient(begin, end, *arrays))
 
 
@@ -75,9 +82,9 @@ def _highest(row: Array) -> np.float32:
 
 
 @compiled
-def _store_softmax(begin: int, end: int, logits: Array, p: Array, places: Array, negative_entropy: Array) -> None:
+def _store_softmax(begin: int, end: int, logits: Array, p: Array, rows: Array, negative_entropy: Array) -> None:
     for n in range(begin, end):
-        row, out = logits[n], p[places[n]]
+        row, out = logits[n], p[rows[n]]
         highest = _highest(row)
         total, dot = np.float32(0), np.float32(0)
         for v in range(len(row)):
@@ -91,21 +98,11 @@ def _store_softmax(begin: int, end: int, logits: Array, p: Array, places: Array,
 
 
 @compiled
-def _softmax(
-    begin: int,
-    end: int,
-    logits: Array,
-    p: Array,
-    places: Array,
-    label: Array,
-    correct: Array,
-    label_logprob: Array,
-    cross: Array,
-    overlap: Array,
-    below: Array,
-) -> None:
+def _softmax(begin: int, end: int, logits: Array, p: Array, rows: Array, label: Array, found: Array) -> None:
+    """found: [5, C], the fields of `RowStatistics` in their order."""
+    correct, label_logprob, cross, overlap, below = found
     for s in range(begin, end):
-        row, p_row, data = logits[s], p[places[s]], label[s]
+        row, p_row, data = logits[s], p[rows[s]], label[s]
         highest = _highest(row)
         label_shifted = row[data] - highest
         correct[s] = label_shifted == 0
@@ -132,20 +129,11 @@ def _softmax(
 
 
 @compiled
-def _gradient(
-    begin: int,
-    end: int,
-    q: Array,
-    p: Array,
-    places: Array,
-    label: Array,
-    q_factor: Array,
-    p_factor: Array,
-    label_factor: Array,
-    below_factor: Array,
-) -> None:
+def _gradient(begin: int, end: int, q: Array, p: Array, rows: Array, label: Array, factors: Array) -> None:
+    """factors: [4, C], of q, of p, of the label, and of q where q < p."""
+    q_factor, p_factor, label_factor, below_factor = factors
     for s in range(begin, end):
-        row, p_row = q[s], p[places[s]]
+        row, p_row = q[s], p[rows[s]]
         above, below, of_p = q_factor[s], q_factor[s] + below_factor[s], p_factor[s]
         for v in range(len(row)):
             row[v] = row[v] * (below if row[v] < p_row[v] else above) - p_row[v] * of_p
