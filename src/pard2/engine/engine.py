@@ -1,7 +1,7 @@
 """Lossless decoding: a drafter proposes, the target verifies, and what comes out is what the target alone would say.
 
-The engine is what callers hold: it takes requests, keeps them in a queue, and runs cycles for whoever waits. What
-happens in a cycle is `Batch`'s business.
+The engine is what callers hold: `generate`, `stream` and `submit` take requests, and `step` decodes for whoever waits. Who takes
+part is `Scheduler`'s business, what happens in a cycle `Cycle`'s.
 """
 
 import asyncio
@@ -11,21 +11,21 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as ListOf
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
 from pard2.checkpoints.loading import load_target, parse_dtype
 from pard2.checkpoints.read import load_draft
-from pard2.engine.batch import Batch
 from pard2.engine.capacity import cache_positions
+from pard2.engine.cycle import Cycle
 from pard2.engine.draft_length.adaptive import AdaptiveDraftLength
 from pard2.engine.methods import METHODS
 from pard2.engine.options import DraftTokens, EngineOptions
 from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion, OnStep, Request
 from pard2.engine.sampling import SamplingParams
+from pard2.engine.scheduler import Scheduler
 from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Step, Totals
 from pard2.engine.text import TextStream
@@ -33,6 +33,7 @@ from pard2.engine.threads import decoding_threads
 from pard2.errors import Pard2Error, first_line
 from pard2.models.draft import Draft
 from pard2.models.target import Target
+from pard2.runtime.support import check_trees
 
 Result = TypeVar("Result")
 
@@ -69,15 +70,15 @@ class Engine:
                 model.use_graphs(1)  # of larger batches nothing was measured
         self.cache_tokens = self.options.cache_tokens or cache_positions(target, used, max_batch)
         self.options.check_tree_fits(self.cache_tokens)
+        if self.options.tree != 0:
+            check_trees(target.decoder, target.name)
         drafter = chosen.new_drafter(target, used, self.cache_tokens)
         target.check_layers(drafter.feature_layers)
         adaptive = draft_tokens == "auto" and self.draft_tokens > 0
         lengths = AdaptiveDraftLength(self.draft_tokens, chosen.sequential) if adaptive else None
         self._threads = decoding_threads(target.model)
-        rules = self.options.draft_sampling, self.options.verification
-        self._batch = Batch(target, drafter, self.cache_tokens, max_batch, self.draft_tokens, lengths, *rules)
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self._scheduler = Scheduler(target, drafter, self.cache_tokens, max_batch, lengths)
+        self._cycle = Cycle(target, drafter, self._scheduler.cache, self.draft_tokens, lengths, self.options)
         # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its memory happens to be freed.
         self._lock = threading.RLock()
         self._in_pass = False
@@ -112,17 +113,17 @@ class Engine:
     @property
     def totals(self) -> Totals:
         """What this engine has done so far, every pass counted once."""
-        return self._batch.totals
+        return self._cycle.totals
 
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs; then all of the cache is free."""
-        return not self._waiting and not self._running
+        return self._scheduler.idle
 
     @property
     def free_cache_tokens(self) -> int:
         """Positions of the cache that no sequence owns."""
-        return self._batch.cache.free
+        return self._scheduler.cache.free
 
     # --- all at once ------------------------------------------------------------------------------
 
@@ -239,53 +240,33 @@ class Engine:
         finish_reason "error", and those that wait go on with the next step.
         """
         with self._lock:
-            self._sweep()
+            self._scheduler.sweep()
             self._in_pass = True
             try:
-                self._admit()
+                self._scheduler.admit()
                 with torch.inference_mode(), self._threads.decoding():
-                    self._batch.prefill()
-                    self._batch.decode()
+                    self._cycle.prefill(self._scheduler.next_chunks())
+                    self._cycle.decode(self._scheduler.decoding())
             except BaseException as error:
-                # A pass that failed left caches and readings half-written; a request must not go on from there.
-                for sequence in self._batch.sequences:
+                # A pass that failed left caches and draft states half-written; a request must not go on from there.
+                for sequence in self._scheduler.sequences:
                     sequence.end("error", f"decoding stopped, {type(error).__name__}: {first_line(error)}")
                 if isinstance(error, torch.OutOfMemoryError):
                     raise Pard2Error(f"{self.target.device} ran out of memory; give a smaller `max_batch` or `cache_tokens`") from error
                 raise
             finally:
                 self._in_pass = False
-                self._sweep()
-
-    def _admit(self) -> None:
-        """First come, first served: a small request does not overtake a large one for ever."""
-        while self._waiting:
-            request = self._waiting[0]
-            if not all(self._batch.admit(s) for s in request.sequences if s.memory is None and s.finish_reason is None):
-                return
-            self._running.append(self._waiting.popleft())
+                self._scheduler.sweep()
 
     def _enqueue(self, requests: list[Request]) -> None:
         with self._lock:
-            self._waiting.extend(requests)
+            self._scheduler.enqueue(requests)
 
     def _tidy(self) -> None:
         """Forget what was cancelled, at once. In the middle of a pass, whose sequences must stay, `step` does so after it."""
         with self._lock:
             if not self._in_pass:
-                self._running += [request for request in self._waiting if request.done]
-                self._waiting = deque(request for request in self._waiting if not request.done)
-                self._sweep()
-
-    def _sweep(self) -> None:
-        """Report steps, free what is finished, and forget requests that are done.
-
-        The queue, which may be long, is not searched: only its first request may have sequences that run already.
-        """
-        for request in [*self._running, *islice(self._waiting, 1)]:
-            request.report()
-        self._batch.dismiss_finished()
-        self._running = [request for request in self._running if not request.done]
+                self._scheduler.sweep_queue()
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, raw: bool, on_step: OnStep | None = None) -> Request:
         """A prompt and its settings as this request's own: nothing that is checked here can be changed by the caller afterwards."""
@@ -307,7 +288,15 @@ class Engine:
         seed = secrets.randbits(63) if params.seed is None else params.seed
         tokenizer = self.target.tokenizer
         sequences = [
-            Sequence(ids, params, seed, index, limit, stops, None if tokenizer is None else TextStream(tokenizer, tuple(params.stop)))
+            Sequence(
+                prompt=ids,
+                params=params,
+                seed=seed,
+                index=index,
+                max_new_tokens=limit,
+                stop_token_ids=stops,
+                text=None if tokenizer is None else TextStream(tokenizer, tuple(params.stop)),
+            )
             for index in range(params.n)
         ]
         return Request(sequences, self.method, on_step)

@@ -10,7 +10,7 @@ from pard2.errors import first_line
 OnStep = Callable[[Step], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """What one prompt brought, or one of the n completions of a prompt.
 
@@ -92,13 +92,13 @@ class Request:
         if sequence.params.logprobs is not None:
             logprobs = [one for step in steps for one in step.logprobs or ()]
         return Completion(
-            sequence.tokens,
-            None if sequence.text is None else sequence.text.text,
-            sequence.finish_reason,
-            len(sequence.prompt),
-            Stats.of(steps),
-            self.method,
-            sequence.index,
-            logprobs,
-            sequence.error,
+            token_ids=sequence.tokens,
+            text=None if sequence.text is None else sequence.text.text,
+            finish_reason=sequence.finish_reason,
+            prompt_tokens=len(sequence.prompt),
+            stats=Stats.of(steps),
+            method=self.method,
+            index=sequence.index,
+            logprobs=logprobs,
+            error=sequence.error,
         )

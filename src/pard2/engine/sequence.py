@@ -6,51 +6,57 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from pard2.engine.draft_length.acceptance import Acceptance
-from pard2.engine.drafters.base import Reading
+from pard2.engine.draft_state import DraftState
 from pard2.engine.processors import TokenCounts
 from pard2.engine.sampling import SamplingParams
-from pard2.engine.statistics import FinishReason, Step, TokenLogprob
+from pard2.engine.statistics import FinishReason, Step
 from pard2.engine.text import TextStream
+from pard2.engine.verification import Verification
 from pard2.errors import first_line
 from pard2.runtime.kv_cache import CacheRegion
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a sequence owns while it is decoded: its extent of the target's cache, and the draft's reading of it."""
+    """What a sequence owns while it is decoded: its region of the target's cache, and what the draft knows of it."""
 
-    extent: CacheRegion
-    reading: Reading
+    region: CacheRegion
+    draft: DraftState
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Sequence:
-    """One thread decodes it while another may end it (a cancelled stream): saying and ending exclude each other.
+    """One completion. One thread decodes it while another may end it (a cancelled stream): saying and ending exclude each other.
 
-    prompt: token ids. seed: of its random numbers. index: among the n completions of its request. limit: new tokens at most.
-
-    stops: token ids that end it. text: its detokeniser, None without a tokenizer.
+    prompt: token ids.
+    seed: of its random numbers.
+    index: among the n completions of its request.
+    max_new_tokens: tokens that it may say at most.
+    stop_token_ids: tokens that end it.
+    text: its detokeniser, None without a tokenizer.
+    tokens: said so far.
+    steps: made, and not yet handed to the caller.
+    memory: while it is decoded.
+    num_computed_tokens: tokens of the text that the target's cache holds.
     """
 
     prompt: list[int]
     params: SamplingParams
     seed: int
     index: int
-    limit: int
-    stops: frozenset[int]
+    max_new_tokens: int
+    stop_token_ids: frozenset[int]
     text: TextStream | None
 
     tokens: list[int] = field(default_factory=list)
-    steps: deque[Step] = field(default_factory=deque)  # not yet handed to the caller
+    steps: deque[Step] = field(default_factory=deque)
     finish_reason: FinishReason | None = None
     error: str | None = None
 
     memory: Memory | None = None
-    held: int = 0  # positions of the text that the target's cache holds
-    last_feature: Tensor | None = None  # [1, F], of the position before the next one to be read, while the prompt is read
+    num_computed_tokens: int = 0
     counts: TokenCounts | None = None
     acceptance: Acceptance | None = None
     prefill_seconds: float = 0.0
@@ -59,7 +65,7 @@ class Sequence:
     @property
     def positions(self) -> int:
         """How long prompt and answer can get."""
-        return len(self.prompt) + self.limit
+        return len(self.prompt) + self.max_new_tokens
 
     @property
     def length(self) -> int:
@@ -67,23 +73,17 @@ class Sequence:
 
     @property
     def prefilled(self) -> bool:
-        return self.held >= len(self.prompt)
+        return self.num_computed_tokens >= len(self.prompt)
 
-    def emit(
-        self,
-        block: list[int],
-        accepted: int,
-        proposed: int,
-        seconds: float,
-        draft_seconds: float = 0.0,
-        verify_seconds: float = 0.0,
-        logprobs: list[TokenLogprob] | None = None,
-    ) -> None:
-        """Say a block, accepted tokens and the target's own, as far as the answer goes; what lies behind its end is dropped.
+    def emit(self, verified: Verification, *, seconds: float, draft_seconds: float = 0.0, verify_seconds: float = 0.0) -> None:
+        """Say accepted tokens and the target's own, as far as the answer goes; what lies behind its end is dropped.
 
-        A block is never longer than the room left, because no more than that is proposed. Does nothing once it has ended.
+        They are never more than there is room for, because no more are proposed. Does nothing once it has ended.
         A tokenizer is others' code: one that fails on a token ends this text, and nobody else's.
+
+        seconds: of the cycle, of which draft_seconds and verify_seconds went into the two models.
         """
+        block, accepted, proposed = verified.token_ids, verified.accepted, verified.proposed
         with self._lock:
             if self.finish_reason is not None:
                 return
@@ -98,13 +98,25 @@ class Sequence:
             if self.counts is not None:
                 self.counts.add(torch.tensor(block[:kept], device=self.counts.seen.device))
             self.finish_reason = finish
-            said = None if logprobs is None else tuple(logprobs[:kept])
-            self.steps.append(Step(tuple(block[:kept]), accepted, proposed, seconds, draft_seconds, verify_seconds, finish, shown, said, self.index))
+            self.steps.append(
+                Step(
+                    token_ids=tuple(block[:kept]),
+                    accepted=accepted,
+                    proposed=proposed,
+                    seconds=seconds,
+                    draft_seconds=draft_seconds,
+                    verify_seconds=verify_seconds,
+                    finish_reason=finish,
+                    text=shown,
+                    logprobs=None if verified.logprobs is None else tuple(verified.logprobs[:kept]),
+                    index=self.index,
+                )
+            )
 
     def _show(self, block: list[int]) -> tuple[int, FinishReason | None, str | None]:
         """How many tokens of a block are said, why no more are if this ends the text, and what may be shown of it."""
-        kept = next((i + 1 for i, token in enumerate(block) if token in self.stops), len(block))
-        finish: FinishReason | None = "stop" if block[kept - 1] in self.stops else None
+        kept = next((i + 1 for i, token in enumerate(block) if token in self.stop_token_ids), len(block))
+        finish: FinishReason | None = "stop" if block[kept - 1] in self.stop_token_ids else None
         shown = None
         if self.text is not None:
             # An end-of-answer token may be an ordinary word, which is not part of the text.
@@ -112,7 +124,7 @@ class Sequence:
             shown = delta.text
             if delta.kept is not None:
                 kept, finish = delta.kept, "stop"
-        if finish is None and len(self.tokens) + kept >= self.limit:
+        if finish is None and len(self.tokens) + kept >= self.max_new_tokens:
             finish = "length"
         if finish is not None and self.text is not None and shown is not None:
             shown += self.text.finish()
@@ -129,4 +141,4 @@ class Sequence:
         rest = None if self.text is None else ""
         with suppress(Exception):  # a tokenizer that failed
             rest = None if self.text is None else self.text.finish()
-        self.steps.append(Step((), 0, 0, 0.0, finish_reason=reason, text=rest, index=self.index))
+        self.steps.append(Step(token_ids=(), accepted=0, proposed=0, seconds=0.0, finish_reason=reason, text=rest, index=self.index))

@@ -1,7 +1,7 @@
 """What decoding did and how long it took, step by step and summed up."""
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 # The OpenAI API's, and two of our own for what ended before its time.
@@ -20,13 +20,13 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """The tokens that one pass of the target brought one sequence: first the prompt's pass, then one Step for each cycle.
 
     token_ids: what was emitted; the last one is the target's own, the `accepted` before it are the draft's.
     Where the answer's end cuts an accepted block, its last token counts as the target's own and what was
-    proposed behind it, having been neither accepted nor rejected, does not count in `proposed`.
+    proposed behind it, having been neither accepted nor rejected, does not count in `proposed`. Of a tree `proposed` is the depth.
     seconds: wall time, of which draft_seconds and verify_seconds went into the two models; sequences of a batch share a cycle,
     and each has all of its seconds. finish_reason: None but in the last step; "stop" for an end-of-answer token or a stop
     string, "length" for a limit. text: may be shown now (`TextStream`); None without a tokenizer. logprobs: of token_ids, where asked for.
@@ -45,7 +45,7 @@ class Step:
     index: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stats:
     """Counts and times of one completion, or of several added up (`a + b`).
 
@@ -67,16 +67,16 @@ class Stats:
         if prefill is None:  # ended before its first token
             return cls()
         return cls(
-            tuple(step.accepted for step in cycles),
-            tuple(step.proposed for step in cycles),
-            prefill.seconds,
-            sum(step.seconds for step in cycles),
-            sum(step.draft_seconds for step in cycles),
-            sum(step.verify_seconds for step in cycles),
+            accepted_per_cycle=tuple(step.accepted for step in cycles),
+            proposed_per_cycle=tuple(step.proposed for step in cycles),
+            prefill_seconds=prefill.seconds,
+            decode_seconds=sum(step.seconds for step in cycles),
+            draft_seconds=sum(step.draft_seconds for step in cycles),
+            verify_seconds=sum(step.verify_seconds for step in cycles),
         )
 
     def __add__(self, other: "Stats") -> "Stats":
-        return Stats(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Stats(**{name: mine + vars(other)[name] for name, mine in vars(self).items()})
 
     @property
     def cycles(self) -> int:
@@ -137,7 +137,7 @@ class Stats:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Totals:
     """What an engine has done so far, every pass counted once however many sequences shared it.
 
@@ -152,10 +152,10 @@ class Totals:
     verify_seconds: float = 0.0
 
     def __add__(self, other: "Totals") -> "Totals":
-        return Totals(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Totals(**{name: mine + vars(other)[name] for name, mine in vars(self).items()})
 
     def __sub__(self, other: "Totals") -> "Totals":
-        return Totals(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Totals(**{name: mine - vars(other)[name] for name, mine in vars(self).items()})
 
     @property
     def tokens_per_second(self) -> float:

@@ -1,21 +1,67 @@
-"""Which proposed tokens stand: pure rules on the tensors of one sequence's block, ignorant of models, caches and text.
+"""Which proposed tokens stand: pure rules on one sequence's proposal, ignorant of models, caches and text.
 
-Every rule emits tokens that are distributed as the target's own (METHOD: section 6) and keeps its result on the device. In all of them
-logits or p have one row more than there are proposals: row i is the target's after the first i of them. k may be 0.
+Every rule emits tokens that are distributed as the target's own (METHOD: section 6). In those on tensors, which keep their result on the
+device, logits or p have one row more than there are proposals: row i is the target's after the first i of them. k may be 0.
 
 A place of `proposed` may hold NOTHING, and a row of p or q may be no distribution (NaN, inf: half precision overflows). From the first
 such place on nothing is proposed, in every rule, and the block is judged as one that ends before it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NOTHING = -1  # what a draft proposes by logits that are no numbers; no token has this id, so none agrees with it
+from pard2.engine.proposal import NOTHING
+from pard2.engine.statistics import TokenLogprob
 
 _CHUNK = 128  # tokens that are added up before their sums are searched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What a pass of the target brought one sequence, on the host.
+
+    token_ids: the accepted tokens and the target's own next one.
+    path: the accepted nodes of the proposal, from the root's child on; for a chain 0, 1, ..
+    proposed: how deep the draft's proposal went, up to its first NOTHING.
+    sound: False if the logits that the tokens were chosen by hold NaN or inf, or nothing finite.
+    logprobs: of `token_ids`, where they were asked for.
+    """
+
+    token_ids: list[int]
+    path: list[int]
+    proposed: int
+    sound: bool
+    logprobs: list[TokenLogprob] | None = None
+
+    @property
+    def accepted(self) -> int:
+        return len(self.path)
+
+
+def agreeing_path(said: Sequence[float], proposed: Sequence[float], parents: Sequence[int] | None = None) -> list[int]:
+    """The accepted nodes: the longest path from the root on which each token is what the target says after those before it.
+
+    Greedy decoding, and coupled sampling (METHOD: section 10): `said` is decided without a look at the proposal, so any tree
+    whatsoever leaves the text what it is. The host's form, for trees, of `choose_greedy` and `choose_coupled`.
+
+    said: [k + 1] the target's tokens, after the newest token of the text and after each node.
+    proposed: [k] tokens of the nodes. parents: [k] as in `Proposal`; None for a chain.
+    """
+    path: list[int] = []
+    if parents is None:
+        while len(path) < len(proposed) and said[len(path)] == proposed[len(path)]:
+            path.append(len(path))
+        return path
+    at = -1
+    for node, parent in enumerate(parents):  # children come after their parents, and siblings differ
+        if parent == at and proposed[node] == said[at + 1]:
+            path.append(node)
+            at = node
+    return path
 
 
 @dataclass(frozen=True)

@@ -1,99 +1,85 @@
-"""What the engine knows of a drafter: it reads what each sequence says, and guesses how all of them go on.
+"""What the engine knows of a drafter: it reads what each sequence says, and proposes how all of them go on.
 
-A drafter serves every sequence of a batch, and keeps for each what it has read. It knows nothing of the target but the
-features that it is handed, and cannot change what is emitted: a bad proposal costs time, never correctness.
+A drafter serves every sequence of a batch, and keeps for each what it has read. It knows nothing of the target but the hidden
+states that it is handed (features), and cannot change what is emitted: a bad proposal costs time, never correctness.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from pard2.runtime.kv_cache import CacheRegion
+from pard2.engine.draft_selection import DraftSelector
+from pard2.engine.draft_state import DraftState
+from pard2.engine.proposal import Proposal
 
-# Rows after which the draft reads what it has put off, so that features do not pile up.
+# Tokens after which the draft reads what it has put off, so that features do not pile up.
 MOST_PENDING = 512
 
 
-@dataclass
-class Reading:
-    """How far the draft has read one sequence.
+@dataclass(frozen=True)
+class PromptChunk:
+    """Tokens of a prompt that the target has just read, and the target's features at these very tokens, [n, F], if it wants any."""
 
-    extent: its part of the draft's cache; None for a drafter without one. length: positions of it that hold tokens known to be in the
-    text. guessed: positions behind them that hold the draft's own guesses. pending: tokens that it has yet to read, with
-    their features, chunk by chunk. closed: the text has outgrown the draft, which reads no further.
+    state: DraftState
+    token_ids: Sequence[int]
+    features: Tensor | None
+
+
+@dataclass(frozen=True)
+class DraftRequest:
+    """A wish for a proposal, up to `depth` >= 0 tokens deep, for one sequence.
+
+    With none, what the draft knows is merely brought up to date where too much is pending.
     """
 
-    extent: CacheRegion | None
-    length: int = 0
-    guessed: int = 0
-    pending: list[int] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
-    closed: bool = False
+    state: DraftState
+    depth: int
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A wish for k >= 0 tokens of one sequence; with none, its reading is merely brought up to date where too much is pending."""
+class Drafted:
+    """proposals: one for each request. passes: tokens of each pass that the draft made."""
 
-    reading: Reading
-    k: int
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """token_ids: guesses (or NOTHING) for all asks, one ask after the other, [sum of k]. passes: rows of each pass that the draft made."""
-
-    token_ids: Tensor
+    proposals: list[Proposal]
     passes: tuple[int, ...]
-
-    def of(self, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
-        """Each ask's [k]."""
-        return torch.split(self.token_ids, [ask.k for ask in asks])
-
-
-# Turns a draft's logits [R, vocabulary] into tokens [R], or NOTHING; row r is guess number `places[r]` of ask number `asks[r]`.
-Choose = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
 
 
 class Drafter(Protocol):
-    """Feature rows are the target's, at the position BEFORE the token they come with."""
+    """One way to propose. A new one is a class like this, and a line in `engine.methods`."""
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
         """The target's hidden states that it wants to be handed; none for `()`."""
         ...
 
-    @property
-    def sequential(self) -> bool:
-        """True where every further guess costs a pass."""
-        ...
-
-    def open(self, positions: int) -> Reading | None:
+    def open(self, positions: int) -> DraftState | None:
         """Begin to read a sequence that will be at most so long; None where there is no room now."""
         ...
 
-    def close(self, reading: Reading) -> None:
+    def close(self, state: DraftState) -> None:
         """Forget a sequence and free its memory."""
         ...
 
     def limit(self, length: int) -> int:
         """How many tokens it can propose after `length` tokens, at most; never grows with `length`.
 
-        Where this is 0 the drafter is not asked, so a draft with a shorter context than its target's
-        falls silent there and the target goes on alone.
+        Where this is 0 the drafter is not asked: a draft with a shorter context than its target's proposes nothing more there.
         """
         ...
 
-    def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
-        """Take note of tokens that the text goes on with: of the prompt, accepted ones, the target's own.
+    def prefill(self, chunks: Sequence[PromptChunk]) -> None:
+        """Take note of the next tokens of prompts, and read what is long."""
+        ...
 
-        features: [len(token_ids), F], row i the target's at the position before token i, zero before the first.
+    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
+        """Take note of tokens that the text goes on with: accepted ones, and the target's own.
+
+        features: [len(token_ids), F], row i the target's at the position that said token i, the one before it.
         """
         ...
 
-    def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
-        """Guess the tokens that follow everything absorbed. choose: takes each guess from its logits."""
+    def propose(self, requests: Sequence[DraftRequest], selector: DraftSelector) -> Drafted:
+        """Guess what follows all that the drafter was told. selector: takes the guesses from the draft's logits."""
         ...

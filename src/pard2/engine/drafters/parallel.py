@@ -8,24 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pard2.engine.drafters.base import MOST_PENDING, Ask, Choose, Proposals, Reading
+from pard2.engine.draft_selection import DraftSelector
+from pard2.engine.draft_state import DraftState
+from pard2.engine.drafters.base import MOST_PENDING, Drafted, DraftRequest, PromptChunk
 from pard2.engine.drafters.model import ModelDrafter
 from pard2.models.draft import Draft
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 
 class ParallelDrafter(ModelDrafter):
-    """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet to read and k - 1 masks.
+    """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet to read and depth - 1 masks.
 
     Tokens are never shifted. Features are, by one: the real token at t comes with f[t-1], the first token with the zero
-    feature, and every mask with its anchor's. Attention over these rows is plain causal, so the first guesses do
+    feature, and every mask with its anchor's. Attention in this pass is plain causal, so the first guesses do
     not depend on how many masks follow.
 
-    target_dependent: feed features (the draft must have a projection). vocab_size: the target's;
-    ids from there on are never proposed. positions: of the draft's cache, for all sequences together.
+    target_dependent: feed features (the draft must have a projection).
     """
-
-    sequential = False
 
     def __init__(self, draft: Draft, target_dependent: bool, vocab_size: int, positions: int) -> None:
         assert draft.spec is not None, "the draft has no mask token"
@@ -37,43 +36,53 @@ class ParallelDrafter(ModelDrafter):
     def limit(self, length: int) -> int:
         return min(self._draft_tokens, super().limit(length))
 
-    def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
+    def prefill(self, chunks: Sequence[PromptChunk]) -> None:
+        for state, token_ids, features in ((chunk.state, chunk.token_ids, chunk.features) for chunk in chunks):
+            before = None
+            if features is not None:
+                first = torch.zeros_like(features[:1]) if state.last_feature is None else state.last_feature
+                before = torch.cat([first, features[:-1]])
+                state.last_feature = features[-1:]
+            self.update(state, token_ids, before)
+        self._pass([DraftRequest(chunk.state, 0) for chunk in chunks])
+
+    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
         # In the wrong mode everything would still run, and merely accept less.
         if (features is None) == bool(self.feature_layers):
             raise ValueError("features belong to target-dependent drafting, and to it alone")
-        if self._put_off(reading, token_ids) and features is not None:
-            reading.features.append(features)
+        if self._put_off(state, token_ids) and features is not None:
+            state.features.append(features)
 
-    def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
-        segments: list[QuerySpan] = []
-        rows: list[int] = []
+    def propose(self, requests: Sequence[DraftRequest], selector: DraftSelector) -> Drafted:
+        logits, passes = self._pass(requests)
+        counts = [request.depth for request in requests]
+        if logits is None:
+            logits = torch.zeros(0, self._vocab_size, device=self._device)
+        return Drafted(selector.parallel(logits[:, : self._vocab_size], counts), passes)
+
+    def _pass(self, requests: Sequence[DraftRequest]) -> tuple[Tensor | None, tuple[int, ...]]:
+        """Read what is pending, and `depth` - 1 masks behind it; logits [sum of depths, vocabulary], and the tokens of the pass made, if any."""
+        spans: list[QuerySpan] = []
+        tokens: list[int] = []
         features: list[Tensor] = []
         logit_rows: list[int] = []
-        numbers: list[int] = []  # whose guess each logit row is, and which one
-        places: list[int] = []
-        for number, ask in enumerate(asks):
-            reading, k = ask.reading, ask.k
-            read = len(reading.pending)
-            if k == 0 and read < MOST_PENDING:
+        for state, depth in ((request.state, request.depth) for request in requests):
+            read = len(state.pending)
+            if depth == 0 and read < MOST_PENDING:
                 continue
-            assert reading.extent is not None and read > 0, "absorb comes first"
-            masks = max(0, k - 1)
-            if k:
-                logit_rows += range(len(rows) + read - 1, len(rows) + read + masks)
-                numbers += [number] * k
-                places += range(k)
-            rows += reading.pending + [self._mask] * masks
-            segments.append(QuerySpan(reading.extent, reading.length, read + masks))
+            assert state.region is not None and read > 0, "update comes first"
+            masks = max(0, depth - 1)
+            if depth:
+                logit_rows += range(len(tokens) + read - 1, len(tokens) + read + masks)
+            tokens += state.pending + [self._mask] * masks
+            spans.append(QuerySpan(state.region, state.num_computed_tokens, read + masks))
             if self.feature_layers:
-                features += [*reading.features, reading.features[-1][-1:].expand(masks, -1)]
-            # The masks' keys and values lie behind the new length: forgotten.
-            reading.length += read
-            reading.pending, reading.features = [], []
-        if not rows:
-            return Proposals(torch.zeros(0, dtype=torch.long, device=self._device), ())
-        token_ids = torch.tensor(rows, device=self._device)
+                features += [*state.features, state.features[-1][-1:].expand(masks, -1)]
+            # The masks' keys and values lie behind the tokens computed: forgotten.
+            state.num_computed_tokens += read
+            state.pending, state.features = [], []
+        if not tokens:
+            return None, ()
+        batch = TokenBatch(self.cache, spans, torch.tensor(tokens, device=self._device))
         wanted = torch.tensor(logit_rows, device=self._device) if logit_rows else None
-        logits = self.draft.run(TokenBatch(self.cache, segments, token_ids), torch.cat(features) if features else None, wanted)
-        if logits is None:
-            return Proposals(token_ids[:0], (len(rows),))
-        return Proposals(choose(logits[:, : self._vocab_size], numbers, places), (len(rows),))
+        return self.draft.run(batch, torch.cat(features) if features else None, wanted), (len(tokens),)

@@ -5,29 +5,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pard2.engine.drafters.base import Ask, Choose, Proposals, Reading
+from pard2.engine.draft_selection import DraftSelector
+from pard2.engine.draft_state import DraftState
+from pard2.engine.drafters.base import Drafted, DraftRequest, PromptChunk
+from pard2.engine.proposal import Proposal
 
 
 class PlainDrafter:
-    """Proposes nothing, ever. The yardstick that every other method is measured against."""
+    """Proposes nothing, ever. Every other method is compared with it."""
 
     feature_layers: tuple[int, ...] = ()
-    sequential = False
 
     def __init__(self, device: torch.device) -> None:
-        self._nothing = Proposals(torch.zeros(0, dtype=torch.long, device=device), ())
+        self._nothing = Proposal(token_ids=torch.zeros(0, dtype=torch.long, device=device))
 
-    def open(self, positions: int) -> Reading | None:
-        return Reading(None)
+    def open(self, positions: int) -> DraftState | None:
+        return DraftState()
 
-    def close(self, reading: Reading) -> None:
+    def close(self, state: DraftState) -> None:
         pass
 
     def limit(self, length: int) -> int:
         return 0
 
-    def absorb(self, reading: Reading, token_ids: Sequence[int], features: Tensor | None) -> None:
+    def prefill(self, chunks: Sequence[PromptChunk]) -> None:
         pass
 
-    def propose(self, asks: Sequence[Ask], choose: Choose) -> Proposals:
-        return self._nothing
+    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
+        pass
+
+    def propose(self, requests: Sequence[DraftRequest], selector: DraftSelector) -> Drafted:
+        return Drafted([self._nothing] * len(requests), ())
