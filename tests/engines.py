@@ -41,13 +41,13 @@ def new_engine(method: str, draft_tokens: Any = 4, target: Target | None = None,
 def record_proposals(engine: Engine) -> list[list[int]]:
     """A list that every later proposal is added to: sensitive to whatever the draft reads, where acceptance may be low anyway."""
     proposed: list[list[int]] = []
-    drafter = engine._batch._drafter
+    drafter = engine._cycle._drafter
     propose = drafter.propose
 
-    def recording(asks: Any, choose: Any) -> Any:
-        proposals = propose(asks, choose)
-        proposed.extend(tokens.tolist() for tokens in proposals.of(asks) if len(tokens))
-        return proposals
+    def recording(requests: Any, selector: Any) -> Any:
+        drafted = propose(requests, selector)
+        proposed.extend(proposal.token_ids.tolist() for proposal in drafted.proposals if proposal.num_nodes)
+        return drafted
 
     drafter.propose = recording  # type: ignore[method-assign]
     return proposed
@@ -55,9 +55,9 @@ def record_proposals(engine: Engine) -> list[list[int]]:
 
 def is_empty(engine: Engine) -> bool:
     """Whether nothing is left in it: no request, no sequence, not a row of the target's cache nor of the draft's."""
-    drafter = engine._batch._drafter
+    drafter = engine._cycle._drafter
     drafts_free = engine.method == "ar" or drafter.cache.free == drafter.cache.num_places  # type: ignore[attr-defined]
-    return engine.idle and not engine._batch.sequences and engine.free_cache_tokens == engine.cache_tokens and drafts_free
+    return engine.idle and not engine._scheduler.sequences and engine.free_cache_tokens == engine.cache_tokens and drafts_free
 
 
 def run_dry(engine: Engine, most: int = 10_000) -> None:

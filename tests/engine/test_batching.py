@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-import pard2.engine.batch
+import pard2.engine.cycle
 import pard2.engine.drafters.autoregressive
 import pard2.engine.drafters.parallel
+import pard2.engine.scheduler
 from engines import DRAFTED, METHODS, is_empty, new_engine, record_proposals, run_dry, shared_target
 from pard2 import Engine, SamplingParams
 from pard2.engine.draft_length.acceptance import Acceptance
@@ -102,7 +103,7 @@ def test_never_more_sequences_than_max_batch(max_batch):
     engine = new_engine("pard2-td", 4, max_batch=max_batch)
     seen = []
     for prompt, params in zip(PROMPTS, PARAMS, strict=True):
-        engine.submit(prompt, params, on_step=lambda step: seen.append(len(engine._batch.sequences)))
+        engine.submit(prompt, params, on_step=lambda step: seen.append(len(engine._scheduler.sequences)))
     run_dry(engine)
     assert max(seen) == max_batch
 
@@ -194,7 +195,7 @@ def test_without_a_seed_each_request_draws_its_own():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("rows", "pending"), [(1, 1), (5, 3), (7, 100)])
 def test_prompts_read_in_chunks_give_the_same_texts(method, rows, pending, monkeypatch):
-    monkeypatch.setattr(pard2.engine.batch, "PREFILL_ROWS", rows)
+    monkeypatch.setattr(pard2.engine.scheduler, "PREFILL_TOKENS", rows)
     for drafter in (pard2.engine.drafters.parallel, pard2.engine.drafters.autoregressive):
         monkeypatch.setattr(drafter, "MOST_PENDING", pending)
     engine = new_engine(method, "auto" if method == "ar" else 4)
@@ -208,7 +209,7 @@ def test_a_draft_that_reads_in_chunks_guesses_as_well(method, monkeypatch):
     engine = new_engine(method, 4, tiny_target())
     whole = record_proposals(engine)
     expected = texts(engine, [PROMPTS[1]], SamplingParams(14))
-    monkeypatch.setattr(pard2.engine.batch, "PREFILL_ROWS", 4)
+    monkeypatch.setattr(pard2.engine.scheduler, "PREFILL_TOKENS", 4)
     for drafter in (pard2.engine.drafters.parallel, pard2.engine.drafters.autoregressive):
         monkeypatch.setattr(drafter, "MOST_PENDING", 3)
     engine = new_engine(method, 4, tiny_target())
@@ -218,7 +219,7 @@ def test_a_draft_that_reads_in_chunks_guesses_as_well(method, monkeypatch):
 
 
 def test_running_sequences_go_on_between_the_chunks_of_a_long_prompt(monkeypatch):
-    monkeypatch.setattr(pard2.engine.batch, "PREFILL_ROWS", 8)
+    monkeypatch.setattr(pard2.engine.scheduler, "PREFILL_TOKENS", 8)
     engine = new_engine("pard2-td", 2)
     running = engine.submit(PROMPTS[0][:8], SamplingParams(40))
     engine.step()
@@ -263,7 +264,7 @@ def test_a_draft_that_was_not_asked_for_a_while_guesses_as_well_as_ever(method, 
     text = greedy(target, PROMPTS[0], 40)
     for silent in (1, 9):
         engine = Engine(target, draft, method)
-        engine._batch._lengths = Told(*[0] * silent, 5)  # type: ignore[assignment]
+        engine._cycle._lengths = Told(*[0] * silent, 5)  # type: ignore[assignment]
         late = record_proposals(engine)
         (out,) = engine.generate([PROMPTS[0]], SamplingParams(40))
         assert out.token_ids == text and out.stats.proposed_per_cycle[:silent] == (0,) * silent
@@ -282,5 +283,5 @@ def test_sequences_with_and_without_proposals_share_a_cycle():
         def choose(self, acceptances: list[Acceptance], limits: list[int], backlog: list[int]) -> list[int]:
             return [min(number % 3 * 2, limit) for number, limit in enumerate(limits)]
 
-    engine._batch._lengths = Uneven()  # type: ignore[assignment]
+    engine._cycle._lengths = Uneven()  # type: ignore[assignment]
     assert texts(engine) == plain()

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from engines import DRAFTED, is_empty, new_draft, shared_target
 from pard2 import Engine, SamplingParams
+from pard2.engine.draft_selection import DraftSelector
 from pard2.engine.processors import probabilities
 from pard2.engine.sequence import Sequence
-from pard2.engine.token_selection import ProposalChooser, choose
+from pard2.engine.token_selection import verify
 from pard2.engine.verification import NOTHING, choose_by_block, choose_by_rejection, choose_coupled, choose_greedy
 from tiny import random_prompts
 
@@ -80,12 +81,13 @@ PARAMS = [
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.integers(0, 4), st.integers(2, 5), st.sampled_from(PARAMS), st.sampled_from(RULES))
 def test_whatever_a_cycle_says_the_target_could_have_said(data, k, vocabulary, params, rules):
-    sequence = Sequence([1], params, params.seed or 0, 0, 9, frozenset(), None)
+    sequence = Sequence(prompt=[1], params=params, seed=params.seed or 0, index=0, max_new_tokens=9, stop_token_ids=frozenset(), text=None)
     wanted, guessed = data.draw(broken_logits(k + 1, vocabulary)), data.draw(broken_logits(k, vocabulary))
     sampling, rule = rules.get("draft_sampling", "greedy"), rules.get("verification", "token")
-    chooser = ProposalChooser([sequence], sampling, rule, vocabulary)
-    proposed = chooser(guessed, [0] * k, list(range(k))) if k else torch.zeros(0, dtype=torch.long)
-    (one,) = choose([sequence], wanted, [proposed], chooser.q, rule)
+    (proposal,) = DraftSelector([sequence], sampling, rule, vocabulary).parallel(guessed, [k])
+    proposed = proposal.token_ids
+    newest = torch.zeros(1, dtype=torch.long)
+    (one,) = verify([sequence], wanted, [proposal], torch.cat([newest, proposed]), rule)
     said = params if params.temperature else SamplingParams(9, temperature=1.0, logit_bias=params.logit_bias)
     p, q = (probabilities(rows, said, None, proposed[:0]) for rows in (wanted, guessed))
     assert one.accepted <= one.proposed <= k
@@ -95,10 +97,10 @@ def test_whatever_a_cycle_says_the_target_could_have_said(data, k, vocabulary, p
     judged = p if params.temperature else (wanted + 0).amax(-1, keepdim=True)
     assert one.sound == bool(judged[: one.accepted + 1].isfinite().all())
     if one.sound:
-        assert all(p[i, token] > 0 for i, token in enumerate(one.block))
+        assert all(p[i, token] > 0 for i, token in enumerate(one.token_ids))
     if not drawn:  # then the text is the target's alone
-        (plain,) = choose([sequence], wanted[:1], [proposed[:0]], lambda number: None, "token")
-        assert plain.block == one.block[:1] or not plain.sound
+        (plain,) = verify([sequence], wanted[:1], [proposal.first(0)], newest, "token")
+        assert plain.token_ids == one.token_ids[:1] or not plain.sound
 
 
 # --- the engine ---------------------------------------------------------------------------------------
@@ -146,15 +148,16 @@ def test_what_stands_before_the_break_is_still_proposed(method, rules, monkeypat
     draft = new_draft(method, target)
     engine = Engine(target, draft, method, 4, **rules)
     places: list[int] = []
-    call = ProposalChooser.__call__
+    one_by_one, at_once = DraftSelector.next, DraftSelector.parallel
 
-    def broken(self, logits, numbers, at):
+    def damaged(logits, at):
         places.extend(at)
         logits = logits.clone()
         logits[[row for row, place in enumerate(at) if place == 2], 0] = NAN
-        return call(self, logits, numbers, at)
+        return logits
 
-    monkeypatch.setattr(ProposalChooser, "__call__", broken)
+    monkeypatch.setattr(DraftSelector, "next", lambda self, x, ns: one_by_one(self, damaged(x, [len(self._guesses[n]) for n in ns]), ns))
+    monkeypatch.setattr(DraftSelector, "parallel", lambda self, x, ks: at_once(self, damaged(x, [d for k in ks for d in range(k)]), ks))
     outs = list(engine.generate(PROMPTS, SETTINGS))
     plain = list(Engine(target).generate(PROMPTS, SETTINGS))
     assert [out.token_ids for out in outs[:2]] == [out.token_ids for out in plain[:2]]
@@ -173,10 +176,10 @@ def test_a_target_whose_logits_are_no_numbers_ends_one_text_and_says_none_of_the
     assert place not in PROMPTS[1] + expected[1][:4] + PROMPTS[0] + expected[0] + PROMPTS[2] + expected[2]
     run = target.run
 
-    def broken(token_ids, batch, rows, layers=()):
-        output = run(token_ids, batch, rows, layers)
-        if output.logits is not None and len(output.logits) == len(token_ids):
-            output.logits[token_ids == place, 3] = value
+    def broken(batch, rows, layers=()):
+        output = run(batch, rows, layers)
+        if output.logits is not None and len(output.logits) == batch.num_tokens:
+            output.logits[batch.token_ids == place, 3] = value
         return output
 
     monkeypatch.setattr(target, "run", broken)

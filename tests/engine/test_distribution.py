@@ -18,7 +18,8 @@ import torch
 
 from pard2 import Engine, SamplingParams
 from pard2.checkpoints.pruning import cut_draft
-from pard2.engine import batch, randomness, token_selection, verification
+from pard2.engine import cycle, randomness, token_selection, verification
+from pard2.engine.draft_selection import DraftSelector
 from pard2.engine.randomness import Purpose, uniforms
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
@@ -215,13 +216,16 @@ def test_tokens_that_a_draft_cannot_propose_are_said_as_often_as_others(rule):
 @pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "block"), ("pard", "token")])
 def test_a_draft_that_breaks_down_now_and_then_leaves_the_targets_distribution(method, rule, monkeypatch):
     """Its logits are NaN wherever its favourite is one of two tokens: in every place of a block, and not in others."""
-    call = token_selection.ProposalChooser.__call__
 
-    def broken(self, logits, numbers, places):
-        favourites = logits.argmax(-1, keepdim=True)
-        return call(self, logits.masked_fill((favourites == 1) | (favourites == 3), torch.nan), numbers, places)
+    def breaking(take):
+        def broken(self, logits, which):
+            favourites = logits.argmax(-1, keepdim=True)
+            return take(self, logits.masked_fill((favourites == 1) | (favourites == 3), torch.nan), which)
 
-    monkeypatch.setattr(token_selection.ProposalChooser, "__call__", broken)
+        return broken
+
+    for name in ("next", "parallel"):
+        monkeypatch.setattr(DraftSelector, name, breaking(getattr(DraftSelector, name)))
     params = SamplingParams(**COUNTED["truncated"])
     counts = sampled_counts(params, method, rule)
     assert chance_of(counts, exact_texts(params)) > FAIR
@@ -271,16 +275,17 @@ def test_proposals_are_both_accepted_and_rejected():
 # --- bugs that others shipped (METHOD: section 6), put in on purpose ----------------------------------
 
 
-def peek(sequences, logits, proposals, drawn, rule):
+def peek(sequences, logits, proposals, token_ids, rule):
     """Proposes up to the first token that is not the draft's own favourite, having looked at it."""
-    ends, kept = [], []
-    for number, (proposed, rows) in enumerate(zip(proposals, logits.split([len(p) + 1 for p in proposals]), strict=True)):
-        q = drawn(number)
-        doubted = [] if q is None else (q.argmax(-1) != proposed).nonzero()[:, 0].tolist()
-        end = doubted[0] if doubted else len(proposed)
-        kept.append(proposed[:end])
+    ends, kept, left = [], [], []
+    counts = [proposal.num_nodes + 1 for proposal in proposals]
+    for proposal, rows, ids in zip(proposals, logits.split(counts), token_ids.split(counts), strict=True):
+        doubted = [] if proposal.q is None else (proposal.q.argmax(-1) != proposal.token_ids).nonzero()[:, 0].tolist()
+        end = doubted[0] if doubted else proposal.num_nodes
+        kept.append(proposal.first(end))
         ends.append(rows[: end + 1])
-    return token_selection.choose(sequences, torch.cat(ends), kept, lambda n: None if drawn(n) is None else drawn(n)[: len(kept[n])], rule)
+        left.append(ids[: end + 1])
+    return token_selection.verify(sequences, torch.cat(ends), kept, torch.cat(left), rule)
 
 
 def share_one_generator(monkeypatch):
@@ -291,12 +296,12 @@ def share_one_generator(monkeypatch):
 def penalise_once_per_block(monkeypatch):
     probabilities = token_selection.probabilities
     monkeypatch.setattr(
-        token_selection, "probabilities", lambda logits, params, counts, proposed: probabilities(logits, params, counts, proposed[:0])
+        token_selection, "probabilities", lambda logits, params, counts, proposed, on_path: probabilities(logits, params, counts, proposed[:0])
     )
 
 
 def choose_k_by_dropped_tokens(monkeypatch):
-    monkeypatch.setattr(batch, "choose", peek)
+    monkeypatch.setattr(cycle, "verify", peek)
 
 
 def draw_the_residual_from_p(monkeypatch):
@@ -304,8 +309,8 @@ def draw_the_residual_from_p(monkeypatch):
 
 
 def judge_by_another_q(monkeypatch):
-    q = token_selection.ProposalChooser.q
-    monkeypatch.setattr(token_selection.ProposalChooser, "q", lambda self, number: None if q(self, number) is None else q(self, number).sqrt())
+    decide = token_selection.choose_by_rejection
+    monkeypatch.setattr(token_selection, "choose_by_rejection", lambda p, q, *others: decide(p, q.sqrt(), *others))
 
 
 def give_each_completion_the_same_numbers(monkeypatch):

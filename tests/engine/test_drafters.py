@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from pard2.engine.draft_selection import DraftSelector
 from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
-from pard2.engine.drafters.base import MOST_PENDING, Ask
+from pard2.engine.drafters.base import MOST_PENDING, DraftRequest
 from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.engine.drafters.plain import PlainDrafter
+from pard2.engine.sampling import SamplingParams
+from pard2.engine.sequence import Sequence
 from tiny import MASK, pard_draft, perfect_draft, tiny_draft, tiny_lm_draft, tiny_target
 
 CONTEXT = [5, 17, 3, 3, 42, 8, 29, 11]
@@ -30,7 +33,7 @@ def states(target, layers, tokens):
 
 
 def shifted(drafter, target, text, start):
-    """What text[start:] is absorbed with: the features of the positions before, zero before the first."""
+    """What text[start:] is updated with: the features of the positions before, zero before the first."""
     if not drafter.feature_layers:
         return None
     features = states(target, drafter.feature_layers, text)
@@ -38,12 +41,12 @@ def shifted(drafter, target, text, start):
 
 
 def started(drafter, target, context=CONTEXT, positions=POSITIONS):
-    """Its reading of a prompt of all but the last token, which the target then emitted."""
-    reading = drafter.open(positions)
+    """Its state of a prompt of all but the last token, which the target then emitted."""
+    state = drafter.open(positions)
     features = shifted(drafter, target, context, 0)
     for part in (slice(0, len(context) - 1), slice(len(context) - 1, None))[len(context) == 1 :]:
-        drafter.absorb(reading, context[part], None if features is None else features[part])
-    return reading
+        drafter.update(state, context[part], None if features is None else features[part])
+    return state
 
 
 def parallel(target, draft, dependent=True, positions=4 * POSITIONS):
@@ -54,12 +57,18 @@ def autoregressive(target, draft, positions=4 * POSITIONS):
     return AutoregressiveDrafter(draft, target.vocab_size, positions)
 
 
-def argmax(logits, asks, places):
-    return logits.argmax(-1)
+def selector(count=1):
+    """Takes the most probable tokens of so many sequences."""
+    sequence = Sequence(prompt=[1], params=SamplingParams(), seed=0, index=0, max_new_tokens=9, stop_token_ids=frozenset(), text=None)
+    return DraftSelector([sequence] * count, "greedy", "token", 61)
 
 
-def propose(drafter, reading, k):
-    return drafter.propose([Ask(reading, k)], argmax).token_ids.tolist()
+def propose_all(drafter, requests):
+    return [proposal.token_ids.tolist() for proposal in drafter.propose(requests, selector(len(requests))).proposals]
+
+
+def propose(drafter, state, k):
+    return propose_all(drafter, [DraftRequest(state, k)])[0]
 
 
 def by_definition(target, draft, context, k, dependent=True):
@@ -83,15 +92,18 @@ def test_proposals_follow_the_definition(target, dependent, k):
     """Fails if tokens are shifted, row 0 is dropped or fed a feature, or a mask gets its own feature."""
     draft = tiny_draft(target, projection=20.0)  # large, so that every feature matters
     drafter = parallel(target, draft, dependent)
-    reading = started(drafter, target)
+    state = started(drafter, target)
     seen = []
-    proposals = drafter.propose([Ask(reading, k)], lambda logits, asks, places: seen.append((logits, asks, places)) or logits.argmax(-1))
-    [(ours, asks, places)] = seen
+    choosing = selector()
+    take = choosing.parallel
+    choosing.parallel = lambda logits, counts: seen.append((logits, counts)) or take(logits, counts)
+    drafted = drafter.propose([DraftRequest(state, k)], choosing)
+    [(ours, counts)] = seen
     expected = by_definition(target, draft, CONTEXT, k, dependent)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
-    assert proposals.token_ids.tolist() == expected.argmax(-1).tolist()
-    assert list(asks) == [0] * k and list(places) == list(range(k))
-    assert proposals.passes == (len(CONTEXT) + k - 1,)
+    assert drafted.proposals[0].token_ids.tolist() == expected.argmax(-1).tolist()
+    assert list(counts) == [k]
+    assert drafted.passes == (len(CONTEXT) + k - 1,)
 
 
 def fed_by(draft):
@@ -117,15 +129,15 @@ def test_row_zero_is_fed_with_the_zero_feature(target):
 
 def test_masks_leave_no_trace(target):
     drafter = parallel(target, tiny_draft(target))
-    reading = started(drafter, target)
+    state = started(drafter, target)
     length = len(CONTEXT)
     for k, emitted in [(6, 3), (1, 1), (4, 5), (6, 7)]:
-        propose(drafter, reading, k)
-        assert (reading.length, reading.pending, reading.features) == (length, [], [])
-        drafter.absorb(reading, torch.randint(0, 60, (emitted,)).tolist(), torch.randn(emitted, 64))
+        propose(drafter, state, k)
+        assert (state.num_computed_tokens, state.pending, state.features) == (length, [], [])
+        drafter.update(state, torch.randint(0, 60, (emitted,)).tolist(), torch.randn(emitted, 64))
         length += emitted
-    propose(drafter, reading, 2)
-    assert reading.length == length
+    propose(drafter, state, 2)
+    assert state.num_computed_tokens == length
 
 
 def test_cutting_trailing_masks_leaves_earlier_proposals_unchanged(target):
@@ -139,15 +151,15 @@ def test_cutting_trailing_masks_leaves_earlier_proposals_unchanged(target):
 
 @pytest.mark.parametrize("emitted", [1, 2, 4, 7])
 @pytest.mark.parametrize("dependent", [True, False])
-def test_absorbing_a_block_equals_starting_afresh_behind_it(target, emitted, dependent):
+def test_an_update_with_a_block_equals_starting_afresh_behind_it(target, emitted, dependent):
     draft = tiny_draft(target, projection=5.0)
     longer = CONTEXT + [31, 2, 50, 14, 14, 9, 27][:emitted]
     drafter = parallel(target, draft, dependent)
-    reading = started(drafter, target)
-    propose(drafter, reading, 6)
-    drafter.absorb(reading, longer[len(CONTEXT) :], shifted(drafter, target, longer, len(CONTEXT)))
+    state = started(drafter, target)
+    propose(drafter, state, 6)
+    drafter.update(state, longer[len(CONTEXT) :], shifted(drafter, target, longer, len(CONTEXT)))
     expected = by_definition(target, draft, longer, 6, dependent)
-    assert propose(drafter, reading, 6) == expected.argmax(-1).tolist()
+    assert propose(drafter, state, 6) == expected.argmax(-1).tolist()
 
 
 def test_features_in_the_wrong_mode_are_refused(target):
@@ -155,7 +167,7 @@ def test_features_in_the_wrong_mode_are_refused(target):
     for dependent, given in [(True, None), (False, torch.randn(2, 64))]:
         drafter = parallel(target, tiny_draft(target), dependent)
         with pytest.raises(ValueError, match="features"):
-            drafter.absorb(drafter.open(POSITIONS), [1, 2], given)
+            drafter.update(drafter.open(POSITIONS), [1, 2], given)
 
 
 # --- several sequences ----------------------------------------------------------------------------
@@ -178,20 +190,17 @@ def test_each_sequence_gets_what_it_would_get_alone(target, kind, ks):
     """Each with its own k; a sequence that asks for nothing now is no worse off later."""
     new = drafters(target)[kind]
     together, expected = new(), []
-    readings = [started(together, target, text) for text in TEXTS]
+    opened = [started(together, target, text) for text in TEXTS]
     for text, k in zip(TEXTS, ks, strict=True):
         alone = new()
         expected.append(propose(alone, started(alone, target, text), k) if k else [])
-    asks = [Ask(reading, k) for reading, k in zip(readings, ks, strict=True)]
-    proposals = together.propose(asks, argmax)
-    assert [one.tolist() for one in proposals.of(asks)] == expected
+    assert propose_all(together, [DraftRequest(state, k) for state, k in zip(opened, ks, strict=True)]) == expected
     for number, text in enumerate(TEXTS):
         longer = [*text, 40]
-        together.absorb(readings[number], [40], shifted(together, target, longer, len(text)))
+        together.update(opened[number], [40], shifted(together, target, longer, len(text)))
         alone = new()
         expected[number] = propose(alone, started(alone, target, longer), 3)
-    asks = [Ask(reading, 3) for reading in reversed(readings)]
-    assert [one.tolist() for one in together.propose(asks, argmax).of(asks)] == expected[::-1]
+    assert propose_all(together, [DraftRequest(state, 3) for state in reversed(opened)]) == expected[::-1]
 
 
 @pytest.mark.parametrize("kind", ["td", "ti", "vsd"])
@@ -199,10 +208,10 @@ def test_passes_have_the_rows_that_they_are_said_to_have(target, kind):
     """The adaptive draft length learns times by them."""
     drafter = drafters(target)[kind]()
     fed = fed_by(drafter.draft)
-    asks = [Ask(started(drafter, target, text), k) for text, k in zip(TEXTS, (3, 0, 1, 2), strict=True)]
-    proposals = drafter.propose(asks, argmax)
-    assert proposals.passes == tuple(len(ids) for ids, _ in fed)
-    assert proposals.passes == ((27, 2, 1) if kind == "vsd" else (27 + 2 + 0 + 1,))
+    requests = [DraftRequest(started(drafter, target, text), k) for text, k in zip(TEXTS, (3, 0, 1, 2), strict=True)]
+    drafted = drafter.propose(requests, selector(4))
+    assert drafted.passes == tuple(len(ids) for ids, _ in fed)
+    assert drafted.passes == ((27, 2, 1) if kind == "vsd" else (27 + 2 + 0 + 1,))
 
 
 @pytest.mark.parametrize("kind", ["td", "ti", "vsd"])
@@ -213,15 +222,15 @@ def test_nothing_asked_for_costs_no_pass_until_much_is_pending(kind):
         drafter = autoregressive(target, tiny_lm_draft(context=1024), 1024)
     else:
         drafter = parallel(target, tiny_draft(target), kind == "td", 1024)
-    reading = drafter.open(MOST_PENDING + 8)
+    state = drafter.open(MOST_PENDING + 8)
     features = torch.randn(MOST_PENDING, 64) if kind == "td" else None
     fed = fed_by(drafter.draft)
-    drafter.absorb(reading, [7] * (MOST_PENDING - 1), None if features is None else features[1:])
-    assert drafter.propose([Ask(reading, 0)], argmax).passes == () and not fed
-    drafter.absorb(reading, [7], None if features is None else features[:1])
-    assert drafter.propose([Ask(reading, 0)], argmax).token_ids.tolist() == []
+    drafter.update(state, [7] * (MOST_PENDING - 1), None if features is None else features[1:])
+    assert drafter.propose([DraftRequest(state, 0)], selector()).passes == () and not fed
+    drafter.update(state, [7], None if features is None else features[:1])
+    assert propose(drafter, state, 0) == []
     assert [len(ids) for ids, _ in fed] == [MOST_PENDING]
-    assert (reading.length, reading.pending, reading.features) == (MOST_PENDING, [], [])
+    assert (state.num_computed_tokens, state.pending, state.features) == (MOST_PENDING, [], [])
 
 
 # --- one by one -----------------------------------------------------------------------------------
@@ -231,13 +240,13 @@ def test_nothing_asked_for_costs_no_pass_until_much_is_pending(kind):
 def test_autoregressive_cache_holds_what_was_accepted_and_no_more(target, accepted):
     """With all 4 accepted the cache lacks the last guess, which was never fed; then two tokens are pending."""
     drafter = autoregressive(target, tiny_lm_draft())
-    reading = started(drafter, target)
-    text = CONTEXT + propose(drafter, reading, 4)[:accepted] + [33]
-    drafter.absorb(reading, text[len(CONTEXT) :], None)
-    assert len(reading.pending) == (2 if accepted == 4 else 1)
+    state = started(drafter, target)
+    text = CONTEXT + propose(drafter, state, 4)[:accepted] + [33]
+    drafter.update(state, text[len(CONTEXT) :], None)
+    assert len(state.pending) == (2 if accepted == 4 else 1)
     fresh = autoregressive(target, drafter.draft)
-    assert propose(drafter, reading, 4) == propose(fresh, started(fresh, target, text), 4)
-    assert (reading.length, reading.guessed) == (len(text), 3)
+    assert propose(drafter, state, 4) == propose(fresh, started(fresh, target, text), 4)
+    assert (state.num_computed_tokens, state.num_guessed_tokens) == (len(text), 3)
 
 
 def test_autoregressive_proposes_its_models_greedy_text(target):
@@ -267,23 +276,23 @@ def test_a_text_that_outgrows_the_draft_is_read_no_further(target, one_by_one):
         drafter = autoregressive(target, tiny_lm_draft(context=10))
     else:
         drafter = parallel(target, pard_draft(target, context=10), dependent=False)
-    reading = started(drafter, target)
-    assert reading.extent.size == 10
-    assert len(propose(drafter, reading, drafter.limit(8))) == 3
-    drafter.absorb(reading, [4, 4], None)
-    assert not reading.closed and len(propose(drafter, reading, drafter.limit(10))) == 1
+    state = started(drafter, target)
+    assert state.region.size == 10
+    assert len(propose(drafter, state, drafter.limit(8))) == 3
+    drafter.update(state, [4, 4], None)
+    assert not state.closed and len(propose(drafter, state, drafter.limit(10))) == 1
     for block in ([4], [4, 4, 4]):
-        drafter.absorb(reading, block, None)
-        assert reading.closed and not reading.pending
+        drafter.update(state, block, None)
+        assert state.closed and not state.pending
 
 
 @pytest.mark.parametrize("kind", ["td", "vsd"])
 def test_memory_is_given_out_and_given_back(target, kind):
     drafter = drafters(target)[kind]()
-    readings = [drafter.open(POSITIONS) for _ in range(4)]
+    opened = [drafter.open(POSITIONS) for _ in range(4)]
     assert drafter.open(1) is None
-    drafter.close(readings[2])
-    assert drafter.open(POSITIONS).extent == readings[2].extent
+    drafter.close(opened[2])
+    assert drafter.open(POSITIONS).region == opened[2].region
 
 
 def test_ids_that_only_the_target_knows_are_read_as_others_and_ids_that_only_the_draft_knows_are_not_proposed(target):

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-import pard2.engine.batch
+import pard2.engine.cycle
+import pard2.engine.scheduler
 from engines import DRAFTED, METHODS, is_empty, new_engine, run_dry, shared_target
 from pard2 import Engine, SamplingParams
 from pard2.engine.statistics import Step
@@ -208,11 +209,11 @@ def test_a_pass_that_fails_ends_who_took_part_and_the_engine_goes_on(method, whe
     elif where == "target, cycle":
         fail_once(monkeypatch, engine.target, "run", error, after=2)
     elif where == "draft":
-        fail_once(monkeypatch, engine._batch._drafter, "propose", error, after=3)
+        fail_once(monkeypatch, engine._cycle._drafter, "propose", error, after=3)
     elif where == "choice":
-        fail_once(monkeypatch, pard2.engine.batch, "choose", error, after=2)
+        fail_once(monkeypatch, pard2.engine.cycle, "verify", error, after=2)
     else:
-        fail_once(monkeypatch, pard2.engine.batch, "TokenCounts", error)
+        fail_once(monkeypatch, pard2.engine.scheduler, "TokenCounts", error)
     penalised = SamplingParams(12, repetition_penalty=1.0001)
     requests = [engine.submit(prompt, penalised) for prompt in PROMPTS]
     with pytest.raises(RuntimeError, match="broken"):
@@ -220,7 +221,7 @@ def test_a_pass_that_fails_ends_who_took_part_and_the_engine_goes_on(method, whe
     failed = [request.completions()[0] for request in requests if request.done]
     assert 1 <= len(failed) <= 2 and {out.finish_reason for out in failed} == {"error"}
     assert one_line(failed[0].error) == "decoding stopped, RuntimeError: broken"
-    assert not engine._batch.sequences and engine.free_cache_tokens == engine.cache_tokens
+    assert not engine._scheduler.sequences and engine.free_cache_tokens == engine.cache_tokens
     # Those that waited are not concerned, nor is who comes later.
     run_dry(engine)
     rest = [request.completions()[0].token_ids for request in requests[len(failed) :]]

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pard2 import Engine, SamplingParams
-from pard2.engine.drafters.base import Ask
+from pard2.engine.draft_selection import DraftSelector
+from pard2.engine.drafters.base import DraftRequest
 from pard2.engine.drafters.parallel import ParallelDrafter
+from pard2.engine.sequence import Sequence
 
 PAIR = Path(__file__).parent.parent / "golden" / "pair_llama_s21"
 GOLDEN = json.loads((PAIR / "decode.json").read_text())
@@ -37,8 +39,10 @@ def propose(engine: Engine, context: list[int], k: int) -> list[int]:
         features = target.forward(torch.tensor([context]), num_logits=0, layers=drafter.feature_layers).features
         if features is not None:
             features = torch.cat([torch.zeros_like(features[0, :1]), features[0, :-1]])
-        drafter.absorb(reading, context, features)
-        return drafter.propose([Ask(reading, k)], lambda logits, *_: logits.argmax(-1)).token_ids.tolist()
+        drafter.update(reading, context, features)
+        sequence = Sequence(prompt=context, params=SamplingParams(), seed=0, index=0, max_new_tokens=k, stop_token_ids=frozenset(), text=None)
+        selector = DraftSelector([sequence], "greedy", "token", engine.target.vocab_size)
+        return drafter.propose([DraftRequest(reading, k)], selector).proposals[0].token_ids.tolist()
 
 
 def test_proposals_equal_at_every_context(golden):

@@ -72,7 +72,7 @@ def soak(engine: Engine, dice: random.Random, count: int) -> dict[str, int]:
         if len(requests) == count:
             open_streams.clear()
         engine.step()
-        assert len(engine._batch.sequences) <= 6
+        assert len(engine._scheduler.sequences) <= 6
         assert engine.free_cache_tokens <= engine.cache_tokens
     ends: dict[str, int] = {}
     for request in requests:
