@@ -80,6 +80,8 @@ def test_trees_need_a_draft_that_can_propose_them():
         Engine(target, tiny_lm_draft(), tree=8)
     with pytest.raises(Pard2Error, match="`method` ar proposes no trees"):
         Engine.from_pretrained("/no/such/model", tree="auto")
+    with pytest.raises(Pard2Error, match="a tree of 1000000 nodes does not fit the cache"):  # of the size that there is memory for
+        Engine(target, tiny_draft(target), tree=10**6)
     assert Engine(target, tiny_draft(target), tree="auto").options.tree == "auto"
     assert EngineOptions(tree=0, draft_sampling="sampled", verification="block").tree == 0
 
