@@ -135,3 +135,20 @@ def test_a_builder_adds_up_what_it_extends_by():
     examples = builder.build()
     assert examples.ids == ["a", "a@two", "b"] and examples[2].token_ids.tolist() == [1, 2] and (examples.skipped, examples.cut) == (2, 1)
     assert examples.lengths.sum() == len(examples.tokens) == builder.num_tokens
+
+
+def test_the_arrays_of_one_source_are_copied():
+    """Prepared data of billions of tokens would need its memory twice."""
+    inner = Examples(tokens=np.arange(3, dtype=np.int32), predicted=np.ones(3, bool), offsets=np.array([0, 1, 3]), ids=["a", "b"])
+    builder = ExamplesBuilder()
+    builder.extend(inner, "one")
+    examples = builder.build()
+    assert examples.tokens is inner.tokens and examples.predicted is inner.predicted
+
+
+def test_examples_that_differ_are_equal():
+    """Else the tests that compare them say nothing."""
+    example = Example.of("a", [1, 2], [False, True])
+    assert example == Example.of("a", [1, 2], [False, True])
+    others = [Example.of("b", [1, 2], [False, True]), Example.of("a", [1, 3], [False, True]), Example.of("a", [1, 2], [True, True])]
+    assert all(example != other for other in [*others, Example.of("a", [1], [False]), "a"])

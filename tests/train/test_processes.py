@@ -87,13 +87,13 @@ def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sh
 def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory, tmp_path, quiet):
     """Killed between checkpoints, once with half of a later checkpoint on disk, a run ends with the weights of one that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(load_config(write_run(tmp_path, target_directory, output=str(whole), steps=30)), quiet)
-    run = write_run(tmp_path, target_directory, output=str(killed), steps=30)
+    train(load_config(write_run(tmp_path, target_directory, output=str(whole), steps=24, rows_per_step=2)), quiet)
+    run = write_run(tmp_path, target_directory, output=str(killed), steps=24, rows_per_step=2)
     started = Started(run, 1)
     started.wait_for(lambda: lines(killed) >= 5)
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
-    assert newest(str(killed)).name < "step-00000030"
+    assert newest(str(killed)).name < "step-00000024"
     Started(run, 1).finish()
     ours, theirs = weights(str(whole)), weights(str(killed))
     assert ours.keys() == theirs.keys() and all(tensor.equal(theirs[name]) for name, tensor in ours.items())
@@ -102,21 +102,21 @@ def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory,
 
 def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(target_directory, tmp_path):
     output = tmp_path / "run"
-    run = write_run(tmp_path, target_directory, output=str(output), steps=60)
+    run = write_run(tmp_path, target_directory, output=str(output), steps=40, rows_per_step=2)
     started = Started(run, 2)
     started.wait_for(lambda: list((output / "checkpoints").glob("step-*")))
     os.kill(started.workers()[-1], signal.SIGKILL)
     code, _, _ = started.wait()
     assert code != 0
     step = int(newest(str(output)).name.removeprefix("step-"))
-    assert step < 60
+    assert step < 40
     Started(run, 1).finish()  # also: what two processes wrote, one reads
-    assert metrics(output)[-1]["step"] == 60
+    assert metrics(output)[-1]["step"] == 40
 
 
 def test_a_signal_to_one_process_ends_the_others_without_a_checkpoint(target_directory, tmp_path):
     output = tmp_path / "run"
-    run = write_run(tmp_path, target_directory, output=str(output), steps=2000, save_every=2000)
+    run = write_run(tmp_path, target_directory, output=str(output), steps=2000, save_every=2000, rows_per_step=2)
     started = Started(run, 2)
     started.wait_for(lambda: lines(output))
     os.kill(started.workers()[-1], signal.SIGTERM)  # the one that does not write

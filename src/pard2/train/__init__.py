@@ -1,1 +1,1 @@
-"""Training a draft: the step, the loop, its state, and evaluation by real decoding."""
+"""Training a draft: the step, the loop, its checkpoints, and evaluation by real decoding."""
