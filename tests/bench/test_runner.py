@@ -104,7 +104,7 @@ def test_failed_answers_are_measured(pair):
     target = chat_target(seed=3)
     target.model.lm_head.weight.data.fill_(float("nan"))
     runner = Runner(plan(methods=()), target, None)
-    with pytest.raises(Pard2Error, match="-m ar failed: .*NaN"):
+    with pytest.raises(Pard2Error, match="`method` ar failed: .*NaN"):
         runner.measure(Chunk("gsm8k", 0, 1, 0, 2), lambda one: None)
 
 

@@ -15,10 +15,10 @@ from pard2.checkpoints.write import save_draft
 from pard2.cli import console
 from pard2.cli import generate as command
 from pard2.data.chat import prompt_ids
+from pard2.engine import engine
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
-from pard2.models.target import Target
 from tiny import greedy, tiny_lm_draft
 
 
@@ -182,7 +182,8 @@ def test_engine_options_reach_the_engine(run, monkeypatch):
 
     monkeypatch.setattr(Engine, "from_pretrained", build)
     options = ("--cache-tokens", 500, "--batch-size", 3, "--draft-sampling", "sampled", "--verification", "block")
-    expected = {"max_batch": 3, "cache_tokens": 500, "draft_sampling": "sampled", "verification": "block"}
+    expected = {"dtype": "float32", "device": "cpu", "method": None, "draft_tokens": "auto", "tree": 0, "cuda_graphs": None}
+    expected |= {"max_batch": 3, "cache_tokens": 500, "draft_sampling": "sampled", "verification": "block"}
     assert json.loads(run("-p", "x", "--n", 8, *options).error) == expected
     assert json.loads(run("-p", "x", *options).error)["max_batch"] == 1  # one answer needs no memory for more
 
@@ -230,7 +231,7 @@ def test_bad_input_is_told_before_the_long_load(ask, monkeypatch, options, messa
     def load(*_args, **_kwargs):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(Target, "from_pretrained", load)
+    monkeypatch.setattr(engine, "load_target", load)
     assert message in ask(*options).error
 
 

@@ -16,11 +16,12 @@ import yaml
 from safetensors.torch import save_file
 
 from pard2 import files
+from pard2.checkpoints import loading
 from pard2.data.records import RecordWriter, read_records
+from pard2.engine import engine
 from pard2.engine.engine import Engine
 from pard2.errors import Pard2Error
 from pard2.files import CHECKPOINT, claim, new_directory, new_file, whole_directory, write_whole
-from pard2.models.target import Target
 
 ANSWERED = ["--max-new-tokens", 4, "--dtype", "float32", "--device", "cpu"]
 
@@ -124,7 +125,8 @@ def test_ctrl_c_while_loading_keeps_the_old_output_and_says_so_in_one_line(pard2
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "from_pretrained", interrupted)
-    monkeypatch.setattr(Target, "from_pretrained", interrupted)
+    for module in (loading, engine):  # which names it on its own
+        monkeypatch.setattr(module, "load_target", interrupted)
     before = snapshot(place)
     result = pard2(*command)
     assert result.code == 130 and result.err.splitlines()[-1] == "error: interrupted" and "records are in" not in result.err

@@ -70,7 +70,7 @@ def test_what_a_run_would_refuse_passes_a_dry_run(pard2, run_file, tmp_path):
     held_out = tmp_path / "held-out.jsonl"
     held_out.write_text('{"id": "s", "messages": [{"role": "system", "content": "only a rule"}]}\n')
     assert "data.evaluation: record 's' has no user message" in pard2("train", run_file, f"data.evaluation={held_out}", "--dry-run").error
-    assert "--layers: 9 is not a layer" in pard2("train", run_file, "draft.layers=[9]", "--dry-run").error
+    assert "draft.layers: 9 is not a layer" in pard2("train", run_file, "draft.layers=[9]", "--dry-run").error
     (tmp_path / "train.jsonl").write_text('{"id": "q", "messages": [{"role": "user", "content": "only a question"}]}\n')
     assert "record q: no token to predict" in pard2("train", run_file, "--dry-run").error
     assert "record q: no token to predict" in pard2("train", run_file).error

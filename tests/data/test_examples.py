@@ -86,8 +86,7 @@ def test_a_long_conversation_stops_the_run_by_default(tmp_path):
     with pytest.raises(Pard2Error) as info:
         load(source, max_length=LENGTH + 3)
     assert str(info.value) == (
-        f"{source}: record long has {LENGTH + 4} tokens, more than data.max_length={LENGTH + 3} (`max_length`); "
-        "raise that, or set data.on_long (`on_long`) to cut or skip"
+        f"{source}: record long has {LENGTH + 4} tokens, more than `max_length` {LENGTH + 3}; raise that, or set `on_long` to cut or skip"
     )
 
 
@@ -108,7 +107,7 @@ def test_a_cut_that_leaves_no_answer_is_counted_as_skipped(tmp_path):
 def test_no_example_left_is_an_error(tmp_path):
     source = write(tmp_path / "f", record("a"), record("b"))
     for choice in ("skip", "cut"):
-        with pytest.raises(Pard2Error, match="none of the 2 conversations has an answer within data.max_length=3"):
+        with pytest.raises(Pard2Error, match="none of the 2 conversations has an answer within `max_length` 3"):
             load(source, max_length=3, on_long=choice)
     with pytest.raises(Pard2Error, match="empty holds no records"):
         load(source, write(tmp_path / "empty"))

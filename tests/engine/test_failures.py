@@ -282,5 +282,5 @@ def test_what_cannot_be_answered_is_refused_before_anything_begins(prompts, para
 
 def test_settings_are_refused_where_they_are_made():
     for wrong in ({"temperature": -1}, {"top_p": 0}, {"n": 0}, {"stop": ["x"] * 17}, {"logprobs": 21}, {"seed": -1}, {"max_tokens": 0}):
-        with pytest.raises(Pard2Error, match="--"):
+        with pytest.raises(Pard2Error, match=f"`{next(iter(wrong))}`"):
             SamplingParams(**wrong)

@@ -46,7 +46,7 @@ def test_messages_and_token_ids_are_taken_as_they_are(target):
 @pytest.mark.parametrize("prompt", ["", "  \n", []])
 def test_empty_prompt(target, prompt):
     for raw in (False, True):
-        with pytest.raises(Pard2Error, match=r"empty.*-p"):
+        with pytest.raises(Pard2Error, match=r"empty.*`prompt`"):
             encode_prompt(target, prompt, raw)
 
 

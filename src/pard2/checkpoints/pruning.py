@@ -41,7 +41,7 @@ def unused_token(target: Target) -> int:
 
     Raises `Pard2Error` where there is none to be sure of.
     """
-    way_out = "name one that no text contains with `mask_token` (draft.mask_token in a run)"
+    way_out = "name one that no text contains with `mask_token`"
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer to find an unused token with; {way_out}")
     last = max(target.tokenizer.get_vocab().values())

@@ -80,13 +80,21 @@ class Work:
             if k == "full":
                 raise Pard2Error("--draft-tokens 'full' is neither a number nor 'auto'")
             EngineOptions(draft_tokens=k)
-        if options.tree != 0 and self.names and not any(METHODS[name].trees for name in self.names):
-            raise Pard2Error(f"--tree {options.tree}: {', '.join(self.names)} proposes no trees; name a method that does with -m, or leave it away")
+        if self.names is not None:
+            _check_trees(self.names, options)
 
-    def configurations(self, draft: "Draft | None") -> "tuple[Configuration, ...]":
+    def configurations(self, draft: "Draft | None", options: EngineOptions) -> "tuple[Configuration, ...]":
         from pard2.bench.plan import configurations
 
-        return configurations(self.names or [choose_method(None, draft)], self.sizes, self.ks, self.heats)
+        names = self.names or [choose_method(None, draft)]
+        _check_trees(names, options)
+        return configurations(names, self.sizes, self.ks, self.heats)
+
+
+def _check_trees(names: list[str], options: EngineOptions) -> None:
+    """Raises `Pard2Error` for a tree that none of the methods would propose."""
+    if options.tree != 0 and not any(METHODS[name].trees for name in names):
+        raise Pard2Error(f"--tree {options.tree}: {', '.join(names)} proposes no trees; name a method that does with -m, or leave --tree away")
 
 
 @with_records
@@ -101,7 +109,7 @@ def bench(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Decode the same prompts by several methods in turn, and say how much faster each is than plain decoding."""
+    """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding."""
     arguments = parse_template_args(work.template_arguments)
     needs_draft = work.names is None or any(name != PLAIN for name in work.names)
     found = choose_draft(models.target, models.draft, None if needs_draft else PLAIN)
@@ -127,7 +135,7 @@ def bench(
 
 
 def _load(models: Models, draft: str | None, names: list[str] | None) -> "tuple[Target, Draft | None]":
-    """The models; the draft's projection is required where a method wants it, and left away where none does."""
+    """The models. The draft's projection is required where a method wants it; where none does, it is not read."""
     from pard2.checkpoints.loading import load_target, parse_dtype
     from pard2.checkpoints.read import load_draft
 
@@ -150,7 +158,7 @@ def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suit
         dtype=str(parse_dtype(models.dtype)).removeprefix("torch."),
         device=parse_device(models.device).type,
         suites=tuple(suites),
-        configurations=work.configurations(draft),
+        configurations=work.configurations(draft, options),
         max_new_tokens=work.max_new_tokens,
         ignore_eos=work.ignore_eos,
         repeats=work.repeats,

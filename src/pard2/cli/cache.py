@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pard2.cli.console import print_note, record_progress, working
+from pard2.cli.flags import speak_fields
 from pard2.errors import Pard2Error
 from pard2.files import claim
 
@@ -16,10 +17,13 @@ def cache(
         list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Fields to change, such as features.cache=DIR.")
     ] = None,
 ) -> None:
-    """Compute the target's hidden states for a run's conversations before it starts; the same command goes on where it was stopped."""
+    """Compute the target's hidden states for a run's conversations before it starts; the same command goes on
+    where it was stopped.
+    """
     from pard2.config import load_config
 
     run = load_config(config, overrides or [])
+    speak_fields()
     if run.features.cache is None:
         raise Pard2Error(f"{config} says not where the hidden states shall go; give features.cache=DIR")
     with working("reading the conversations"):

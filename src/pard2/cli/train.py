@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pard2.cli.console import console, print_note, working
+from pard2.cli.flags import speak_fields
 from pard2.cli.options import JsonOption
 from pard2.errors import Pard2Error
 
@@ -28,6 +29,7 @@ def train(
     from pard2.config import load_config
 
     loaded = load_config(config, overrides or [])
+    speak_fields()
     if dry_run:
         _dry_run(loaded, as_json)
         return
@@ -50,7 +52,9 @@ def train(
 
 
 def _dry_run(config: "TrainConfig", as_json: bool) -> None:
-    """The resolved run on standard output, its plan on standard error; with --json both in one object on standard output."""
+    """The resolved run on standard output, its plan on standard error; with --json both in one object on
+    standard output.
+    """
     import json
 
     import yaml

@@ -68,7 +68,7 @@ def load_examples(
     if not len(builder) and not builder.skipped:
         raise Pard2Error(f"no answer is left to learn{told(builder.tally.counts)}")
     if not len(builder):
-        raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within data.max_length={max_length} (`max_length`) tokens")
+        raise Pard2Error(f"none of the {builder.skipped:,} conversations has an answer within `max_length` {max_length} tokens")
     examples = builder.build()
     for place in np.flatnonzero((examples.tokens < 0) | (examples.tokens >= vocab_size))[:1] if vocab_size else ():
         example = examples[int(np.searchsorted(examples.offsets, place, "right")) - 1]
@@ -90,8 +90,8 @@ def _add(builder: ExamplesBuilder, example: Example, source: Source, max_length:
         builder.add(example, source.name)
     elif on_long == "raise":
         raise Pard2Error(
-            f"{source.name}: record {example.id} has {length} tokens, more than data.max_length={max_length} (`max_length`); "
-            "raise that, or set data.on_long (`on_long`) to cut or skip"
+            f"{source.name}: record {example.id} has {length} tokens, more than `max_length` {max_length}; "
+            "raise that, or set `on_long` to cut or skip"
         )
     elif on_long == "cut" and any(example.predicted[:max_length]):
         builder.add(Example(example.id, example.token_ids[:max_length], example.predicted[:max_length]), source.name)

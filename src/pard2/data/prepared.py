@@ -102,14 +102,14 @@ def load_prepared(
         held = manifest.get("chat_template_kwargs", {})
         if arguments is not None and held != arguments:
             raise Pard2Error(
-                f"{directory} was prepared with `template_arguments` {json.dumps(held)}, and data.chat_template_kwargs is {json.dumps(arguments)}; "
+                f"{directory} was prepared with --template-arg {json.dumps(held)}, and data.chat_template_kwargs is {json.dumps(arguments)}; "
                 "give the same, or prepare it again"
             )
         counts = TypeAdapter(dict[str, NonNegativeInt]).validate_python(manifest["counts"], strict=True)
         if counts["longest"] > max_length:
             raise Pard2Error(
                 f"{directory} holds examples of up to {counts['longest']} tokens, more than data.max_length={max_length}; "
-                "raise that, or prepare it again with this `max_length`"
+                "raise that, or prepare it again with this --max-length"
             )
         ids = TypeAdapter(list[str]).validate_python(read_json(directory / _ID_FILE), strict=True)
         shards = [load_file(directory / Path(name).name) for name in manifest["shards"]]

@@ -1,10 +1,13 @@
-"""What an engine is asked for when it is made, checked in one place. It knows no model, and imports no torch."""
+"""What an engine is asked for when it is made, checked in one place.
 
-from dataclasses import dataclass, replace
+It knows no model, and imports no torch.
+"""
+
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method, find_method
-from pard2.engine.settings import check, is_whole, setting
+from pard2.engine.settings import check, flag, is_whole
 from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
 
@@ -17,7 +20,7 @@ VerificationRule = Literal["token", "block"]
 TreeNodes = int | Literal["auto"]
 
 _MOST = 2**53  # sequences or cache places, of which no machine holds so many
-# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" and "full" look no further than this.
+# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" and "full" go no further.
 _MOST_ONE_BY_ONE = 8
 _TREE_METHODS = [name for name, method in METHODS.items() if method.trees]
 
@@ -27,47 +30,53 @@ class EngineOptions:
     """How an engine decodes, whatever it is asked later.
 
     method: a name of `METHODS`; None for the best that the draft allows.
-    draft_tokens: proposals of a sequence in a cycle; "full", as many as the draft was trained for; "auto", adapted to
-        what past cycles accepted and cost, for each sequence, from prompt to prompt.
-    draft_sampling: what a draft proposes where a request samples: "greedy", its most probable tokens, so that the
-        text depends on the seed alone; or "sampled", tokens drawn from its distribution.
+    draft_tokens: proposals of a sequence in a cycle; "full", as many as the draft was trained for;
+        "auto", adapted to what past cycles accepted and cost, for each sequence, from prompt to prompt.
+    draft_sampling: what a draft proposes where a request samples: "greedy", its most probable tokens, so
+        that the text depends on the seed alone; or "sampled", tokens drawn from its distribution.
     verification: how drawn proposals are judged: "token", one by one, or "block".
     tree: nodes of the tree that a sequence proposes in a cycle; 0 for chains; "auto", as many as pay.
     max_batch: sequences decoded at once; others wait.
     cache_tokens: places of the cache, for all sequences together; None for as many as there is memory for.
-    cuda_graphs: replay captured passes. True: or raise; None: where there is CUDA and the architecture can be captured.
+    cuda_graphs: replay captured passes: True, or raise; False, never; None, where there is CUDA and the
+        architecture can be captured.
 
     Raises `Pard2Error` for what means nothing, alone or together, by the field's name.
     """
 
-    method: str | None = setting(None, f"{', '.join(METHODS)}; by default the best that the draft allows.", "-m", "--method", metavar="METHOD")
-    draft_tokens: DraftTokens = setting(
-        "auto",
-        "Tokens proposed in a cycle: a number; full, as many as the draft was trained for; auto adapts to what is accepted and what it costs.",
-        "--draft-tokens",
-        metavar="K|full|auto",
+    method: str | None = field(
+        default=None, metadata=flag(f"{', '.join(METHODS)}; by default the best that the draft allows.", "-m", "--method", metavar="METHOD")
     )
-    draft_sampling: DraftSampling = setting(
-        "greedy",
-        "What a draft proposes above temperature 0: its first choices, or drawn tokens.",
-        "--draft-sampling",
-        metavar="greedy|sampled",
+    draft_tokens: DraftTokens = field(
+        default="auto",
+        metadata=flag(
+            "Tokens proposed in a cycle: a number; full, as many as the draft was trained for; auto adapts to what is accepted and what it costs.",
+            "--draft-tokens",
+            metavar="K|full|auto",
+        ),
     )
-    verification: VerificationRule = setting(
-        "token",
-        "How drawn proposals are judged: one by one, or as blocks, of which more stands.",
-        "--verification",
-        metavar="token|block",
+    draft_sampling: DraftSampling = field(
+        default="greedy",
+        metadata=flag("What a draft proposes above temperature 0: its first choices, or drawn tokens.", "--draft-sampling", metavar="greedy|sampled"),
     )
-    tree: TreeNodes = setting(
-        0, f"Nodes of the tree that is proposed in a cycle, for {', '.join(_TREE_METHODS)}; 0 proposes chains.", "--tree", metavar="N|auto"
+    verification: VerificationRule = field(
+        default="token",
+        metadata=flag("How drawn proposals are judged: one by one, or as blocks, of which more stands.", "--verification", metavar="token|block"),
     )
-    max_batch: int = setting(16, "Answers decoded at once.", "--batch-size", metavar="N")
-    cache_tokens: int | None = setting(
-        None, "Positions of the key-value cache, of all sequences together; by default what fits.", "--cache-tokens", metavar="N"
+    tree: TreeNodes = field(
+        default=0,
+        metadata=flag(
+            f"Nodes of the tree that is proposed in a cycle, for {', '.join(_TREE_METHODS)}; 0 proposes chains.", "--tree", metavar="N|auto"
+        ),
     )
-    cuda_graphs: bool | None = setting(
-        None, "Replay captured passes on a GPU; by default where it is CUDA and the architecture allows.", "--cuda-graphs/--no-cuda-graphs"
+    max_batch: int = field(default=16, metadata=flag("Answers decoded at once.", "--batch-size", metavar="N"))
+    cache_tokens: int | None = field(
+        default=None,
+        metadata=flag("Positions of the key-value cache, of all sequences together; by default what fits.", "--cache-tokens", metavar="N"),
+    )
+    cuda_graphs: bool | None = field(
+        default=None,
+        metadata=flag("Replay captured passes on a GPU; by default where it is CUDA and the architecture allows.", "--cuda-graphs/--no-cuda-graphs"),
     )
 
     def __post_init__(self) -> None:
@@ -111,7 +120,7 @@ class EngineOptions:
             self.check_tree_fits(self.cache_tokens)
 
     def check_tree_fits(self, positions: int) -> None:
-        """Raises `Pard2Error` for a tree that a cache of so many positions cannot hold beside the token that it grows from."""
+        """Raises `Pard2Error` for a tree that does not fit such a cache beside the token that it grows from."""
         if self.tree != "auto" and self.tree >= positions:
             raise Pard2Error(
                 f"a tree of {self.tree} nodes does not fit the cache of {positions} positions; give a smaller `tree` or a larger `cache_tokens`"
@@ -128,7 +137,7 @@ class EngineOptions:
         return replace(self, method=choose_method(self.method, draft))
 
     def most_draft_tokens(self, draft: "Draft | None") -> int:
-        """Proposals of a sequence in a cycle at most, for the method that `fitted` settled; 0 without a draft.
+        """Most proposals of a sequence in a cycle, for the method that `fitted` settled; 0 without a draft.
 
         Raises `Pard2Error` for more than the draft was trained for.
         """

@@ -22,7 +22,7 @@ def encode_prompt(target: Target, prompt: Prompt, raw: bool = False) -> list[int
     if not isinstance(prompt, (str, list, dict)):
         raise Pard2Error(f"a prompt is a text, a list of messages or a list of token ids, and not {_kind(prompt)}; {_WRAP}")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise Pard2Error("the prompt is empty; say something")
+        raise Pard2Error("the prompt is empty; say something with `prompt`")
     ids = list(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], dict) else _tokenize(target, prompt, raw)
     if wrong := [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]:
         raise Pard2Error(f"the prompt holds {_kind(wrong[0])} ({str(wrong[0])[:40]!r}); token ids are whole numbers (int), messages dicts")

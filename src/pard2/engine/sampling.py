@@ -1,10 +1,10 @@
 """What the caller asks of a completion: how to choose tokens and when to end. It knows no model."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from pard2.engine.settings import check, is_real, is_whole, setting
+from pard2.engine.settings import check, flag, is_real, is_whole
 
 MOST_STOPS = 16
 LONGEST_STOP = 256  # characters
@@ -38,7 +38,8 @@ class SamplingParams:
     top_k: sample from so many tokens, the likeliest; 0 is off.
     top_p: sample from the fewest tokens that hold this probability; 1 is off.
     min_p: leave out tokens below this share of the likeliest one's probability; 0 is off.
-    repetition_penalty: divides the positive logits of tokens in the prompt or the answer and multiplies the negative ones.
+    repetition_penalty: divides the positive logits of tokens in the prompt or the answer and multiplies the
+        negative ones.
     presence_penalty: subtracted from the logits of tokens in the answer, once.
     frequency_penalty: subtracted from the logits of tokens in the answer, per occurrence.
     logit_bias: added to the logits of these token ids.
@@ -51,22 +52,32 @@ class SamplingParams:
     Ranges are the OpenAI API's and vLLM's. Raises `Pard2Error` for a value outside, by the field's name.
     """
 
-    max_tokens: int = setting(128, "Longest answer, in tokens.", "--max-new-tokens", metavar="N", kw_only=False)
-    stop: Sequence[str] | str = setting((), "End the answer before this text; may be given several times.", "--stop", metavar="TEXT")
-    ignore_eos: bool = setting(False, "Go on past the end of the answer, for measurements.", "--ignore-eos")
-    temperature: float = setting(0.0, "0 is greedy; higher is more varied.", "--temperature", group=_GROUP)
-    top_k: int = setting(0, "Sample from so many tokens, the likeliest; 0 is off.", "--top-k", group=_GROUP)
-    top_p: float = setting(1.0, "Sample from the fewest tokens that hold this probability; 1 is off.", "--top-p", group=_GROUP)
-    min_p: float = setting(0.0, "Leave out tokens below this share of the likeliest one's probability.", "--min-p", group=_GROUP)
-    repetition_penalty: float = setting(1.0, "Above 1 against tokens of the prompt and the answer.", "--repetition-penalty", group=_GROUP)
-    presence_penalty: float = setting(0.0, "-2 to 2, against tokens that the answer holds.", "--presence-penalty", group=_GROUP)
-    frequency_penalty: float = setting(0.0, "-2 to 2, for each time that the answer holds a token.", "--frequency-penalty", group=_GROUP)
-    logit_bias: Mapping[int, float] | None = setting(
-        None, "-100 to 100, for one token; may be given several times.", "--logit-bias", metavar="ID=BIAS", group=_GROUP, hash=False
+    max_tokens: int = field(default=128, kw_only=False, metadata=flag("Longest answer, in tokens.", "--max-new-tokens", metavar="N"))
+    stop: Sequence[str] | str = field(
+        default=(), metadata=flag("End the answer before this text; may be given several times.", "--stop", metavar="TEXT")
+    )
+    ignore_eos: bool = field(default=False, metadata=flag("Go on past the end of the answer, for measurements.", "--ignore-eos"))
+    temperature: float = field(default=0.0, metadata=flag("0 is greedy; higher is more varied.", "--temperature", group=_GROUP))
+    top_k: int = field(default=0, metadata=flag("Sample from so many tokens, the likeliest; 0 is off.", "--top-k", group=_GROUP))
+    top_p: float = field(default=1.0, metadata=flag("Sample from the fewest tokens that hold this probability; 1 is off.", "--top-p", group=_GROUP))
+    min_p: float = field(default=0.0, metadata=flag("Leave out tokens below this share of the likeliest one's probability.", "--min-p", group=_GROUP))
+    repetition_penalty: float = field(
+        default=1.0, metadata=flag("Above 1 against tokens of the prompt and the answer.", "--repetition-penalty", group=_GROUP)
+    )
+    presence_penalty: float = field(default=0.0, metadata=flag("-2 to 2, against tokens that the answer holds.", "--presence-penalty", group=_GROUP))
+    frequency_penalty: float = field(
+        default=0.0, metadata=flag("-2 to 2, for each time that the answer holds a token.", "--frequency-penalty", group=_GROUP)
+    )
+    logit_bias: Mapping[int, float] | None = field(
+        default=None,
+        hash=False,
+        metadata=flag("-100 to 100, for one token; may be given several times.", "--logit-bias", metavar="ID=BIAS", group=_GROUP),
     )  # a dictionary has no hash
-    seed: int | None = setting(None, "The same seed gives the same text.", "--seed", group=_GROUP)
-    n: int = setting(1, "Answers to each prompt.", "--n", group=_GROUP)
-    logprobs: int | None = setting(None, "With --json: the tokens' log-probabilities, and the N likeliest.", "--logprobs", metavar="N", group=_GROUP)
+    seed: int | None = field(default=None, metadata=flag("The same seed gives the same text.", "--seed", group=_GROUP))
+    n: int = field(default=1, metadata=flag("Answers to each prompt.", "--n", group=_GROUP))
+    logprobs: int | None = field(
+        default=None, metadata=flag("With --json: the tokens' log-probabilities, and the N likeliest.", "--logprobs", metavar="N", group=_GROUP)
+    )
 
     def __post_init__(self) -> None:
         check("stop", repr(self.stop), isinstance(self.stop, Iterable), "give a text or a list of texts")
@@ -99,7 +110,9 @@ class SamplingParams:
         check("logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `Pard2Error` for what a vocabulary of this size lacks: a biased token id, or as many alternatives."""
+        """Raise `Pard2Error` for what a vocabulary of this size lacks: a biased token id, or as many
+        alternatives.
+        """
         check("logprobs", self.logprobs, (self.logprobs or 0) <= vocab_size, f"the vocabulary has {vocab_size} tokens")
         for token in self.logit_bias or {}:
             check("logit_bias", f"names token {token}", token < vocab_size, f"the vocabulary ends at {vocab_size - 1}")

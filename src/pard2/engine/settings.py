@@ -1,7 +1,10 @@
-"""How a setting is declared: a field of a record with its default, its help and its command-line flag. It knows no command line."""
+"""How a setting is declared: a field of a record with its default, its help and its command-line flag.
+
+It knows no command line.
+"""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pard2.errors import Pard2Error
@@ -23,13 +26,15 @@ class Flag:
     group: str | None
 
 
-def setting(default: Any, help: str, *names: str, metavar: str | None = None, group: str | None = None, **more: Any) -> Any:
-    """A dataclass field that the command line shows by these names. more: for `dataclasses.field`."""
-    return field(default=default, metadata={"flag": Flag(help, names, metavar, group)}, **more)
+def flag(help: str, *names: str, metavar: str | None = None, group: str | None = None) -> dict[str, Flag]:
+    """The metadata of a dataclass field that the command line shows by these names."""
+    return {"flag": Flag(help, names, metavar, group)}
 
 
 def check(name: str, value: object, holds: bool, wanted: str) -> None:
-    """Raises `Pard2Error` unless `holds`; the message has the parameter's own name in backticks, which the command line makes its flag."""
+    """Raises `Pard2Error` unless `holds`; the message has the parameter's own name in backticks, which the
+    command line makes its flag.
+    """
     if not holds:
         raise Pard2Error(f"`{name}` {' '.join(str(value).split())[:60]}: {wanted}")  # of a wrong type, it may be long
 

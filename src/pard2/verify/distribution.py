@@ -133,7 +133,7 @@ def draw(engine: Engine, prompt: list[int], samples: int, max_new_tokens: int, t
 
     Raises `Pard2Error` where a completion fails.
     """
-    each = [SamplingParams(max_new_tokens, temperature, seed=seed + i, ignore_eos=True) for i in range(samples)]
+    each = [SamplingParams(max_new_tokens, temperature=temperature, seed=seed + i, ignore_eos=True) for i in range(samples)]
     texts, stats = [], Stats()
     for completion in engine.generate([prompt] * samples, each):
         if completion.error is not None:
