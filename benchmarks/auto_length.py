@@ -48,13 +48,13 @@ def main() -> None:
     draft_name = args.draft or embedded_draft()
     draft = load_draft(draft_name, target, parse_dtype(args.dtype), args.method == "pard2-td")
     plan = Plan(
-        args.target,
-        draft_name,
-        args.dtype,
-        target.device.type,
-        (*suites, *([mixed(suites)] if len(suites) > 1 else [])),
-        configurations([args.method], args.batch_sizes, ["auto", *args.fixed], [0.0]),
-        args.new_tokens,
+        target=args.target,
+        draft=draft_name,
+        dtype=args.dtype,
+        device=target.device.type,
+        suites=(*suites, *([mixed(suites)] if len(suites) > 1 else [])),
+        configurations=configurations([args.method], args.batch_sizes, ["auto", *args.fixed], [0.0]),
+        max_new_tokens=args.new_tokens,
         repeats=args.repeats,
     )
     file = ResultFile(args.json, plan)

@@ -34,7 +34,10 @@ def meta() -> dict[str, Any]:
 
 
 def _commit(file: Path) -> str | None:
-    """Of the repository that tracks this file; None for an installed package, though it may lie in somebody's repository."""
+    """The commit of the repository that tracks this file.
+
+    None for an installed package, even where it lies inside somebody's repository.
+    """
     try:
         subprocess.run(["git", "ls-files", "--error-unmatch", file.name], cwd=file.parent, capture_output=True, check=True)
         described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=file.parent, capture_output=True, text=True, check=True)

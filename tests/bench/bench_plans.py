@@ -28,11 +28,23 @@ def plan(
     seed: int = 0,
 ) -> Plan:
     found = configurations(methods, sizes, ks, heats)
-    return Plan("target", "draft", "float32", "cpu", suites or (suite(),), found, new_tokens, True, repeats, seed)
+    return Plan(
+        target="target",
+        draft="draft",
+        dtype="float32",
+        device="cpu",
+        suites=suites or (suite(),),
+        configurations=found,
+        max_new_tokens=new_tokens,
+        ignore_eos=True,
+        repeats=repeats,
+        seed=seed,
+    )
 
 
 def measurement(one: Configuration, chunk: Chunk, tokens: int, seconds: float, answers: list[Answer]) -> Measurement:
-    return Measurement(one, chunk, Totals(tokens, tokens, 0.5, seconds, seconds / 4, seconds / 2), tuple(answers), (), (), seconds)
+    totals = Totals(tokens, tokens, 0.5, seconds, seconds / 4, seconds / 2)
+    return Measurement(configuration=one, chunk=chunk, totals=totals, answers=tuple(answers), proposed_at=(), accepted_at=(), seconds=seconds)
 
 
 def chat_target(seed: int = 0) -> Target:

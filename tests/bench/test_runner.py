@@ -90,7 +90,7 @@ def test_same_configuration_always_comes_first(pair):
 def test_prompt_that_does_not_fit_is_not_named(pair):
     long = suite(prompts=2)
     long.prompts[1][0]["content"] = "x" * 300
-    with pytest.raises(Pard2Error, match="-s: record gsm8k-1: the prompt has"):
+    with pytest.raises(Pard2Error, match="`suites`: record gsm8k-1: the prompt has"):
         Runner(plan(long), *pair)
 
 

@@ -13,7 +13,13 @@ from pard2.engine.statistics import Totals
 
 
 class Answer(NamedTuple):
-    """Counts of one prompt. tokens: all new ones, that of the prompt's pass included. equal: to plain decoding's, token by token."""
+    """Counts of one prompt.
+
+    tokens: all new ones, that of the prompt's pass included
+    cycles: of the answer
+    accepted: tokens of the draft's
+    equal: whether the tokens are those of plain decoding
+    """
 
     tokens: int
     cycles: int
@@ -21,11 +27,15 @@ class Answer(NamedTuple):
     equal: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """totals: every pass counted once. proposed_at[i]: cycles that proposed a token at position i; accepted_at[i]: those that accepted it.
+    """What one configuration did with one chunk of prompts.
 
-    seconds: wall time of the chunk, prompts included.
+    totals: counts and times of the chunk, every pass counted once
+    answers: one for each prompt
+    proposed_at: how many cycles proposed a token at position 0, 1, ..
+    accepted_at: how many of these cycles accepted it
+    seconds: wall time of the chunk, prompts included
     """
 
     configuration: Configuration
@@ -47,7 +57,11 @@ class Measurement:
         totals: Totals,
         seconds: float,
     ) -> "Measurement":
-        """base: what plain decoding made of the same prompts."""
+        """Count what the completions say.
+
+        completions: of the chunk's prompts
+        base: plain decoding's, of the same prompts
+        """
         answers = tuple(
             Answer(len(ours.token_ids), ours.stats.cycles, ours.stats.accepted, ours.token_ids == theirs.token_ids)
             for ours, theirs in zip(completions, base, strict=True)
@@ -56,12 +70,25 @@ class Measurement:
         positions = range(max((proposed for proposed, _ in cycles), default=0))
         proposed_at = tuple(sum(proposed > position for proposed, _ in cycles) for position in positions)
         accepted_at = tuple(sum(accepted > position for _, accepted in cycles) for position in positions)
-        return cls(configuration, chunk, totals, answers, proposed_at, accepted_at, seconds)
+        return cls(
+            configuration=configuration,
+            chunk=chunk,
+            totals=totals,
+            answers=answers,
+            proposed_at=proposed_at,
+            accepted_at=accepted_at,
+            seconds=seconds,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: object) -> "Measurement":
-        """Reads `as_dict`. Raises `ValueError` for anything else: other fields, values of another type, times that are not finite."""
-        return TypeAdapter(cls).validate_json(json.dumps(values))  # strict, and yet a list is read as the tuple that it was
+        """Reads `as_dict`.
+
+        Raises `ValueError` for anything else: other fields, values of another type, times that are not
+        finite.
+        """
+        # Through JSON: strict, and yet a list is read as the tuple that it was.
+        return TypeAdapter(cls).validate_json(json.dumps(values))

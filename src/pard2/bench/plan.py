@@ -1,4 +1,7 @@
-"""What a benchmark runs: configurations, and the chunks of prompts that they decode in turn. It runs nothing."""
+"""What a benchmark runs: configurations, and the chunks of prompts that they decode in turn.
+
+It runs nothing.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -12,13 +15,17 @@ from pard2.engine.options import TreeNodes
 
 DraftTokens = int | Literal["auto"]
 
-# Sequences leave a batch one by one and the last ones run in thin company; in chunks of several batches that weighs little.
+# At the end of a chunk sequences leave one by one, and the last ones decode in a small batch; with several
+# batches a chunk that weighs little.
 _BATCHES_IN_CHUNK = 4
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A way to decode. draft_tokens: 0 for `ar`, which proposes nothing."""
+    """A way to decode.
+
+    draft_tokens: as in `EngineOptions`; 0 for `ar`, which proposes nothing
+    """
 
     method: str
     batch_size: int
@@ -33,7 +40,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Prompts first .. first + count - 1 of a suite, to be decoded by every configuration of a batch size before the next chunk."""
+    """Prompts first .. first + count - 1 of a suite.
+
+    Every configuration of the batch size decodes them before the next chunk begins.
+    """
 
     suite: str
     repeat: int
@@ -42,13 +52,17 @@ class Chunk:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that decides what is measured.
 
-    dtype, device: names.
-    ignore_eos: answers of exactly max_new_tokens.
-    tree, cuda_graphs: as in `EngineOptions`, the tree for the methods that propose any.
+    target, draft: as they were named
+    dtype, device: names
+    max_new_tokens: of an answer
+    ignore_eos: answers of exactly max_new_tokens
+    repeats: how many times each suite is run
+    seed: of the first prompt; the next ones have the next numbers
+    tree, cuda_graphs: as in `EngineOptions`, the tree for the methods that propose any
     """
 
     target: str
@@ -78,7 +92,10 @@ class Plan:
         return [configuration for configuration in self.configurations if configuration.batch_size == batch_size]
 
     def chunks(self) -> Iterator[Chunk]:
-        """The work in its order. Batch sizes take turns, too: each has its own chunks, and all get through a suite side by side."""
+        """The work in its order.
+
+        Batch sizes take turns, too: each has its own chunks, and all get through a suite side by side.
+        """
         for suite in self.suites:
             for repeat in range(self.repeats):
                 pieces = [

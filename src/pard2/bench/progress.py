@@ -17,7 +17,7 @@ from pard2.units import duration
 
 @dataclass
 class TimeLeft:
-    """Seconds that a list of chunks will take, from those done. A chunk costs by its prompts and batch size."""
+    """Seconds that a list of chunks will take, from those done: so many a prompt, for each batch size."""
 
     chunks: Sequence[Chunk]
 
@@ -61,6 +61,9 @@ class LiveTable:
 
 @contextmanager
 def live_table(console: Console) -> Iterator[LiveTable]:
-    """Shown while it is open, on terminals. It draws only when told to: a thread that draws would share the cores that are measured."""
+    """A table that terminals show while it is open.
+
+    It is drawn only when told to: a thread that draws would use the cores that are measured.
+    """
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield LiveTable(live)

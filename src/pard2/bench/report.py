@@ -16,7 +16,9 @@ Result = dict[str, Any]
 
 
 def summarise(plan: Plan, measurements: Sequence[Measurement]) -> list[Result]:
-    """For each suite and configuration that has been measured so far, one result in the shape that docs/bench.md describes."""
+    """One result for each suite and configuration measured so far, in the shape that docs/bench.md
+    describes.
+    """
     results = []
     for suite in plan.suites:
         found: dict[Configuration, list[Measurement]] = {}
@@ -28,7 +30,7 @@ def summarise(plan: Plan, measurements: Sequence[Measurement]) -> list[Result]:
 
 
 def _result(suite: str, ours: list[Measurement], base: list[Measurement]) -> Result:
-    """ours, base: of the same chunks, in the same order."""
+    """ours, base: measurements of the same chunks, in the same order"""
     configuration = ours[0].configuration
     totals = sum((one.totals for one in ours), Totals())
     # (our tokens, our seconds, plain tokens, plain seconds) of each chunk
@@ -72,7 +74,10 @@ def _speedup(sums: Array) -> Array:
 
 
 def _acceptance_length(sums: Array) -> Array:
-    """METHOD: section 1. sums: accepted, cycles."""
+    """METHOD: section 1.
+
+    sums: accepted tokens and cycles
+    """
     accepted, cycles = sums.T
     return 1 + accepted / cycles
 

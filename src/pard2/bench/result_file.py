@@ -15,10 +15,14 @@ from pard2.reading import parse_json
 
 
 class ResultFile:
-    """The measurements of a plan, kept at `path` where there is one: `meta`, `plan`, `results`, and `chunks`, which results come from.
+    """The measurements of a plan, kept in a file: `meta`, `plan`, `results`, and `chunks`, from which results
+    are made.
 
-    A file of the same plan is gone on with. Raises `Pard2Error` for one of another plan or machine, unless replace is given, for one
-    that is something else, and for a place that cannot be written. One that is to be replaced stays until the first chunk is there.
+    path: of the file; None keeps nothing. A file of the same plan is continued.
+    replace: a file of another plan or machine is replaced, as soon as the first chunk is measured.
+
+    Raises `Pard2Error` for a file of another plan or machine without `replace`, for a file that is something
+    else, and for a place that cannot be written.
     """
 
     def __init__(self, path: Path | None, plan: Plan, replace: bool = False) -> None:
@@ -83,9 +87,12 @@ def _first_difference(held: Mapping[str, Any], ours: Mapping[str, Any]) -> str |
 
 
 def write_result(path: Path, about: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:
-    """`{"meta": .., "results": [..], ..}`, a line for each item of a list, written beside and renamed.
+    """Write `{"meta": .., "results": [..], ..}` beside `path` and rename it, a line for each item of a list.
 
-    about: `meta()` as it was when the run began. Raises `Pard2Error` where the place cannot be written; what was there is kept.
+    about: `meta()` as it was when the run began
+    more: further keys
+
+    Raises `Pard2Error` where the place cannot be written; what was there is kept.
     """
     values = {"meta": about, "results": results, **more}
     text = ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in values.items())

@@ -1,4 +1,7 @@
-"""Runs a plan: each chunk by every configuration in turn, so that a change of the machine's speed hits all of them alike."""
+"""Runs a plan: each chunk by every configuration in turn.
+
+So a machine that changes its speed changes it for all configurations alike.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +28,12 @@ _WARM_UP_TOKENS = 32
 
 
 class Runner:
-    """One engine for each configuration, all on the same two models. Engines live as long as the run, and what `auto` learns with them.
+    """One engine for each configuration, all on the same two models.
 
-    Raises `Pard2Error` for prompts, methods or draft lengths that do not fit the models, and for caches that do not fit the memory.
+    Engines live as long as the run, and so does what `auto` learns.
+
+    Raises `Pard2Error` for prompts, methods or draft lengths that do not fit the models, and for caches that
+    do not fit the memory.
     """
 
     def __init__(self, plan: Plan, target: Target, draft: Draft | None) -> None:
@@ -62,7 +68,10 @@ class Runner:
             )
 
     def warm_up(self, announce: Callable[[Configuration], None]) -> float:
-        """Let each configuration decode a little, untimed in the results. Returns the seconds that the plan may take at most, roughly."""
+        """Let each configuration decode a little, outside the results.
+
+        Returns about how many seconds the plan may take at most.
+        """
         prompts = next(iter(self._prompts.values()))
         tokens = min(_WARM_UP_TOKENS, self.plan.max_new_tokens)
         seconds = 0.0
@@ -75,7 +84,10 @@ class Runner:
         return seconds * self.plan.prompts * self.plan.repeats * self.plan.max_new_tokens
 
     def measure(self, chunk: Chunk, announce: Callable[[Configuration], None]) -> list[Measurement]:
-        """Decode a chunk by every configuration of its batch size. announce: told which one is next."""
+        """Decode a chunk by every configuration of its batch size.
+
+        announce: told which one is next
+        """
         prompts = self._prompts[chunk.suite][chunk.first : chunk.first + chunk.count]
         # Every other chunk the other way round, so that nobody always comes first.
         configurations = self.plan.at(chunk.batch_size)
@@ -119,7 +131,7 @@ def _encode(target: Target, record_id: str, prompt: Prompt) -> list[int]:
     try:
         return encode_prompt(target, prompt)
     except Pard2Error as error:
-        raise Pard2Error(f"-s: record {record_id}: {error}") from None
+        raise Pard2Error(f"`suites`: record {record_id}: {error}") from None
 
 
 def _complete(engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> list[Completion]:

@@ -15,7 +15,13 @@ from pard2.errors import Pard2Error
 
 @dataclass(frozen=True)
 class Suite:
-    """name: as in the results. ids: of its records. prompts: messages that end with a user's, and what the template gets beside them."""
+    """Prompts that are reported together.
+
+    name: as in the results
+    ids: of the records
+    prompts: of each record messages that end with a user's; a whole record where the template gets more than
+        these
+    """
 
     name: str
     ids: tuple[str, ...]
@@ -34,11 +40,13 @@ class Suite:
 
 
 def read_suites(paths: Sequence[Path], most: int | None = None, arguments: dict[str, Any] | None = None) -> list[Suite]:
-    """Each file as a suite of its first `most` records, named for the file (`eval_gsm8k.jsonl` is gsm8k).
+    """Each file as a suite, named for the file (`eval_gsm8k.jsonl` is gsm8k).
 
-    arguments: what the chat template gets, where a record does not say otherwise.
+    most: how many records of each file, the first ones; None for all
+    arguments: what the chat template gets, where a record does not say otherwise
 
-    Raises `Pard2Error` for a file without records, a record that no user speaks in, and two files of one name.
+    Raises `Pard2Error` for a file without records, a record without a user's message, and two files of one
+    name.
     """
     suites = [_read_suite(path, most, arguments) for path in paths]
     for number, suite in enumerate(suites):

@@ -12,7 +12,11 @@ _COLUMNS = ("suite", "method", "batch", "K", "temp.", "tokens/s", "speed-up (95 
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """One row for each result. Draft and verify: milliseconds of a cycle; other: the share of it outside the two models."""
+    """A line for each result.
+
+    In the columns draft and verify stand milliseconds of a cycle, under other the share of it outside the two
+    models.
+    """
     table = Table(*_COLUMNS)
     for r in results:
         draft, verify = (1000 * r[key] / max(1, r["cycles"]) for key in ("draft_seconds", "verify_seconds"))

@@ -2,9 +2,13 @@
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from pard2.engine.draft_length.adaptive import AdaptiveDraftLength, MeasuredCycle
+from pard2.engine.draft_length.pass_times import Array, PassTimes
 from pard2.engine.draft_length.plain import Cost
 
 MAXIMUM = 16
@@ -26,6 +30,21 @@ def small_steep(rows: float) -> float:
 
 def small_flat(rows: float) -> float:
     return 0.003
+
+
+class KnownTimes(PassTimes):
+    """Times that need not be learnt: lines between given points (rows, seconds)."""
+
+    def __init__(self, points: Mapping[int, float]) -> None:
+        super().__init__()
+        self._points = list(points), list(points.values())
+
+    @property
+    def known(self) -> bool:
+        return True
+
+    def curve(self, rows: ArrayLike) -> Array:
+        return np.interp(rows, *self._points)
 
 
 CPU, GPU = (steep, small_steep), (flat, small_flat)
@@ -72,9 +91,10 @@ def live(
     seed: int = 0,
     disturbed: Disturbance = disturbed,
 ) -> tuple[float, list[list[int]]]:
-    """Decode sequences that accept by the rates of `load` and last 200 cycles each; (tokens per second, all choices).
+    """Decode sequences that accept by the rates of `load` and last 200 cycles each.
 
-    The chooser sees disturbed times and drawn acceptances; the speed is of expected tokens and undisturbed times.
+    Returns tokens per second, and all choices. `lengths` sees disturbed times and drawn acceptances; speed
+    is that of expected tokens and undisturbed times.
     """
     world = random.Random(seed)
     target, draft = machine

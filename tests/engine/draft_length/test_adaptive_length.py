@@ -31,7 +31,7 @@ def settled(target: Cost, draft: Cost, maximum: int, batch: int, sequential: boo
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("alike", [True, False])
 def test_no_vector_of_lengths_beats_the_choice(sequential: bool, alike: bool):
-    """Exact where a token costs the same wherever it is put: parallel, equal single-row backlogs; within 3 % elsewhere."""
+    """Exact where a token costs the same wherever it is put: parallel, backlogs of 1; else within 3 %."""
     world = random.Random(3)
     proposing = 0
     for case in range(40):

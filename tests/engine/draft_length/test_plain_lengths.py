@@ -1,17 +1,16 @@
 """The rule of draft lengths, tried out on all of them, and its fast twin."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
-import numpy as np
 import pytest
+from decoding_worlds import KnownTimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike
 
 from pard2.engine.draft_length import plain, vectorised
-from pard2.engine.draft_length.pass_times import Array, PassTimes
+from pard2.engine.draft_length.pass_times import PassTimes
 
 MOST = {1: 8, 2: 5, 3: 4}  # positions by batch, so that all vectors of lengths are few
 
@@ -32,33 +31,23 @@ def test_the_draft_reads_its_backlog_and_then_in_one_pass_or_token_by_token():
     def nothing(rows: float) -> float:
         return 0.0
 
-    assert plain.expected_seconds([0, 0], [5, 7], count, nothing, False) == 0  # who proposes nothing reads nothing
+    assert plain.expected_seconds([0, 0], [5, 7], count, nothing, False) == 0  # nothing is read
     assert plain.expected_seconds([3, 0], [5, 7], count, nothing, False) == pytest.approx(1.07)
     assert plain.expected_seconds([3, 1], [5, 7], count, nothing, False) == pytest.approx(1.14)
     assert plain.expected_seconds([3, 1], [5, 7], count, nothing, True) == pytest.approx(1.12 + 1.01 + 1.01)
     assert plain.expected_seconds([2, 1], [5, 7], nothing, count, True) == pytest.approx(1.05)
 
 
-@pytest.mark.parametrize(("speed", "lengths"), [(1.01, [0]), (1.02, [1])])
-def test_proposals_that_gain_next_to_nothing_are_made(speed: float, lengths: list[int]):
-    def target(rows: float) -> float:
-        return 1.0 if rows == 1 else 1.5 / speed
-
-    assert plain.best_lengths([[0.5]], [1], [1], lambda rows: 0.0, target, False) == lengths
+@pytest.mark.parametrize(("gain", "length"), [(1.01, 0), (1.02, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_proposals_that_gain_next_to_nothing_are_made(batch: int, gain: float, length: int):
+    target, draft = KnownTimes({batch: 1.0, 2 * batch: 1.5 / gain}), KnownTimes({1: 0.0})
+    given = [[0.5]] * batch, [1] * batch, [1] * batch
+    assert plain.best_lengths(*given, draft.estimate, target.estimate, False) == [length] * batch
+    assert vectorised.best_lengths(*given, draft, target, False).lengths == [length] * batch
 
 
 # ---- its fast twin
-
-
-class KnownTimes(PassTimes):
-    """Times that need not be learnt: lines between given points (rows, seconds)."""
-
-    def __init__(self, points: Mapping[int, float]) -> None:
-        super().__init__()
-        self._points = list(points), list(points.values())
-
-    def curve(self, rows: ArrayLike) -> Array:
-        return np.interp(rows, *self._points)
 
 
 MOST_ROWS = 64  # more than any pass here has
@@ -79,7 +68,10 @@ def any_times(draw: st.DrawFn) -> KnownTimes:
 
 @st.composite
 def batches(draw: st.DrawFn, alike: bool) -> tuple[list[list[float]], list[int], list[int]]:
-    """(chances, limits, backlog) of one to three sequences; alike: of several, each has the newest token alone to read."""
+    """(chances, limits, backlog) of one to three sequences.
+
+    alike: where there are several, each has the newest token alone to read
+    """
     batch = draw(st.integers(1, 3))
     most = MOST[batch]
     rates = st.lists(st.floats(0, 1), min_size=most, max_size=most)
@@ -108,7 +100,7 @@ def compare(batch: Batch, draft: PassTimes, target: PassTimes, sequential: bool)
 
 
 def assert_same(speeds: tuple[float, float, float]) -> None:
-    """The same speed within rounding. Where proposals are worthwhile by a hair's breadth, rounding decides about them."""
+    """The same speed within rounding. Where proposals are barely worthwhile, rounding decides about them."""
     fast, best, nothing = speeds
     assert fast == pytest.approx(best, rel=1e-9) or max(fast, best) == pytest.approx(plain.WORTHWHILE * nothing, rel=1e-9)
 
@@ -128,9 +120,20 @@ def test_a_sequential_drafts_fast_choice_is_another(batch: Batch, draft: PassTim
 @settings(max_examples=100, deadline=None)
 @given(batches(alike=False), any_times(), any_times(), st.booleans())
 def test_different_backlogs_make_the_choice_slower_than_plain_decoding(batch: Batch, draft: PassTimes, target: PassTimes, sequential: bool):
-    """Here the fast choice may miss the best one; `test_no_vector_of_lengths_beats_the_choice` says by how much in usual cases."""
+    """The fast choice may miss the best one here.
+
+    `test_no_vector_of_lengths_beats_the_choice` says by how much in usual cases.
+    """
     fast, best, nothing = compare(batch, draft, target, sequential)
     assert nothing * (1 - 1e-9) <= fast <= best * plain.WORTHWHILE
+
+
+def test_a_sequential_draft_goes_deep_for_one_token():
+    """The likely second token of one sequence costs a pass; the first token of the other costs none."""
+    chances = [[0.9, 0.8], [0.7, 0.1]]
+    one, half = KnownTimes({1: 1.0}), KnownTimes({1: 0.5})
+    assert plain.best_lengths(chances, [2, 2], [1, 1], half.estimate, one.estimate, True) == [1, 1]
+    assert vectorised.best_lengths(chances, [2, 2], [1, 1], half, one, True).lengths == [1, 1]
 
 
 @pytest.mark.parametrize(("chance", "length", "clearly"), [(0.1, 0, True), (0.4, 0, False), (0.6, 1, False)])

@@ -1,11 +1,11 @@
 """How many nodes of trees are verified, against all other numbers, and in simulated worlds."""
 
-import itertools
 import random
 from collections.abc import Callable, Sequence
+from itertools import accumulate, product
 
 import pytest
-from decoding_worlds import disturbed, flat, steep
+from decoding_worlds import KnownTimes, disturbed, flat, steep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,13 +17,6 @@ NODES = 24
 DRAFT_SECONDS = 0.003
 CYCLES = 1000
 START = [1.0, 0.25, 0.25, 0.0, 0.0]  # shares of the nodes
-
-
-def learnt(target: Cost, most: int = 40) -> PassTimes:
-    times = PassTimes()
-    for rows in [1, *range(1, most + 1)] * 3:
-        times.observe(rows, target(rows))
-    return times
 
 
 def settled(times: PassTimes) -> TreeSize:
@@ -46,7 +39,7 @@ falling = st.lists(st.floats(0, 1), max_size=6).map(lambda nodes: sorted(nodes, 
     st.integers(0, 20),
 )
 def test_other_sizes_are_faster(probabilities: list[list[float]], rises: list[float], draft_seconds: float, expected: float, accepted: int):
-    times = learnt(lambda rows: 0.1 + sum(rises[: int(rows)]), 20)
+    times = KnownTimes(dict(enumerate(accumulate(rises, initial=0.1), 1)))
     size = settled(times)
     size.observe(expected, accepted)
     batch = len(probabilities)
@@ -56,15 +49,16 @@ def test_other_sizes_are_faster(probabilities: list[list[float]], rises: list[fl
         return (batch + sum(gains)) / (draft_seconds + times.estimate(batch + sum(counts)))
 
     chosen = size.choose(probabilities, times, draft_seconds)
-    best = max(map(speed, itertools.product(*(range(len(nodes) + 1) for nodes in probabilities))))
+    best = max(map(speed, product(*(range(len(nodes) + 1) for nodes in probabilities))))
     assert speed(chosen) == pytest.approx(best)
 
 
 def test_a_sequence_without_nodes_stops_the_others():
-    size = settled(learnt(flat))
-    assert size.choose([], learnt(flat), 0.0) == []
-    assert size.choose([[], []], learnt(flat), 0.0) == [0, 0]
-    assert size.choose([[], [0.9, 0.8], []], learnt(flat), 0.0) == [0, 2, 0]
+    times = KnownTimes({1: 1.0})
+    size = settled(times)
+    assert size.choose([], times, 0.0) == []
+    assert size.choose([[], []], times, 0.0) == [0, 0]
+    assert size.choose([[], [0.9, 0.8], []], times, 0.0) == [0, 2, 0]
 
 
 def test_nodes_are_left_out_before_anything_is_known_of_times():
@@ -138,7 +132,10 @@ class World:
         return max(tokens[count] / (DRAFT_SECONDS + target(1 + count)) for count in range(NODES + 1))
 
     def live(self, size: TreeSize, times: PassTimes, target: Cost) -> tuple[float, list[int]]:
-        """Tokens per second, and all sizes. What is observed is drawn and disturbed; the speed is of what was to be expected."""
+        """Tokens per second, and all sizes.
+
+        What is observed is drawn and disturbed; the speed is of expected tokens and undisturbed times.
+        """
         tokens = seconds = 0.0
         sizes = []
         for tree in self.trees:
@@ -182,7 +179,7 @@ def test_a_machine_on_which_rows_became_free_is_not_noticed():
 
 
 def test_trials_cost_more_than_they_show():
-    times = learnt(lambda rows: rows)
+    times = KnownTimes({1: 1.0, 9: 9.0})
     size = settled(times)
     sizes = [size.choose([[0.5] * 8], times, 0.1)[0] for _ in range(200)]
     assert 0 < sum(count != sizes[0] for count in sizes) <= 4

@@ -5,18 +5,15 @@ from operator import mul
 
 
 class Acceptance:
-    """One sequence's acceptance rates by position: the rate of a position counts only cycles that accepted
-    all before it.
+    """One sequence's acceptance rates by position, each of the cycles that accepted all positions before it.
 
     Rates are averages in which old cycles weigh less and less. To what was observed at a position a guess is
-    added,
-    worth a few observations: the rate of all sequences together, the `prior`, which learns from every
-        observation made here too. So the rate of a position that is seldom tested, and of one that was not
-        tested for a while (a cycle that proposes nothing counts), moves towards the rate of all sequences.
+    added that is worth a few observations: the rate of all sequences together, the `prior`, which learns from
+    every observation made here too. So the rate of a position that is seldom tested, or was not tested for a
+    while (cycles that propose nothing count), moves towards the rate of all sequences.
 
     Without a prior this is the acceptance of all sequences together. It forgets more slowly; its guess is the
-    rate of the position before, and for the first position a high one, so that a draft of which nothing is
-    known gets tried.
+    rate of the position before, and for the first position a high one, so that an unknown draft gets tried.
     """
 
     _KEEP = 0.98  # weight left of an observation after one more cycle: text changes within a paragraph
@@ -35,11 +32,10 @@ class Acceptance:
         self._rates: list[float] | None = None
 
     def observe(self, k: int, accepted: int) -> None:
-        """Learn from a cycle. What was proposed behind the first rejected token was not tested, and teaches
-        nothing.
+        """Learn from a cycle. Tokens behind the first rejected one were not tested, and do not count.
 
-        k: how many tokens were proposed, perhaps 0.
-        accepted: how many of them were accepted.
+        k: how many tokens were proposed, perhaps 0
+        accepted: how many of them were accepted
         """
         if self._prior is not None:
             self._prior.observe(k, accepted)
@@ -73,11 +69,9 @@ class Acceptance:
         for hits, trials, guess in zip(self._hits, self._trials, usual, strict=True):
             rate = (hits + self._GUESS_WEIGHT * share * guess) / (trials + self._GUESS_WEIGHT)
             rates.append(rate)
-            share = min(1.0, rate / guess)
+            share = rate / guess if rate < guess else 1.0
         return rates
 
     def chances(self) -> list[float]:
-        """For each position: the chance that its token is accepted, the product of the rates up to it; never
-        rising.
-        """
+        """For each position: the chance that its token is accepted, the product of the rates up to it."""
         return list(accumulate(self.rates(), mul))

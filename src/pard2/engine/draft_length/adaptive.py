@@ -54,8 +54,8 @@ class AdaptiveDraftLength:
     _SMALL = 2  # tokens a sequence that the start proposes for the second point of the times
 
     def __init__(self, maximum: int, sequential: bool = False) -> None:
-        """maximum: tokens that a sequence proposes at most.
-        sequential: the draft runs once for each further token (`vsd`); a parallel one runs once for all.
+        """maximum: tokens that a sequence proposes at most
+        sequential: the draft runs once for each further token (`vsd`); a parallel one runs once for all
         """
         self.maximum = maximum
         self.sequential = sequential
@@ -77,9 +77,10 @@ class AdaptiveDraftLength:
     def choose(self, acceptances: Sequence[Acceptance], limits: Sequence[int], backlog: Sequence[int]) -> list[int]:
         """Tokens to propose for each of B sequences: 0..limits[i].
 
-        limits: at most `maximum` each.
-        backlog: tokens of each sequence that the draft has not read, at least 1; it reads them when it next
-            proposes.
+        acceptances: of the sequences, as `acceptance` made them
+        limits: at most `maximum` each
+        backlog: tokens of each sequence that the draft has not read, at least 1; it reads them when it
+            proposes
         """
         if not any(limits):
             return [0] * len(limits)
@@ -121,9 +122,7 @@ class AdaptiveDraftLength:
             self._expected = None
 
     def _first(self, limits: Sequence[int]) -> list[int]:
-        """A choice for the start, of few tokens whatever the batch: nothing is known yet of what they
-        cost.
-        """
+        """A choice for the start, of few tokens whatever the batch: what they cost is not known yet."""
         share = -(-self._start[0] // len(limits))
         return [min(share, limit) for limit in limits]
 

@@ -18,7 +18,7 @@ WORTHWHILE = 1.015
 def expected_tokens(lengths: Sequence[int], chances: Sequence[Sequence[float]]) -> float:
     """Tokens that a cycle emits: one of the target's own for each sequence, and those accepted.
 
-    chances: `Acceptance.chances` of each sequence.
+    chances: `Acceptance.chances` of each sequence
     """
     return len(lengths) + sum(sum(chance[:k]) for k, chance in zip(lengths, chances, strict=True))
 
@@ -26,8 +26,9 @@ def expected_tokens(lengths: Sequence[int], chances: Sequence[Sequence[float]]) 
 def expected_seconds(lengths: Sequence[int], backlog: Sequence[float], draft: Cost, target: Cost, sequential: bool) -> float:
     """Seconds of a cycle's passes.
 
-    backlog: tokens of each sequence that the draft has not read; it reads them when it next proposes.
-    sequential: the draft runs once for each further token, where a parallel one runs once for all.
+    backlog: tokens of each sequence that the draft has not read; it reads them when it proposes
+    draft, target: seconds of their passes
+    sequential: the draft runs once for each further token; a parallel one runs once for all
     """
     seconds = target(len(lengths) + sum(lengths))
     if not any(lengths):
@@ -50,8 +51,8 @@ def best_lengths(
 ) -> list[int]:
     """The lengths with the most expected tokens per second; all 0 where proposals are not worthwhile.
 
-    limits: the greatest length of each sequence.
-    Other arguments are those of `expected_tokens` and `expected_seconds`.
+    limits: the greatest length of each sequence
+    other arguments: as of `expected_tokens` and `expected_seconds`
     """
 
     def speed(lengths: Sequence[int]) -> float:

@@ -46,9 +46,9 @@ class TreeSize:
     def choose(self, probabilities: Sequence[Sequence[float]], target_times: PassTimes, draft_seconds: float) -> list[int]:
         """The number of nodes to verify of each of B sequences: the first so many of its list.
 
-        probabilities: of the nodes of each sequence, never rising; the draft's, of the whole path to a node.
-        target_times: what the target's passes take, by their rows; B more rows than nodes.
-        draft_seconds: what the draft's pass of a cycle takes.
+        probabilities: of the nodes of each sequence, never rising; the draft's, of the whole path to a node
+        target_times: what the target's passes take, by their rows; B more rows than nodes
+        draft_seconds: what the draft's pass of a cycle takes
         """
         counts = [len(nodes) for nodes in probabilities]
         if not any(counts) or not target_times.known:
@@ -72,8 +72,8 @@ class TreeSize:
     def observe(self, expected: float, accepted: int) -> None:
         """Learn from a cycle of the whole batch.
 
-        expected: the sum of the probabilities of the verified nodes, as `choose` was given them.
-        accepted: how many of these nodes were accepted.
+        expected: the sum of the probabilities of the verified nodes, as `choose` was given them
+        accepted: how many of these nodes were accepted
         """
         self._expected = self._KEEP * self._expected + expected
         self._accepted = self._KEEP * self._accepted + accepted

@@ -13,9 +13,11 @@ _CLEARLY = 1.1  # times the speed of the best proposals: so fast plain decoding 
 
 
 class Choice(NamedTuple):
-    """lengths: tokens that each sequence proposes.
-    speed: expected tokens per second of the whole batch.
-    clearly_none: proposing nothing is by far the fastest.
+    """What is best, and how good it is.
+
+    lengths: tokens that each sequence proposes
+    speed: expected tokens per second of the whole batch
+    clearly_none: proposing nothing is by far the fastest
     """
 
     lengths: list[int]
@@ -31,7 +33,7 @@ def best_lengths(
     target_times: PassTimes,
     sequential: bool,
 ) -> Choice:
-    """As `plain.best_lengths`.
+    """As `plain.best_lengths`, with what is known about the best.
 
     All tokens of all sequences are put in order of chance, and each in turn is taken for the last one
     proposed. That finds the best of all choices where a token costs the same wherever it is put, and one
