@@ -113,7 +113,7 @@ class TokenBatch:
     @cached_property
     def places(self) -> np.ndarray:
         """[N] places of the cache that the tokens go to, on the host."""
-        return self._each(self.numbers[:, 0] + self.numbers[:, 1]) + self._order
+        return self._spans[:, 0] + self._spans[:, 1] + self._order
 
     @cached_property
     def _places(self) -> Tensor:
@@ -121,18 +121,18 @@ class TokenBatch:
 
     @cached_property
     def _positions(self) -> np.ndarray:
-        depths = np.concatenate([span.depths for span in self.spans]) if self.has_trees else self._order
-        return self._each(self.numbers[:, 1]) + depths
+        return self._spans[:, 1] + (np.concatenate([span.depths for span in self.spans]) if self.has_trees else self._order)
+
+    @cached_property
+    def _spans(self) -> np.ndarray:
+        """[N, 3]: for each token the numbers of its span."""
+        return self.numbers.repeat(self.numbers[:, 2], axis=0)
 
     @cached_property
     def _order(self) -> np.ndarray:
         """[N] of each token: how many of its span come before it."""
         counts = self.numbers[:, 2]
-        return np.arange(counts.sum()) - self._each(counts.cumsum() - counts)
-
-    def _each(self, of_spans: np.ndarray) -> np.ndarray:
-        """[N]: for each token the number [S] of its span."""
-        return np.repeat(of_spans, self.numbers[:, 2])
+        return np.arange(len(self._spans)) - (counts.cumsum() - counts).repeat(counts)
 
     # --- what a token sees ------------------------------------------------------------------------
 
@@ -145,8 +145,9 @@ class TokenBatch:
         if window not in self._visible:
             deepest = max(int(span.depths.max()) + 1 for span in self.spans if span.parents is not None) if self.has_trees else 0
             visible = np.zeros((self.num_tokens, 3 + deepest), np.int64)
-            starts = self._each(self.numbers[:, 0])
-            visible[:, 0] = starts if window is None else starts + np.maximum(0, self._positions - window + 1)
+            visible[:, 0] = self._spans[:, 0]
+            if window is not None:
+                visible[:, 0] += np.maximum(0, self._positions - window + 1)
             visible[:, 1] = self.places + 1
             row = 0
             for span in self.spans:
