@@ -11,7 +11,10 @@ class Pard2Error(Exception):
 
 
 class Pard2Warning(UserWarning):
-    """What goes on, but perhaps not as it was meant. The command line prints it as a note; Python's `warnings` decide elsewhere."""
+    """What goes on, but perhaps not as it was meant.
+
+    The command line prints it as a note; Python's `warnings` decide elsewhere.
+    """
 
 
 def first_line(error: BaseException) -> str:

@@ -265,7 +265,7 @@ def test_what_other_engines_cannot_express(target, tmp_path):
 
 def test_a_missing_projection(target, directory):
     (directory / "warp_model.bin").unlink()
-    said = "DRAFT has no projection (warp_model.bin or warp_model.safetensors); download it whole, or use it target-independent (-m pard2-ti)"
+    said = "DRAFT has no projection (warp_model.bin or warp_model.safetensors); download it whole, or use it target-independent (`method` pard2-ti)"
     assert refused(directory, target) == said
     assert load(directory, target, False).projection is None  # the way out is one
 
@@ -299,7 +299,7 @@ def test_a_missing_mask_feature(target, masked_directory):
     """Masks would get their anchor's feature instead, which this draft has never seen there."""
     tensors = read_projection(masked_directory)
     torch.save({"target_proj.weight": tensors["target_proj.weight"]}, masked_directory / "warp_model.bin")
-    said = "DRAFT: config says pard2_mask_feature = True, the projection file lacks that vector; use it target-independent (-m pard2-ti)"
+    said = "DRAFT: config says pard2_mask_feature = True, the projection file lacks that vector; use it target-independent (`method` pard2-ti)"
     assert refused(masked_directory, target) == said
     report = inspect_draft(masked_directory)
     assert report.kind is DraftKind.LAYERED and report.lacks[-1].startswith("`pard2_mask_feature` in its projection file")
@@ -319,7 +319,7 @@ def test_a_mask_feature_of_another_shape(target, masked_directory):
 def test_features_of_another_target(target, directory):
     """A projection belongs to its target; the LM does not."""
     wide = tiny_target(hidden=48)
-    said = "DRAFT wants features 64 wide, 'tiny-llama' gives 96: it was trained for another target; use it target-independent (-m pard2-ti)"
+    said = "DRAFT wants features 64 wide, 'tiny-llama' gives 96: it was trained for another target; use it target-independent (`method` pard2-ti)"
     assert refused(directory, wide) == said
     assert load(directory, wide, False)(IDS, None).shape == (1, 6, 61)
 
@@ -331,14 +331,16 @@ def test_a_layer_that_the_target_lacks(target, directory):
 
 def test_missing_target_layers(target, directory):
     edit_config(directory, remove=("pard2_target_layers",))
-    assert refused(directory, target) == "DRAFT lacks `pard2_target_layers` in its config.json; add it, or use it target-independent (-m pard2-ti)"
+    assert (
+        refused(directory, target) == "DRAFT lacks `pard2_target_layers` in its config.json; add it, or use it target-independent (`method` pard2-ti)"
+    )
     assert load(directory, target, False).projection is None
 
 
-@pytest.mark.parametrize(("make", "way_out"), [(lambda t: pard_draft(t), "pard"), (lambda t: tiny_lm_draft(), "vsd")])
-def test_a_draft_without_target_dependent_mode(target, tmp_path, make, way_out):
+@pytest.mark.parametrize("make", [lambda t: pard_draft(t), lambda t: tiny_lm_draft()])
+def test_a_draft_without_target_dependent_mode(target, tmp_path, make):
     save_draft(make(target), tmp_path / "draft")
-    said = f"DRAFT is not a PARD-2 draft, so it has no target-dependent mode; use -m {way_out}"
+    said = "DRAFT is not a PARD-2 draft, so it has no target-dependent mode; leave `method` away for the best that it can do"
     assert refused(tmp_path / "draft", target) == said
 
 
@@ -423,7 +425,7 @@ class Payload:
 def test_a_pickle_that_would_run_code_does_not_run(target, directory, tmp_path):
     torch.save({"target_proj.weight": Payload(tmp_path / "ran")}, directory / "warp_model.bin")
     said = "DRAFT/warp_model.bin is corrupt or holds more than tensors, so it was not loaded; download it again, or use it"
-    said += " target-independent (-m pard2-ti)"
+    said += " target-independent (`method` pard2-ti)"
     assert refused(directory, target) == said
     (directory / "warp_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     assert refused(directory, target) == said
@@ -448,7 +450,7 @@ def test_any_damage_to_the_projection_file_is_one_line(target, directory):
     for damage in damages:
         (directory / "warp_model.bin").write_bytes(damage)
         said = refused(directory, target)
-        assert "DRAFT/warp_model.bin is" in said and "-m pard2-ti" in said, damage[:20]
+        assert "DRAFT/warp_model.bin is" in said and "`method` pard2-ti" in said, damage[:20]
     load(directory, target, False)  # target-independent mode needs no projection
 
 

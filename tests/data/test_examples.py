@@ -107,7 +107,7 @@ def test_a_cut_that_leaves_no_answer_is_counted_as_skipped(tmp_path):
 def test_no_example_left_is_an_error(tmp_path):
     source = write(tmp_path / "f", record("a"), record("b"))
     for choice in ("skip", "cut"):
-        with pytest.raises(Pard2Error, match="none of the 2 conversations has an answer within data.max_length=3"):
+        with pytest.raises(Pard2Error, match="none of the 2 conversations has an answer within `max_length` 3"):
             load(source, max_length=3, on_long=choice)
     with pytest.raises(Pard2Error, match="empty holds no records"):
         load(source, write(tmp_path / "empty"))

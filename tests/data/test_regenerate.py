@@ -168,7 +168,11 @@ def test_decoding_that_fails_on_one_record_does_not_stop_the_others(tmp_path, ta
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        ("other", answer_settings(5, 0.7, 0.9, 3), "holds answers made with -t tiny-llama, and this is -t other; give the same -t, name another"),
+        (
+            "other",
+            answer_settings(5, 0.7, 0.9, 3),
+            "holds answers made with `target` tiny-llama, and this is `target` other; give the same `target`, name another",
+        ),
         ("tiny-llama", answer_settings(6, 0.7, 0.9, 3), "with `max_tokens` 5, and this is `max_tokens` 6; give the same `max_tokens`"),
         ("tiny-llama", answer_settings(5, 0.0, 0.9, 3), "with `temperature` 0.7, and this is `temperature` 0.0"),
         ("tiny-llama", answer_settings(5, 0.7, 1.0, 3), "with `top_p` 0.9, and this is `top_p` 1.0"),
@@ -205,7 +209,7 @@ def test_a_file_is_not_resumed_with_edited_prompts_under_old_ids(tmp_path, targe
         check_same_run(writer, target.name, settings, [SEVEN[0] | {"answer": "new"}, *SEVEN[1:]])
         asked = SEVEN[0]["messages"]
         check_same_run(writer, target.name, settings, [{**SEVEN[0], "messages": [*asked, {"role": "assistant", "content": "an old answer"}]}])
-        with pytest.raises(Pard2Error, match="answers another prompt under the id 'p0' than -i holds now"):
+        with pytest.raises(Pard2Error, match="answers another prompt under the id 'p0' than `source` holds now"):
             check_same_run(writer, target.name, settings, [*SEVEN[1:], SEVEN[0] | change])
 
 
@@ -215,7 +219,7 @@ def test_settings_that_greedy_answers_ignore_may_change(tmp_path, target):
 
 def test_answers_of_unknown_settings_are_not_continued(tmp_path, target):
     (tmp_path / "out").write_text('{"id": "p0", "messages": [{"role": "user", "content": "x"}]}\n')
-    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="made with no -t, and this is -t tiny-llama"):
+    with RecordWriter(tmp_path / "out") as writer, pytest.raises(Pard2Error, match="made with no `target`, and this is `target` tiny-llama"):
         check_same_run(writer, target.name, answer_settings(5, 0.0, 1.0, 0))
 
 

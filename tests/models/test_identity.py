@@ -132,11 +132,11 @@ def test_info_compares_with_the_stored_weights_and_tells_the_name(directory, tmp
     tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
     tied = load_target(str(tmp_path / "tied"), "float32", "cpu")
     save_draft(tiny_draft(tied), tmp_path / "tied-draft")
-    assert notes(fit, tmp_path / "tied-draft", str(tmp_path / "tied"), ["pard2-td"]) == []
-    assert len(notes(fit, tmp_path / "tied-draft", str(tmp_path / "same"), ["pard2-td"])) == 1
+    assert notes(fit, tmp_path / "tied-draft", str(tmp_path / "tied"), {"pard2-td": True}) == []
+    assert len(notes(fit, tmp_path / "tied-draft", str(tmp_path / "same"), {"pard2-td": True})) == 1
     monkeypatch.setattr(loading, "load_causal_lm", None)  # by which a target is loaded; `read` has the name for itself
     for name, count in (("same", 0), ("other", 1), ("half", 0)):
-        assert len(notes(fit, directory, str(tmp_path / name), ["pard2-td", "pard2-ti"])) == count, name
+        assert len(notes(fit, directory, str(tmp_path / name), {"pard2-td": True, "pard2-ti": False})) == count, name
     assert inspect_draft(directory).target == "tiny-llama"
     save_draft(cut_draft(Target(tiny_model(), name=str(tmp_path / "same")), [0], MASK, 4, (-1,)), tmp_path / "cut")
     assert inspect_draft(tmp_path / "cut").target == "same"

@@ -109,7 +109,7 @@ def bench(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Decode the same prompts by several methods in turn, and say how much faster each is than plain decoding."""
+    """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding."""
     arguments = parse_template_args(work.template_arguments)
     needs_draft = work.names is None or any(name != PLAIN for name in work.names)
     found = choose_draft(models.target, models.draft, None if needs_draft else PLAIN)
@@ -135,7 +135,7 @@ def bench(
 
 
 def _load(models: Models, draft: str | None, names: list[str] | None) -> "tuple[Target, Draft | None]":
-    """The models; the draft's projection is required where a method wants it, and left away where none does."""
+    """The models. The draft's projection is required where a method wants it; where none does, it is not read."""
     from pard2.checkpoints.loading import load_target, parse_dtype
     from pard2.checkpoints.read import load_draft
 

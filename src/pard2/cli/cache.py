@@ -17,7 +17,9 @@ def cache(
         list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Fields to change, such as features.cache=DIR.")
     ] = None,
 ) -> None:
-    """Compute the target's hidden states for a run's conversations before it starts; the same command goes on where it was stopped."""
+    """Compute the target's hidden states for a run's conversations before it starts; the same command goes on
+    where it was stopped.
+    """
     from pard2.config import load_config
 
     run = load_config(config, overrides or [])

@@ -34,7 +34,10 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")] = None,
     template_arguments: TemplateArgOption = None,
 ) -> None:
-    """Talk with the target; what its draft proposed is green. Without a terminal, each line of standard input is a turn."""
+    """Talk with the target; what its draft proposed is green.
+
+    Without a terminal, each line of standard input is a turn.
+    """
     arguments = parse_template_args(template_arguments)
     engine = models.load(dataclasses.replace(options, max_batch=1))
     if engine.target.tokenizer is None or engine.target.tokenizer.chat_template is None:

@@ -23,7 +23,7 @@ from pard2.errors import BAD_INPUT, Pard2Error, Pard2Warning, first_line
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """A user's mistake, and what the machine refuses, become one line; everything else is a bug and keeps its traceback."""
+    """A user's mistake, and what the machine refuses, become one line; a bug keeps its traceback."""
     try:
         yield
         return

@@ -15,7 +15,9 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # 
 
 
 def answer_text(text: str) -> str:
-    """An answer for standard output: byte for byte, but on a terminal without control characters other than line feed and tab."""
+    """An answer for standard output: byte for byte, but on a terminal without control characters other than
+    line feed and tab.
+    """
     return printable(text, keep="\n\t") if on_terminal() else text
 
 
@@ -48,7 +50,7 @@ def record_progress(description: str, total: int, done: int) -> Iterator[Callabl
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     times = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
     began, tokens = time.perf_counter(), 0
-    # Results that share the terminal must go through the bar's console; those that go to a file or a pipe must not.
+    # Results that share the terminal must go through the bar's console; those for a file or a pipe must not.
     with Progress(*columns, *times, console=console, redirect_stdout=on_terminal()) as progress:
         task = progress.add_task(description, total=total, completed=done, rate="")
 

@@ -56,7 +56,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Servers:
-    """Who answers in place of a target that is loaded here. model, api_key: of the command line's options --model and --api-key-env."""
+    """Who answers in place of a target that is loaded here.
+
+    model: what the endpoints call the target; None for the name that it has here.
+    api_key: name of the environment variable that holds the key.
+    """
 
     endpoint: Annotated[
         list[str] | None,
@@ -74,7 +78,10 @@ class Servers:
     ] = None
 
     def replier(self, target: str, settings: dict[str, Any]) -> "Replier":
-        """The endpoints, once they have shown that they can answer. Without torch, which takes seconds to import and has nothing to do there."""
+        """The endpoints, once they have shown that they can answer.
+
+        Without torch, which takes seconds to import and has nothing to do there.
+        """
         from pard2.data.endpoint import Endpoints
 
         assert self.endpoint is not None
@@ -207,7 +214,7 @@ _ENDPOINT_ALONE = ("model", "concurrency", "api_key", "timeout", "retries", "ext
 
 
 def _refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
-    """Raises `Pard2Error` for the first of these options that the command line holds, its default value included."""
+    """Raises `Pard2Error` for the first of these options that the command line gives, be it by its default value."""
     flags = {option.name: option.opts[0] for option in context.command.params}
     for name in names:
         source = context.get_parameter_source(name)

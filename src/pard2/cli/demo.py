@@ -37,7 +37,11 @@ _BAR = 30  # characters of a bar that stands for 100 %
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt decoded by one method. token_ids: all new tokens; from_draft: which of them the draft had proposed."""
+    """One prompt decoded by one method.
+
+    token_ids: all new tokens.
+    from_draft: which of them the draft had proposed.
+    """
 
     method: str
     token_ids: list[int]
@@ -100,7 +104,8 @@ def _total(runs: list[list[Run]], method: str) -> "Stats":
 
 
 class _SideBySide:
-    """Two columns, the plain text and the coloured one, that fill as their tokens come; what is in neither is decoded all the same.
+    """Two columns, the plain text and the coloured one, that fill as their tokens come; what is in neither is
+    decoded all the same.
 
     Where output is no terminal, or as JSON, nothing moves: the columns are printed once they are full.
     """
@@ -153,7 +158,7 @@ def _print_speeds(console: "Console", results: list[Run]) -> None:
 
 
 def _same(plain: Run, other: Run) -> str:
-    """In words, whether two methods said the same; half precision may flip a near-tie (see `pard2 verify`)."""
+    """Whether two methods said the same, in words; half precision may flip a near-tie (see `pard2 verify`)."""
     if plain.token_ids == other.token_ids:
         return "same text"
     first = next((i for i, (a, b) in enumerate(zip(plain.token_ids, other.token_ids, strict=False)) if a != b), 0)

@@ -1,5 +1,8 @@
-"""Records and the command line: a command takes a record whole, and each of its fields becomes an option; and a message
-that names a parameter names its flag to whoever uses the command line."""
+"""Records as options, and parameters as flags.
+
+A command takes whole records, and each of their fields becomes an option. A message that names a parameter, as in
+`max_tokens`, names the flag of that parameter to whoever uses the command line.
+"""
 
 import inspect
 import re
@@ -17,7 +20,9 @@ from pard2.errors import Pard2Error
 
 
 class Flags:
-    """Which fields of a record a command shows, as in `params: Annotated[SamplingParams, Flags("seed", seed=0)]`.
+    """Which fields of a record a command shows.
+
+    As in `params: Annotated[SamplingParams, Flags("seed", "top_p", seed=0)]`.
 
     names: all of them where none is given; what is not shown keeps the record's default.
     help: for fields that mean something of their own here.
@@ -35,7 +40,7 @@ class Flags:
 
 
 def with_records(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the shown fields of its records in their place as options; it is called with the records themselves.
+    """The command with options in place of its records, one for each field shown; it is called with the records.
 
     A record is a dataclass whose fields are declared with `settings.flag`, or annotated as typer wants it.
     """
@@ -98,7 +103,10 @@ def number_or_word(text: str) -> int | str:
 
 
 def parse_logit_bias(words: list[str] | None) -> dict[int, float]:
-    """`["42=-100", "7=1.5"]` as biases by token id. Raises `Pard2Error` for another form, and for a token named twice."""
+    """`["42=-100", "7=1.5"]` as biases by token id.
+
+    Raises `Pard2Error` for another form, and for a token named twice.
+    """
     biases: dict[int, float] = {}
     for word in words or ():
         token, _, bias = word.partition("=")
@@ -125,7 +133,10 @@ _flags: dict[str, str] = {}  # of the command that runs
 
 
 def speak_flags_of(options: Iterable[Any]) -> None:
-    """From now on messages name these options of a command, by its parameters' names and by those of the settings that they stand for."""
+    """From now on messages name these options of a command.
+
+    They are known by the names of its parameters, and by those of the settings that they stand for.
+    """
     own = {option.name: option.opts[0] for option in options if option.opts[0].startswith("-")}
     flags = {flag for option in options for flag in option.opts}
     _flags.clear()
@@ -139,5 +150,5 @@ def speak_fields() -> None:
 
 
 def to_flags(message: str) -> str:
-    """A message in which each parameter in backticks that is an option of the command is named by its flag."""
+    """The message with flags in place of the names in backticks that are options of the command."""
     return re.sub(r"`(\w+)`", lambda match: _flags.get(match[1], match[0]), message)

@@ -99,7 +99,9 @@ def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw:
 
 
 def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParams, raw: bool, as_json: bool) -> None:
-    """Answers in the prompts' order, each as soon as it and all before it are there; what failed is told at the end."""
+    """Answers in the prompts' order, each as soon as it and all before it are there; what failed is told at
+    the end.
+    """
     total, tokens, failures = len(prompts) * params.n, 0, []
     print_note(f"{len(prompts)} prompts, {total} answers of up to {params.max_tokens} tokens")
     with record_progress("answers", total, 0) as advance:

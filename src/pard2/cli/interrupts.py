@@ -1,4 +1,7 @@
-"""Ctrl-C at any moment: one line and exit code 130. It imports next to nothing, so that it stands before everything else."""
+"""Ctrl-C at any moment: one line and exit code 130.
+
+It imports next to nothing, so that it stands before everything else.
+"""
 
 import os
 import signal
@@ -15,7 +18,10 @@ seen = False
 
 
 def install(handler: "_HANDLER") -> "_HANDLER":
-    """Let this function answer Ctrl-C; returns what did before. An ignored Ctrl-C, as of a shell's background jobs, stays ignored."""
+    """Let this function answer Ctrl-C; returns what did before.
+
+    An ignored Ctrl-C, as of a shell's background jobs, stays ignored.
+    """
     before = signal.getsignal(signal.SIGINT)
     try:
         if before != signal.SIG_IGN:
@@ -34,7 +40,9 @@ def leave(*_signal: object) -> None:
 
 
 def interrupt(_signal: int, frame: "FrameType | None") -> None:
-    """`KeyboardInterrupt`, but within an import: there it may be swallowed, or taken for a package that is missing, and nothing is being written."""
+    """`KeyboardInterrupt`, but within an import: there it may be swallowed, or taken for a package that is
+    missing, and nothing is being written.
+    """
     global seen
     seen = True
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):

@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _open_streams() -> None:
-    """What the caller closed leads nowhere; else the next file would be opened under its number, and whoever prints would write into it."""
+    """What the caller closed leads nowhere; else the next file would be opened under its number, and whoever
+    prints would write into it.
+    """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -43,7 +45,7 @@ def _open_streams() -> None:
 
 
 def _flushed(code: str | int | None) -> str | int | None:
-    """The exit code once everything printed is out: 2 where it cannot be, 1 where nobody reads it any more."""
+    """The exit code once all that was printed is out: 2 where it cannot be, 1 where nobody reads it any more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -64,7 +66,9 @@ def _say(message: str) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep the progress bars and warnings of transformers and the hub out of our output; whoever wants them sets these."""
+    """Keep the progress bars and warnings of transformers and the hub out of our output; whoever wants them
+    sets these.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

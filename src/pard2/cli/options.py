@@ -57,7 +57,9 @@ class Models:
 
 
 def choose_draft(target: str, draft: str | None, method: str | None) -> str | None:
-    """The draft's directory or hub id; the embedded one for the embedded target where none is named and the method needs one."""
+    """The draft's directory or hub id; the embedded one for the embedded target where none is named and the
+    method needs one.
+    """
     if draft == EMBEDDED or (draft is None and target == EMBEDDED and (method is None or find_method(method).needs)):
         from pard2.checkpoints.embedded import embedded_draft
 
@@ -77,5 +79,8 @@ def parse_list(flag: str, text: str, kind: Callable[[str], Part]) -> list[Part]:
 
 
 def read_prompts(file: Path, arguments: dict[str, Any]) -> list[list[Message] | Record]:
-    """The conversations of a JSONL file, each up to its last user turn. Raises `Pard2Error` for one in which no user speaks."""
+    """The conversations of a JSONL file, each up to its last user turn.
+
+    Raises `Pard2Error` for one in which no user speaks.
+    """
     return to_prompts(read_records(file), arguments, f"--prompts {file}")

@@ -1,4 +1,6 @@
-"""`--template-arg`: what the chat template gets beside the messages, and what is said where a draft was trained with something else."""
+"""`--template-arg`: what the chat template gets beside the messages, and what is said where a draft was
+trained with something else.
+"""
 
 import json
 from collections.abc import Sequence
@@ -60,7 +62,9 @@ def apply_template_args(texts: list[str], arguments: dict[str, Any], raw: bool) 
 
 
 def check_template_args(target: "Target", draft: "Draft | None", arguments: dict[str, Any], prompts: "Sequence[Prompt]") -> None:
-    """Raises `Pard2Error` for an argument that the template does not read; notes what prompts say in vain, or a draft was not trained with."""
+    """Raises `Pard2Error` for an argument that the template does not read; notes what prompts say in vain, or
+    a draft was not trained with.
+    """
     if target.tokenizer is None:
         return
     check_arguments(target.tokenizer, arguments)

@@ -52,7 +52,9 @@ def train(
 
 
 def _dry_run(config: "TrainConfig", as_json: bool) -> None:
-    """The resolved run on standard output, its plan on standard error; with --json both in one object on standard output."""
+    """The resolved run on standard output, its plan on standard error; with --json both in one object on
+    standard output.
+    """
     import json
 
     import yaml

@@ -94,7 +94,7 @@ class Verdict:
 
     @property
     def lacking(self) -> dict[str, str]:
-        """For each part that ran what it lacks to call decoding lossless: a line, empty where it lacks nothing."""
+        """For each part that ran, a line: what it lacks to call decoding lossless; empty where it lacks nothing."""
         from pard2.verify.greedy import FEWEST_ACCEPTED
 
         accepted = Counter({"alone": 0})
@@ -160,7 +160,9 @@ def verify(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Hold decoding, greedy and sampled, against the target itself; exit code 1 if it says anything else, 3 if too little was proposed to tell."""
+    """Hold decoding, greedy and sampled, against the target itself; exit code 1 if it says anything else, 3
+    if too little was proposed to tell.
+    """
     arguments = parse_template_args(checks.template_arguments)
     with working("importing torch"):
         from pard2.engine.prompts import encode_prompt

@@ -95,7 +95,9 @@ def check_has_draft(name: str | None, has_draft: bool) -> None:
 
 
 def methods_for(kind: DraftKind) -> list[str]:
-    """The methods that a draft of this kind was trained for, the best first: for PARD-2, with the target's features and without."""
+    """The methods that a draft of this kind was trained for, the best first: for PARD-2, with the target's
+    features and without.
+    """
     least = min(kind, DraftKind.LAYERED)
     return [name for name, method in reversed(METHODS.items()) if least <= method.suits <= kind]
 

@@ -1,4 +1,7 @@
-"""What an engine is asked for when it is made, checked in one place. It knows no model, and imports no torch."""
+"""What an engine is asked for when it is made, checked in one place.
+
+It knows no model, and imports no torch.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +20,7 @@ VerificationRule = Literal["token", "block"]
 TreeNodes = int | Literal["auto"]
 
 _MOST = 2**53  # sequences or cache places, of which no machine holds so many
-# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" and "full" look no further than this.
+# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" and "full" go no further.
 _MOST_ONE_BY_ONE = 8
 _TREE_METHODS = [name for name, method in METHODS.items() if method.trees]
 
@@ -27,15 +30,16 @@ class EngineOptions:
     """How an engine decodes, whatever it is asked later.
 
     method: a name of `METHODS`; None for the best that the draft allows.
-    draft_tokens: proposals of a sequence in a cycle; "full", as many as the draft was trained for; "auto", adapted to
-        what past cycles accepted and cost, for each sequence, from prompt to prompt.
-    draft_sampling: what a draft proposes where a request samples: "greedy", its most probable tokens, so that the
-        text depends on the seed alone; or "sampled", tokens drawn from its distribution.
+    draft_tokens: proposals of a sequence in a cycle; "full", as many as the draft was trained for;
+        "auto", adapted to what past cycles accepted and cost, for each sequence, from prompt to prompt.
+    draft_sampling: what a draft proposes where a request samples: "greedy", its most probable tokens, so
+        that the text depends on the seed alone; or "sampled", tokens drawn from its distribution.
     verification: how drawn proposals are judged: "token", one by one, or "block".
     tree: nodes of the tree that a sequence proposes in a cycle; 0 for chains; "auto", as many as pay.
     max_batch: sequences decoded at once; others wait.
     cache_tokens: places of the cache, for all sequences together; None for as many as there is memory for.
-    cuda_graphs: replay captured passes. True: or raise; None: where there is CUDA and the architecture can be captured.
+    cuda_graphs: replay captured passes: True, or raise; False, never; None, where there is CUDA and the
+        architecture can be captured.
 
     Raises `Pard2Error` for what means nothing, alone or together, by the field's name.
     """
@@ -116,7 +120,7 @@ class EngineOptions:
             self.check_tree_fits(self.cache_tokens)
 
     def check_tree_fits(self, positions: int) -> None:
-        """Raises `Pard2Error` for a tree that a cache of so many positions cannot hold beside the token that it grows from."""
+        """Raises `Pard2Error` for a tree that does not fit such a cache beside the token that it grows from."""
         if self.tree != "auto" and self.tree >= positions:
             raise Pard2Error(
                 f"a tree of {self.tree} nodes does not fit the cache of {positions} positions; give a smaller `tree` or a larger `cache_tokens`"
@@ -133,7 +137,7 @@ class EngineOptions:
         return replace(self, method=choose_method(self.method, draft))
 
     def most_draft_tokens(self, draft: "Draft | None") -> int:
-        """Proposals of a sequence in a cycle at most, for the method that `fitted` settled; 0 without a draft.
+        """Most proposals of a sequence in a cycle, for the method that `fitted` settled; 0 without a draft.
 
         Raises `Pard2Error` for more than the draft was trained for.
         """

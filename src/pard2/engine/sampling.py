@@ -38,7 +38,8 @@ class SamplingParams:
     top_k: sample from so many tokens, the likeliest; 0 is off.
     top_p: sample from the fewest tokens that hold this probability; 1 is off.
     min_p: leave out tokens below this share of the likeliest one's probability; 0 is off.
-    repetition_penalty: divides the positive logits of tokens in the prompt or the answer and multiplies the negative ones.
+    repetition_penalty: divides the positive logits of tokens in the prompt or the answer and multiplies the
+        negative ones.
     presence_penalty: subtracted from the logits of tokens in the answer, once.
     frequency_penalty: subtracted from the logits of tokens in the answer, per occurrence.
     logit_bias: added to the logits of these token ids.
@@ -109,7 +110,9 @@ class SamplingParams:
         check("logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `Pard2Error` for what a vocabulary of this size lacks: a biased token id, or as many alternatives."""
+        """Raise `Pard2Error` for what a vocabulary of this size lacks: a biased token id, or as many
+        alternatives.
+        """
         check("logprobs", self.logprobs, (self.logprobs or 0) <= vocab_size, f"the vocabulary has {vocab_size} tokens")
         for token in self.logit_bias or {}:
             check("logit_bias", f"names token {token}", token < vocab_size, f"the vocabulary ends at {vocab_size - 1}")

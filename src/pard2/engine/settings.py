@@ -1,4 +1,7 @@
-"""How a setting is declared: a field of a record with its default, its help and its command-line flag. It knows no command line."""
+"""How a setting is declared: a field of a record with its default, its help and its command-line flag.
+
+It knows no command line.
+"""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +32,9 @@ def flag(help: str, *names: str, metavar: str | None = None, group: str | None =
 
 
 def check(name: str, value: object, holds: bool, wanted: str) -> None:
-    """Raises `Pard2Error` unless `holds`; the message has the parameter's own name in backticks, which the command line makes its flag."""
+    """Raises `Pard2Error` unless `holds`; the message has the parameter's own name in backticks, which the
+    command line makes its flag.
+    """
     if not holds:
         raise Pard2Error(f"`{name}` {' '.join(str(value).split())[:60]}: {wanted}")  # of a wrong type, it may be long
 
