@@ -78,7 +78,8 @@ class DataConfig(_Section):
     max_length: PositiveInt = Field(512, description="tokens of a conversation")
     on_long: Literal["raise", "cut", "skip"] = Field("raise", description="what becomes of a conversation with more tokens than max_length")
     row_length: PositiveInt | None = Field(
-        None, description="tokens of a row, into which whole conversations are packed; by default max_length. Changes speed and memory, not the loss"
+        None,
+        description="tokens of a row, a packed sequence of whole conversations; by default max_length. Changes speed and memory, not the loss",
     )
     expected_tokens: int | None = Field(
         None, ge=1, le=10**9, description="tokens of all conversations; --dry-run plans with it where they are not there yet"

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from run_processes import Started
 from train_runs import CONVERSATIONS, newest, weights, write_records
 
 from pard2.config import load_config
@@ -18,51 +19,60 @@ from pard2.errors import Pard2Error
 from pard2.train.loop import train
 from pard2.train.processes import Processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # every process imports torch
-
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # other interpreters import torch
 
 
-def write_run(tmp_path: Path, target: Path, kind: str = "adamw", **loop) -> Path:
+def write_run(tmp_path: Path, target: Path, kind: str = "adamw", evaluated: bool = False, **loop) -> Path:
     data = write_records(tmp_path / "data.jsonl", CONVERSATIONS)
     run = {
         "target": {"name": str(target)},
         "draft": {"layers": [0, 2], "target_layers": [-1, -2]},
-        "data": {"train": [str(data)], "evaluation": str(data), "max_length": 80, "on_long": "cut"},
+        "data": {"train": [str(data)], "evaluation": str(data) if evaluated else None, "max_length": 80, "on_long": "cut"},
         "objective": {"draft_tokens": 4, "feature_drop": 0.3},
         "optimizer": {"kind": kind, "lr": 3e-3, "warmup_steps": 2, "ema": 0.5},
-        "loop": {"steps": 4, "rows_per_step": 4, "save_every": 2, "evaluate_every": 2, "evaluation_tokens": 4, "seed": 3, "device": "cpu"} | loop,
+        "loop": {"steps": 4, "rows_per_step": 4, "save_every": 2, "seed": 3, "device": "cpu"} | loop,
     }
     path = tmp_path / f"{Path(loop['output']).name}.yaml"
     path.write_text(yaml.safe_dump(run))
     return path
 
 
-def start(run: Path, processes: int, port: int = 0) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    launcher = [*LAUNCHER, str(port)] if processes > 1 else [sys.executable]
-    command = [*launcher, "-m", "pard2", "train", str(run)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def by_command(run: Path) -> str:
+    """What a person's own command prints, in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    result = subprocess.run(
+        [*launcher, "-m", "pard2", "train", str(run)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err[-3000:]
-    return out
+def by_agent(run: Path) -> str:
+    return Started(run, 2).finish()
 
 
 def metrics(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("sharding", "kind"), [("none", "muon"), ("fsdp", "adamw")])
-def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sharding, kind):
+def lines(output: Path) -> int:
+    path = output / "metrics.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize(("sharding", "kind", "run_two"), [("none", "muon", by_command), ("fsdp", "adamw", by_agent)])
+def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sharding, kind, run_two: Callable[[Path], str]):
     """The first pair is told no device: on a machine without GPUs that is the CPU for several processes as for one."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     device = None if sharding == "none" and not torch.cuda.is_available() else "cpu"
-    train(load_config(write_run(tmp_path, target_directory, kind, output=str(alone))), quiet)
-    run = write_run(tmp_path, target_directory, kind, output=str(together), sharding=sharding, device=device)
-    out = finish(start(run, 2, 29400 + (sharding == "fsdp")))
+    evaluated = {"evaluated": True, "evaluate_every": 2, "evaluation_prompts": 2, "evaluation_tokens": 2}
+    train(load_config(write_run(tmp_path, target_directory, kind, output=str(alone), **evaluated)), quiet)
+    run = write_run(tmp_path, target_directory, kind, output=str(together), sharding=sharding, device=device, **evaluated)
+    out = run_two(run)
     assert out.splitlines() == [str(together / "draft")]  # the main process speaks alone
     for one, two in zip(metrics(alone), metrics(together), strict=True):
         assert one["tokens"] == two["tokens"] and one["slots"] == two["slots"]
@@ -77,17 +87,14 @@ def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sh
 def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory, tmp_path, quiet):
     """Killed between checkpoints, once with half of a later checkpoint on disk, a run ends with the weights of one that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(load_config(write_run(tmp_path, target_directory, output=str(whole), steps=60, evaluate_every=1000)), quiet)
-    run = write_run(tmp_path, target_directory, output=str(killed), steps=60, evaluate_every=1000)
-    process = start(run, 1)
-    deadline = time.monotonic() + 200
-    while not (killed / "metrics.jsonl").exists() or len((killed / "metrics.jsonl").read_bytes().splitlines()) < 5:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert newest(str(killed)).name < "step-00000060"
-    finish(start(run, 1))
+    train(load_config(write_run(tmp_path, target_directory, output=str(whole), steps=24, rows_per_step=2)), quiet)
+    run = write_run(tmp_path, target_directory, output=str(killed), steps=24, rows_per_step=2)
+    started = Started(run, 1)
+    started.wait_for(lambda: lines(killed) >= 5)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    assert newest(str(killed)).name < "step-00000024"
+    Started(run, 1).finish()
     ours, theirs = weights(str(whole)), weights(str(killed))
     assert ours.keys() == theirs.keys() and all(tensor.equal(theirs[name]) for name, tensor in ours.items())
     assert [line["loss"] for line in metrics(whole)] == [line["loss"] for line in metrics(killed)]
@@ -95,34 +102,26 @@ def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory,
 
 def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(target_directory, tmp_path):
     output = tmp_path / "run"
-    run = write_run(tmp_path, target_directory, output=str(output), steps=200, evaluate_every=1000)
-    process = start(run, 2, 29403)
-    deadline = time.monotonic() + 200
-    while not list((output / "checkpoints").glob("step-*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    process.communicate(timeout=200)
-    assert process.returncode != 0
+    run = write_run(tmp_path, target_directory, output=str(output), steps=40, rows_per_step=2)
+    started = Started(run, 2)
+    started.wait_for(lambda: list((output / "checkpoints").glob("step-*")))
+    os.kill(started.workers()[-1], signal.SIGKILL)
+    code, _, _ = started.wait()
+    assert code != 0
     step = int(newest(str(output)).name.removeprefix("step-"))
-    assert step < 200
-    finish(start(run, 1))  # also: what two processes wrote, one reads
-    assert metrics(output)[-1]["step"] == 200
+    assert step < 40
+    Started(run, 1).finish()  # also: what two processes wrote, one reads
+    assert metrics(output)[-1]["step"] == 40
 
 
 def test_a_signal_to_one_process_ends_the_others_without_a_checkpoint(target_directory, tmp_path):
     output = tmp_path / "run"
-    run = write_run(tmp_path, target_directory, output=str(output), steps=2000, save_every=2000, evaluate_every=10000)
-    process = start(run, 2, 29404)
-    deadline = time.monotonic() + 200
-    while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").read_bytes():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(workers[-1]), signal.SIGTERM)  # the one that does not write
-    _, err = process.communicate(timeout=200)
-    assert process.returncode != 0 and "SIGTERM: stopped after step" in err
+    run = write_run(tmp_path, target_directory, output=str(output), steps=2000, save_every=2000, rows_per_step=2)
+    started = Started(run, 2)
+    started.wait_for(lambda: lines(output))
+    os.kill(started.workers()[-1], signal.SIGTERM)  # the one that does not write
+    code, _, err = started.wait()
+    assert code != 0 and "SIGTERM: stopped after step" in err
     step = int(newest(str(output)).name.removeprefix("step-"))
     assert 0 < step < 2000 and metrics(output)[-1]["step"] == step
 

@@ -24,8 +24,8 @@ def test_a_killed_run_ends_with_the_same_weights(make_config, quiet, tmp_path, m
     """Killed before the first checkpoint, right after one, and with steps behind it that are lost; with evaluations, which the resumed run does
     not repeat.
     """
-    data = {"evaluation": str(write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:2]))} if evaluated else {}
-    loop = {"evaluate_every": 2, "evaluation_tokens": 4}
+    data = {"evaluation": str(write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:1]))} if evaluated else {}
+    loop = {"evaluate_every": 2, "evaluation_tokens": 2}
     whole, killed = (
         make_config(draft=draft, data=data, optimizer={"kind": kind}, loop=loop | {"output": str(tmp_path / name)}) for name in ("whole", "killed")
     )

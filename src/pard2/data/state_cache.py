@@ -118,7 +118,7 @@ class StateCache:
         return [self._read(example) for example in examples]
 
     def complete(self, examples: Sequence[Example], found: Sequence[DocumentStates | None]) -> list[DocumentStates]:
-        """`found`, as `read` gave it; what it lacks is generated, or read if it has been written meanwhile."""
+        """`found`, as `read` gave it; what it lacks is generated, or read if it was written meanwhile."""
         states = [one for one in found if one is not None]
         if len(states) == len(examples):
             return states

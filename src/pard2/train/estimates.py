@@ -1,9 +1,9 @@
 """What a run will take, computed from shapes before it starts: slots, memory, floating-point operations.
 
-Letters: h hidden, i intermediate, q and k widths of queries and keys over all heads, V vocabulary, F features of
-the target; a packed sequence of N tokens has S slots, of which P predict a token. A number takes 4 bytes, or 2
-in bfloat16. What Python and torch take for themselves is not in here, nor what several processes or sharding
-change.
+Letters: h hidden, i intermediate, q and k widths of queries and keys over all heads, V vocabulary, F features
+of the target; a packed sequence of N tokens has S slots, of which P predict a token. A number takes 4 bytes,
+or 2 in bfloat16. What Python and torch take for themselves is not in here, nor what several processes or
+sharding change.
 """
 
 from dataclasses import dataclass, fields

@@ -117,7 +117,7 @@ class TrainingLoop:
         self.save_draft()
 
     def _stopping(self) -> bool:
-        """Whether a signal has come to this process or, until the end of the last step's passes, to another."""
+        """Whether a signal has come to this process or, up to the end of the last step, to another."""
         return self._stop_asked or (self.processes.count == 1 and self._stop.caught > 0)
 
     def step(self, step: int) -> dict[str, Any]:

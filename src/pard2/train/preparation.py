@@ -138,7 +138,7 @@ def _open_cache(config: TrainConfig, target: Target, draft: Draft) -> StateCache
 
 
 def _standardise(draft: Draft, target: Target, examples: Examples) -> None:
-    """Let the draft's projection learn from features of like size, as those of a few conversations tell it."""
+    """Let the draft's projection learn from features of like size, as a few conversations show them."""
     every = max(1, len(examples) // _CALIBRATION_DOCUMENTS)
     some = [examples[i] for i in range(0, len(examples), every)][:_CALIBRATION_DOCUMENTS]
     features = [states.features for states in online_states(target, some, draft.spec.target_layers)]
