@@ -15,7 +15,7 @@ import cProfile
 import pstats
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import in_turn, random_model
-from pard2 import Engine, SamplingParams
-from pard2.bench.result_file import write_result
+from common import in_turn
+from loads import full_batch
+from pard2 import Engine
 from pard2.checkpoints.loading import parse_device
 from pard2.environment import meta
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
 from pard2.runtime.decoder import DecoderOutput
+from random_models import random_model
 
 CYCLE_MILLISECONDS, SEQUENCE_MICROSECONDS = 0.3, 20.0  # the limit
 # vocabulary, hidden, intermediate, layers, heads, key-value heads, head_dim
@@ -85,13 +86,9 @@ def new_engine(method: str, batch: int, draft_tokens: int | str, device: torch.d
 
 
 def answer_tokens(batch: int, cycles: int) -> int:
-    """New tokens with which no sequence ends before its last cycle is timed."""
-    return (reading_cycles(batch) + WARM_UP + cycles) * (MOST_DRAFT_TOKENS + 1) + 1
-
-
-def reading_cycles(batch: int) -> int:
-    """In which all prompts are surely read."""
-    return 2 + batch * PROMPT // 256
+    """New tokens with which no sequence ends before its last cycle is timed, nor while the prompts are read."""
+    reading = 2 + batch * PROMPT // 256
+    return (reading + WARM_UP + cycles) * (MOST_DRAFT_TOKENS + 1) + 1
 
 
 @contextmanager
@@ -124,33 +121,19 @@ class Load:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Within, all prompts have been read and every sequence decodes. Raises `SystemExit` if one of them ended on the way."""
-        params = SamplingParams(answer_tokens(self.batch, self.cycles), ignore_eos=True)
+        """Within, every sequence decodes, by stubs where it shall."""
         generator = torch.Generator().manual_seed(0)
         prompts = torch.randint(VOCABULARY - 1, (self.batch, PROMPT), generator=generator).tolist()
-        requests = [self.engine.submit(prompt, params) for prompt in prompts]
-        for _ in range(reading_cycles(self.batch)):
-            self.engine.step()
-        before = self.engine.totals
-        if self.stubbed:
-            with stubs(self.engine, self.batch):
-                yield from self._warm()
-        else:
-            yield from self._warm()
-        done = self.engine.totals - before
-        if any(request.done for request in requests) or done.tokens < self.batch * done.cycles:
-            raise SystemExit("a sequence did not decode all the time; the figures would be of a smaller batch")
-        for request in requests:
-            request.cancel()
-        self.engine.step()
-
-    def _warm(self) -> Iterator[None]:
-        for _ in range(WARM_UP):
-            self.engine.step()
-        yield
+        with (
+            full_batch(self.engine, prompts, answer_tokens(self.batch, self.cycles)),
+            stubs(self.engine, self.batch) if self.stubbed else nullcontext(),
+        ):
+            for _ in range(WARM_UP):
+                self.engine.step()
+            yield
 
     def step(self) -> float:
-        """Seconds of one cycle. The device is not waited for: whatever is emitted has been."""
+        """Seconds of one cycle. When it returns, the device has done whatever decides the tokens."""
         started = time.perf_counter()
         self.engine.step()
         return time.perf_counter() - started
@@ -239,6 +222,8 @@ def main() -> None:
     lines = fits(results)
     print_results(results, lines)
     if args.json:
+        from pard2.bench.result_file import write_result
+
         limits = {"milliseconds_a_cycle": CYCLE_MILLISECONDS, "microseconds_a_sequence": SEQUENCE_MICROSECONDS}
         write_result(args.json, about, results, limit=limits, fits=lines, draft_tokens=args.draft_tokens)
 

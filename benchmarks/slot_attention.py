@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from common import in_turn, peak_bytes, resting_bytes, seconds
+from common import in_turn, seconds
 from pard2.bench.result_file import write_result
 from pard2.checkpoints.loading import parse_device, parse_dtype
 from pard2.environment import meta
@@ -29,6 +29,7 @@ from pard2.objective.block_mask import block_mask
 from pard2.objective.cod import keep_masks
 from pard2.objective.layout import SlotLayout, attention_mask, build_layout, key_spans
 from pard2.objective.slot_attention import slot_attention
+from training_loads import peak_bytes, resting_bytes
 
 Pass = Callable[[Tensor, Tensor, Tensor], Tensor]
 

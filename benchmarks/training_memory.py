@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import training_row
 from pard2.bench.result_file import write_result
 from pard2.checkpoints.loading import load_target
 from pard2.config import ObjectiveConfig
 from pard2.environment import meta
+from training_loads import training_row
 
 
 def main() -> None:

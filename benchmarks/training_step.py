@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import SHAPES, in_turn, peak_bytes, resting_bytes, training_pair, training_row
+from common import in_turn
 from pard2.config import ObjectiveConfig
 from pard2.data.features import DocumentStates, online_states
 from pard2.environment import meta
@@ -33,6 +33,8 @@ from pard2.objective.weights import cat_weights
 from pard2.train.attention import AttentionKind, attention_kind, draft_states
 from pard2.train.packed_sequences import PackedSequence
 from pard2.train.step import Teacher, trained_slots
+from random_models import SHAPES
+from training_loads import peak_bytes, resting_bytes, training_pair, training_row
 
 Step = Callable[[], float]
 

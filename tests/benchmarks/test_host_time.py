@@ -32,7 +32,7 @@ def test_a_model_runs_in_the_timed_part(method):
 @pytest.mark.parametrize("decoders", DECODERS)
 def test_a_batch_that_ended_is_timed(decoders, monkeypatch):
     monkeypatch.setattr(host_time, "answer_tokens", lambda batch, cycles: 12)
-    with pytest.raises(SystemExit, match="smaller batch"):
+    with pytest.raises(SystemExit, match="of a smaller one"):
         load("ar", 2, decoders, 20).milliseconds()
 
 
