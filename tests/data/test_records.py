@@ -89,7 +89,7 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_was(tmp_path, conten
     """Cutting a torn last line off a file that is not ours would destroy it."""
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(Pard2Error, match="something other than records.*-o"):
+    with pytest.raises(Pard2Error, match="something other than records.*`output`"):
         RecordWriter(path)
     assert path.read_bytes() == content
 
@@ -133,7 +133,7 @@ def test_a_second_run_into_one_file_is_refused(tmp_path):
     path = tmp_path / "answers.jsonl"
     with RecordWriter(path) as writer:
         writer.write([{"id": "a", "messages": [{"role": "user", "content": "x"}]}])
-        with pytest.raises(Pard2Error, match="another run is writing to .*answers.jsonl; wait for it, or name another file with -o"):
+        with pytest.raises(Pard2Error, match="another run is writing to .*answers.jsonl; wait for it, or name another file with `output`"):
             RecordWriter(path)
     with RecordWriter(path) as again:
         assert again.done == {"a"}
