@@ -77,7 +77,7 @@ def test_a_benchmark_script_is_missing_from_the_page():
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_link_leads_nowhere(page: Path):
-    """A page or a heading was renamed. Headings are named as GitHub does: lower case, hyphens for spaces, no other signs."""
+    """A page or a heading was renamed. A heading's anchor: lower case, hyphens for spaces, no other signs."""
     for name, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), name

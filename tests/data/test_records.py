@@ -50,7 +50,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
 
 
 def test_ids_do_not_depend_on_the_folder_and_are_strings(tmp_path):
-    """An id with the path in it would make a run that is resumed from another directory do everything again."""
+    """With the path in its id, a record would be done again by a run resumed from another directory."""
     path = write(tmp_path / "f.jsonl", {"messages": record("x")["messages"]}, record(7), record(None))
     assert [r["id"] for r in read_records(path)] == ["f.jsonl:1", "7", "f.jsonl:3"]
 
