@@ -69,7 +69,10 @@ _EXTRAS: dict[str, dict[str, Any]] = {
 def tiny_model(
     architecture: str = "llama", seed: int = 0, layers: int = 2, hidden: int = 32, vocab: int = 61, context: int = 256, **extra: Any
 ) -> PreTrainedModel:
-    """A random float32 causal LM without an end-of-answer token. The weights are large, so that its texts vary and near-ties are rare."""
+    """A random float32 causal LM without an end-of-answer token.
+
+    The weights are large, so that its texts vary and near-ties are rare.
+    """
     settings: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": hidden,
@@ -110,9 +113,10 @@ def tiny_target(
 def tiny_draft(
     target: Target, layers: list[int] | None = None, draft_tokens: int = 6, projection: float = 0.5, seed: int = 1, mask_token: int = MASK
 ) -> Draft:
-    """A PARD-2 draft cut out of the target: by default all its layers, so that its first guess in TI mode is always right.
+    """A PARD-2 draft cut out of the target.
 
-    projection: size of the random projection's weights; 0 leaves it zero, where TD says what TI says.
+    layers: of the target; by default all, so that its first proposal in TI mode is always right.
+    projection: size of the random projection's weights; 0 leaves it zero, where TD proposes what TI does.
     """
     draft = cut_draft(target, layers or list(range(target.num_states - 1)), mask_token, draft_tokens, target_layers=(-1, -2))
     torch.manual_seed(seed)

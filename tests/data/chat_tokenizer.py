@@ -15,7 +15,11 @@ END_ID, MASK_ID = 257, 258
 
 
 def byte_tokenizer(template: str | None = CHATML, merges: Sequence[tuple[str, str]] = (), special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """merges: pairs of letters of the byte alphabet that become one token wherever they meet. special: tokens beside START and END."""
+    """A tokenizer of bytes.
+
+    merges: pairs of letters of the byte alphabet that become one token wherever they meet.
+    special: tokens beside START and END.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet()) + [one + other for one, other in merges]
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)

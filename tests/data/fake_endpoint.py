@@ -15,7 +15,7 @@ Behaviour = Callable[["_Handler"], None]
 
 
 class FakeEndpoint(ThreadingHTTPServer):
-    """Answers each chat with `echo` of its last message, after what `script` says for that message, a behaviour a request."""
+    """Answers each chat with `echo` of its last message, after the behaviours that `script` lists for it."""
 
     def __init__(self, models: list[str]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -81,7 +81,7 @@ def test_trimming_templates_are_followed():
 
 
 def test_an_answer_that_a_template_changes_later_is_learned_as_it_was_said():
-    """Such conversations used to be refused; learned from the last rendering, the draft would never see the first answer's thoughts."""
+    """Learned from the last rendering, the draft would never see the first answer's thoughts."""
     tokenizer, made = examples(turns("hi", "hello", "and?", "no"), REWRITING)
     assert [one.id for one in made] == ["r1#1", "r1#2"]
     assert [predicted_text(tokenizer, one) for one in made] == ["<think></think>hello<|end|>", "<think></think>no<|end|>"]
@@ -100,7 +100,7 @@ def test_an_empty_loss_mask_is_refused_by_record():
 
 
 def test_an_answer_that_does_not_follow_its_prompt_is_refused_by_record():
-    """Where the template begins the answer otherwise than decoding does, the difference of the renderings is anything."""
+    """A template may begin the answer otherwise than decoding; then the renderings' difference means nothing."""
     template = CHATML.replace("<|start|>assistant\n{%", "<|start|>assistant\n<think>\n{%")
     with pytest.raises(Pard2Error, match=r"record r1: the chat template does not show answer 1 where decoding begins it, after '.*<think>.n'"):
         examples(turns("hi", "hello"), template)
@@ -129,7 +129,7 @@ MERGES = [("Ċ", "Ċ"), ("e", "l")]  # two newlines are one token, as in most vo
 
 
 def test_a_token_that_would_reach_over_the_border_is_not_learned():
-    """Decoding has read "assistant\\n" when the answer begins; it can say "\\n", and can no longer say "\\n\\n"."""
+    """Decoding has read "assistant\\n" when the answer begins; the token "\\n\\n" can no longer follow."""
     tokenizer = byte_tokenizer(merges=MERGES)
     record = {"id": "r1", "messages": turns("hi", "\nhello")}
     prompt = prompt_ids(tokenizer, record["messages"][:1])
@@ -151,7 +151,7 @@ def test_a_border_inside_a_token_makes_turns_examples_of_their_own():
 
 
 def test_answers_are_tokenised_in_their_place():
-    """A tokenizer of SentencePiece's kind writes a space before a text that stands alone; nobody says that space."""
+    """A tokenizer like SentencePiece writes a space before a text by itself; nothing generates that space."""
     tokenizer = byte_tokenizer(NO_MARKERS)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     (made,) = tokenize_record(tokenizer, {"id": "r1", "messages": turns("hi", "hello", "so", "yes")}, EOS)

@@ -1,4 +1,4 @@
-"""Formats of rows: what is said stays what was said, by whom it was said, and what cannot be read names its place."""
+"""Formats of rows: texts and speakers stay the same, and what cannot be read names its location."""
 
 import json
 

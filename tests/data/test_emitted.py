@@ -1,4 +1,4 @@
-"""An answer that was made here is learned token by token as the target said it, whatever the template makes of its text."""
+"""An answer that was made here is learned token by token, whatever the template makes of its text."""
 
 import json
 
@@ -48,7 +48,7 @@ def learned(tokenizer, record):
     ids=["chatml", "qwen3", "r1", "v31", "r1-distill", "qwq"],
 )
 def test_what_was_said_is_what_is_learned(template, said, special, tmp_path):
-    """Thoughts that history drops, that the prompt opens, or whose marks are special tokens were lost, or the answer was refused."""
+    """Thoughts that history drops, that the prompt opens, or whose marks are special tokens were lost."""
     tokenizer = byte_tokenizer(template, special=special)
     for finish_reason, ids in (("stop", encode(tokenizer, said + END)), ("length", encode(tokenizer, said)[:-2]), ("stop", encode(tokenizer, END))):
         path = tmp_path / f"{finish_reason}{len(ids)}"

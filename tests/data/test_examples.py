@@ -1,4 +1,4 @@
-"""From named sources to examples: nothing lost, nothing renamed into something else, nothing longer than allowed."""
+"""From named sources to examples: nothing lost, nothing taken for another, nothing longer than allowed."""
 
 import json
 

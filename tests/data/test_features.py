@@ -92,7 +92,7 @@ def test_states_are_those_of_transformers():
 
 
 def test_a_long_document_does_not_pad_all_the_short_ones():
-    """Padded to the longest, a packed row of many short documents and a long one would cost many times its tokens."""
+    """Padded to the longest, many short documents and a long one would cost many times their tokens."""
     lengths = [3000, *[30] * 36, 2900, 1, 500]
     batches = list(_batches(lengths))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
@@ -116,7 +116,7 @@ def test_what_is_read_is_what_the_target_said_bit_for_bit(layers, dtype, tmp_pat
 
 
 def test_records_are_found_by_what_they_say(filled):
-    """Paired by order or by id, a shuffled or renamed data set would be trained with the states of other texts."""
+    """Paired by order or id, a shuffled or renamed data set would be trained with other texts' states."""
     target, examples = new_target(), new_examples()
     shuffled = [Example(f"other{i}", examples[i].token_ids, examples[i].predicted) for i in (7, 0, 11, 3)]
     assert_equal(StateCache.open(filled, target, LAYERS).read(shuffled), alone(target, shuffled))
@@ -309,7 +309,7 @@ def test_another_template_or_tokenizer_is_refused(tmp_path):
 
 
 def test_a_shard_from_elsewhere_is_refused(filled, tmp_path):
-    """Copied in by hand, or written by two runs that began at once: the manifest speaks of one of them only."""
+    """Copied by hand, or written by two runs that began at once: the manifest is of one of them only."""
     fill(tmp_path / "other", new_target(seed=1), new_examples(2))
     shutil.copy(shards(tmp_path / "other")[0], filled)
     assert "was made by another target than the rest" in refused(lambda: StateCache.open(filled, new_target(), LAYERS))

@@ -7,7 +7,7 @@ from pard2.data.fingerprint import template_hash, tokenizer_hash
 
 
 def test_they_do_not_depend_on_the_process():
-    """Python's own hashes of strings and the order of sets change with each process, and so would a cache's name."""
+    """Python's own hashes and the order of sets differ between processes, and so would a cache's name."""
     assert tokenizer_hash(byte_tokenizer()).startswith("796b0facbcdfcc3e")
     assert template_hash(byte_tokenizer()).startswith("9954c4b908057895")
 

@@ -1,4 +1,4 @@
-"""Prepared data: what comes back is what went in, for the same tokenizer and template alone; never half of it."""
+"""Prepared data: what comes back is what went in, whole, for the same tokenizer and template alone."""
 
 import json
 

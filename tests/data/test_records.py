@@ -50,7 +50,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
 
 
 def test_ids_do_not_depend_on_the_folder_and_are_strings(tmp_path):
-    """An id with the path in it would make a run that is resumed from another directory do everything again."""
+    """With the path in its id, a record would be done again by a run resumed from another directory."""
     path = write(tmp_path / "f.jsonl", {"messages": record("x")["messages"]}, record(7), record(None))
     assert [r["id"] for r in read_records(path)] == ["f.jsonl:1", "7", "f.jsonl:3"]
 
@@ -89,7 +89,7 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_was(tmp_path, conten
     """Cutting a torn last line off a file that is not ours would destroy it."""
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(Pard2Error, match="something other than records.*-o"):
+    with pytest.raises(Pard2Error, match="something other than records.*`output`"):
         RecordWriter(path)
     assert path.read_bytes() == content
 
@@ -133,7 +133,7 @@ def test_a_second_run_into_one_file_is_refused(tmp_path):
     path = tmp_path / "answers.jsonl"
     with RecordWriter(path) as writer:
         writer.write([{"id": "a", "messages": [{"role": "user", "content": "x"}]}])
-        with pytest.raises(Pard2Error, match="another run is writing to .*answers.jsonl; wait for it, or name another file with -o"):
+        with pytest.raises(Pard2Error, match="another run is writing to .*answers.jsonl; wait for it, or name another file with `output`"):
             RecordWriter(path)
     with RecordWriter(path) as again:
         assert again.done == {"a"}

@@ -115,7 +115,7 @@ def test_an_answer_that_ends_by_itself_says_stop(tmp_path, target):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
 def test_ctrl_c_in_the_middle_and_again_gives_the_same_file(tmp_path, target, temperature):
-    """Fails if a seed counts batches, records or what is left, in place of following from the record's id; or if a record is done twice."""
+    """Fails if a seed depends on anything but the record's id, or if a record is done twice."""
     with RecordWriter(tmp_path / "whole") as writer:
         regenerate(target, SEVEN, writer, batch_size=2, temperature=temperature)
 

@@ -1,4 +1,4 @@
-"""Where rows come from: each kind of source gives the same rows under names of their own, and fails in one line."""
+"""Sources of rows: each kind gives the same rows with locations of their own, and fails in one line."""
 
 import builtins
 import json
@@ -34,7 +34,7 @@ def parquet(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """`load_dataset` that knows one data set and remembers what it was asked; nothing is looked for in a network."""
+    """A `load_dataset` that knows one data set and records its calls; it uses no network."""
     import datasets
 
     asked = []

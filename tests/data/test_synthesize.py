@@ -87,7 +87,7 @@ def test_a_resumed_run_draws_new_text_under_new_ids(tmp_path, target):
 
 
 def test_a_file_with_prompts_thrown_out_is_filled_up_under_free_ids(tmp_path, target):
-    """Fails if an id that is there is given again: the count would stand still, and the file grow for ever."""
+    """Fails if an id is used twice: the count would stand still, and the file grow for ever."""
     with RecordWriter(tmp_path / "out") as writer:
         synthesize(target, 3, writer, Speaker("What is a cat?", "What is a dog?", "What is a hen?"))
     lines = (tmp_path / "out").read_text().splitlines(keepends=True)
@@ -98,7 +98,7 @@ def test_a_file_with_prompts_thrown_out_is_filled_up_under_free_ids(tmp_path, ta
 
 
 def test_every_text_is_drawn_by_a_seed_of_its_own(tmp_path, target):
-    """Across rounds, too: a round whose seeds were those of the one before would bring nothing new, for ever."""
+    """Across rounds, too: a round with the seeds of the one before would never give a new prompt."""
     speaker = Speaker(*["no"] * 7, "What is a cat?")
     with RecordWriter(tmp_path / "out") as writer:
         synthesize(target, 1, writer, speaker, batch_size=3, seed=4)

@@ -1,6 +1,7 @@
-"""Chat templates of the shapes in use, none with generation markers: every answer is found, behind exactly what decoding reads before it.
+"""Chat templates of the usual shapes, without generation markers: every answer follows what decoding reads.
 
-The templates are our own and imitate what distinguishes each family: what is trimmed, inserted, dropped or refused.
+The templates are our own and imitate what distinguishes each family: text that is trimmed, inserted, dropped or
+refused.
 """
 
 import pytest
@@ -17,7 +18,7 @@ LLAMA3 = (
     "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content | trim }}{% endif %}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
 )
-# Thoughts of the last answer only, an empty thought where it has none, and in the prompt where thinking is off.
+# Thoughts of the last answer only; an empty thought where it has none, and in the prompt if thinking is off.
 QWEN3 = (
     "{% set ns = namespace(query=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.query = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in messages %}<|start|>{{ m.role }}\n"
@@ -117,7 +118,7 @@ def test_a_system_message_is_context(template):
 
 
 def test_qwen3_learns_each_answer_with_its_own_thoughts():
-    """In the last rendering, the first answer's thoughts are gone; the target thought them when it answered."""
+    """In the last rendering the first answer's thoughts are missing; the target had generated them."""
     assert learned(QWEN3, turns(THOUGHTS)) == ["<think>\nA greeting.\n</think>\n\nhello<|end|>", "<think>\nHm.\n</think>\n\nno<|end|>"]
 
 
