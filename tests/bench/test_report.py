@@ -69,7 +69,8 @@ def test_prompt_that_differs_in_one_repeat_counts_as_equal():
 
 
 def completion(tokens, accepted, proposed):
-    return Completion(tokens, None, "length", 3, Stats(accepted, proposed), "pard2-td")
+    stats = Stats(accepted_per_cycle=accepted, proposed_per_cycle=proposed)
+    return Completion(token_ids=tokens, text=None, finish_reason="length", prompt_tokens=3, stats=stats, method="pard2-td")
 
 
 def test_positions_that_were_not_proposed_count_as_rejected():

@@ -190,12 +190,12 @@ def test_auto_begins_by_trying_learns_from_prompt_to_prompt_and_keeps_to_what_wa
     target = tiny_target()
     engine = Engine(target, tiny_draft(target), "pard2-td")
     first = complete(engine, max_tokens=40)
-    learnt = engine._batch._lengths.population.rates()
+    learnt = engine._cycle._lengths.population.rates()
     second = complete(engine, max_tokens=40)
     assert first.token_ids == second.token_ids == greedy(target, PROMPT, 40)
     assert first.stats.proposed_per_cycle[0] == max(first.stats.proposed_per_cycle) == 6
-    assert learnt != Engine(target, tiny_draft(target), "pard2-td")._batch._lengths.population.rates()
-    assert engine._batch._lengths.population.rates() != learnt
+    assert learnt != Engine(target, tiny_draft(target), "pard2-td")._cycle._lengths.population.rates()
+    assert engine._cycle._lengths.population.rates() != learnt
 
 
 def test_interrupt_passes_through_and_leaves_the_engine_whole(monkeypatch):

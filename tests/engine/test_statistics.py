@@ -7,10 +7,10 @@ import pytest
 from pard2.engine.statistics import Stats, Step, Totals
 
 STEPS = [
-    Step((7,), 0, 0, seconds=0.5),
-    Step((1, 2, 3), 2, 4, seconds=0.2, draft_seconds=0.05, verify_seconds=0.125),
-    Step((4,), 0, 4, seconds=0.2, draft_seconds=0.05, verify_seconds=0.125),
-    Step((5, 6), 1, 1, seconds=0.1, draft_seconds=0.025, verify_seconds=0.0625, finish_reason="length"),
+    Step(token_ids=(7,), accepted=0, proposed=0, seconds=0.5),
+    Step(token_ids=(1, 2, 3), accepted=2, proposed=4, seconds=0.2, draft_seconds=0.05, verify_seconds=0.125),
+    Step(token_ids=(4,), accepted=0, proposed=4, seconds=0.2, draft_seconds=0.05, verify_seconds=0.125),
+    Step(token_ids=(5, 6), accepted=1, proposed=1, seconds=0.1, draft_seconds=0.025, verify_seconds=0.0625, finish_reason="length"),
 ]
 
 
@@ -39,7 +39,7 @@ def test_no_cycle_divides_by_nothing():
 
 
 def test_pooled_rates_weigh_cycles_not_completions():
-    one, other = Stats.of(STEPS), Stats.of([STEPS[0], Step((1,), 0, 2, 0.1)])
+    one, other = Stats.of(STEPS), Stats.of([STEPS[0], Step(token_ids=(1,), accepted=0, proposed=2, seconds=0.1)])
     pooled = one + other
     assert pooled.acceptance_length == 1 + 3 / 4
     assert pooled.accepted_by_position == [2 / 4, 1 / 3, 0, 0]
@@ -54,18 +54,18 @@ def test_json_has_the_contracts_keys():
 
 
 def test_a_completion_that_ended_before_its_first_token_counts_nothing():
-    assert Stats.of([Step((), 0, 0, 0.0, finish_reason="cancelled")]) == Stats()
+    assert Stats.of([Step(token_ids=(), accepted=0, proposed=0, seconds=0.0, finish_reason="cancelled")]) == Stats()
 
 
 def test_the_step_that_only_tells_of_an_end_is_no_cycle():
-    ended = [*STEPS[:3], Step((), 0, 0, 0.0, finish_reason="cancelled")]
+    ended = [*STEPS[:3], Step(token_ids=(), accepted=0, proposed=0, seconds=0.0, finish_reason="cancelled")]
     assert Stats.of(ended) == Stats.of(STEPS[:3])
 
 
 def test_totals_count_a_shared_cycle_once_and_a_stretch_is_their_difference():
-    before = Totals(2, 5, 1.0, 2.0, 0.5, 1.25)
-    after = before + Totals(3, 12, 0.0, 4.0, 1.0, 2.5)
+    before = Totals(cycles=2, tokens=5, prefill_seconds=1.0, decode_seconds=2.0, draft_seconds=0.5, verify_seconds=1.25)
+    after = before + Totals(cycles=3, tokens=12, prefill_seconds=0.0, decode_seconds=4.0, draft_seconds=1.0, verify_seconds=2.5)
     stretch = after - before
-    assert stretch == Totals(3, 12, 0.0, 4.0, 1.0, 2.5)
+    assert stretch == Totals(cycles=3, tokens=12, prefill_seconds=0.0, decode_seconds=4.0, draft_seconds=1.0, verify_seconds=2.5)
     assert (stretch.tokens_per_second, stretch.other_seconds) == (3.0, 0.5)
     assert Totals().tokens_per_second == 0.0

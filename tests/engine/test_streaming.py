@@ -84,14 +84,14 @@ def test_a_stream_whose_memory_is_freed_in_the_middle_of_a_pass_does_not_stop_th
     streams = [engine.stream(PROMPTS[0], SamplingParams(16))]
     next(streams[0])
     request = engine.submit(PROMPTS[1], SamplingParams(16))
-    propose = engine._batch._drafter.propose
+    propose = engine._cycle._drafter.propose
 
     def collecting(asks: Any, choose: Any) -> Any:
         if any(ask.k for ask in asks):  # in a cycle, whose sequences the stream's is one of
             streams.clear()
         return propose(asks, choose)
 
-    engine._batch._drafter.propose = collecting  # type: ignore[method-assign]
+    engine._cycle._drafter.propose = collecting  # type: ignore[method-assign]
     thread = threading.Thread(target=run_dry, args=(engine,), daemon=True)
     thread.start()
     thread.join(20)

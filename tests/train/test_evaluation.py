@@ -179,8 +179,13 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], toke
         asked.append((engine.method, prompt[0]))
         each = 0 if engine.method == "ar" else 1
         cycles = tokens // (1 + each)
-        stats = Stats((each,) * cycles, (each,) * cycles, 99.0, seconds[engine.method][prompt[0]] if cycles else 0.0)
-        return [Completion([1] * (tokens + 1), None, "length", 1, stats, engine.method)]
+        stats = Stats(
+            accepted_per_cycle=(each,) * cycles,
+            proposed_per_cycle=(each,) * cycles,
+            prefill_seconds=99.0,
+            decode_seconds=seconds[engine.method][prompt[0]] if cycles else 0.0,
+        )
+        return [Completion(token_ids=[1] * (tokens + 1), text=None, finish_reason="length", prompt_tokens=1, stats=stats, method=engine.method)]
 
     monkeypatch.setattr(evaluation, "_complete", complete)
     return asked
@@ -212,7 +217,8 @@ def test_prompts_that_end_at_once_make_an_acceptance_that_is_no_number(target, d
 def test_an_interval_is_of_cycles_or_of_means_of_prompts(target, draft, monkeypatch):
     """Prompts are drawn anew, and with them all of their cycles: 1 cycle that accepted 3 tokens and 8 that accepted 1 each."""
     each = [Stats((3,), (4,)), Stats((1,) * 8, (4,) * 8)]
-    monkeypatch.setattr(evaluation, "_complete", lambda *_: [Completion([], None, "stop", 1, stats, "pard2-td") for stats in each])
+    empty = {"token_ids": [], "text": None, "finish_reason": "stop", "prompt_tokens": 1, "method": "pard2-td"}
+    monkeypatch.setattr(evaluation, "_complete", lambda *_: [Completion(**empty, stats=stats) for stats in each])
     result = acceptance(target, draft, [[0], [1]], "pard2-td", 12)
     assert result["acceptance_length"] == pytest.approx(1 + 11 / 9)
     assert result["acceptance_length_interval"] == [2.0, 4.0]
