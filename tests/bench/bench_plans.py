@@ -43,7 +43,7 @@ def plan(
 
 
 def measurement(one: Configuration, chunk: Chunk, tokens: int, seconds: float, answers: list[Answer]) -> Measurement:
-    totals = Totals(tokens, tokens, 0.5, seconds, seconds / 4, seconds / 2)
+    totals = Totals(cycles=tokens, tokens=tokens, prefill_seconds=0.5, decode_seconds=seconds, draft_seconds=seconds / 4, verify_seconds=seconds / 2)
     return Measurement(configuration=one, chunk=chunk, totals=totals, answers=tuple(answers), proposed_at=(), accepted_at=(), seconds=seconds)
 
 

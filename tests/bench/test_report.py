@@ -78,8 +78,12 @@ def test_positions_that_were_not_proposed_count_as_rejected():
     chunk = Chunk("gsm8k", 0, 1, 0, 1)
     ours = completion([1, 2, 3, 4, 5, 6, 7], (2, 1, 0), (2, 4, 1))
     plain = completion([1, 2, 3, 4, 5, 6, 8], (0,) * 6, (0,) * 6)
-    made = Measurement.of(TD, chunk, [ours], [plain], Totals(3, 6, 0, 1.0, 0.2, 0.7), 1.0)
-    base = Measurement.of(AR, chunk, [plain], [plain], Totals(6, 6, 0, 1.0, 0.0, 0.9), 1.0)
+    made = Measurement.of(
+        TD, chunk, [ours], [plain], Totals(cycles=3, tokens=6, prefill_seconds=0, decode_seconds=1.0, draft_seconds=0.2, verify_seconds=0.7), 1.0
+    )
+    base = Measurement.of(
+        AR, chunk, [plain], [plain], Totals(cycles=6, tokens=6, prefill_seconds=0, decode_seconds=1.0, draft_seconds=0.0, verify_seconds=0.9), 1.0
+    )
     assert made.proposed_at == (3, 2, 1, 1) and made.accepted_at == (2, 1, 0, 0)
     assert made.answers == (Answer(7, 3, 3, False),)
     result = summary([base, made])[1]

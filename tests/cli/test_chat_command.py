@@ -76,8 +76,8 @@ def test_the_drafts_tokens_are_coloured_and_split_characters_wait():
     tokenizer = byte_tokenizer()
     ids = tokenizer("aébc", add_special_tokens=False)["input_ids"]
     coloured = ColouredText(tokenizer)
-    first = coloured.add(Step(tuple(ids[:2]), accepted=1, proposed=3, seconds=0.1))  # a, and half of é
-    second = coloured.add(Step(tuple(ids[2:]), accepted=1, proposed=3, seconds=0.1))
+    first = coloured.add(Step(token_ids=tuple(ids[:2]), accepted=1, proposed=3, seconds=0.1))  # a, and half of é
+    second = coloured.add(Step(token_ids=tuple(ids[2:]), accepted=1, proposed=3, seconds=0.1))
     assert (first.plain, second.plain) == ("a", "ébc"[: len(second.plain)])
     assert [first.plain[s.start : s.end] for s in first.spans if Style.parse(str(s.style)).color] == ["a"]
     assert [second.plain[s.start : s.end] for s in second.spans if Style.parse(str(s.style)).color] == ["é"]

@@ -44,7 +44,7 @@ def test_standard_output_may_be_closed(monkeypatch):
 def test_coloured_text_is_escaped():
     tokenizer = byte_tokenizer()
     ids = tokenizer("a\x1b[2J\n", add_special_tokens=False)["input_ids"]
-    assert ColouredText(tokenizer).add(Step(tuple(ids), accepted=1, proposed=3, seconds=0.1)).plain == "a\\x1b[2J\n"
+    assert ColouredText(tokenizer).add(Step(token_ids=tuple(ids), accepted=1, proposed=3, seconds=0.1)).plain == "a\\x1b[2J\n"
 
 
 def test_preview_shows_ids_and_texts_and_obeys_none(pard2, target_directory, tmp_path):

@@ -230,7 +230,13 @@ def test_synthesize_checks_its_output_first(pard2, prompts, tmp_path):
 
 def test_synthesize_writes_what_is_left(pard2, target_directory, tmp_path, monkeypatch):
     said = iter("abcdefg")
-    monkeypatch.setattr(Engine, "generate", lambda *_: iter([Completion([1], f"Who is Mister {next(said)}?", "stop", 1, Stats(), "ar")]))
+    monkeypatch.setattr(
+        Engine,
+        "generate",
+        lambda *_: iter(
+            [Completion(token_ids=[1], text=f"Who is Mister {next(said)}?", finish_reason="stop", prompt_tokens=1, stats=Stats(), method="ar")]
+        ),
+    )
     output = tmp_path / "out.jsonl"
     output.write_text('{"id": "synthetic-0", "messages": [{"role": "user", "content": "Who are you then?"}]}\n')
     result = pard2("data", "synthesize", "-t", target_directory, "-n", 3, "-o", output)

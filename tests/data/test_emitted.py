@@ -26,7 +26,7 @@ def answered(path, tokenizer, records, ids, finish_reason="stop"):
     target = tiny_target(vocab=300)
     target.tokenizer = tokenizer
     text = tokenizer.decode(ids[:-1] if finish_reason == "stop" else ids, skip_special_tokens=True)
-    made = Completion(ids, text, finish_reason, 1, Stats(), "ar")
+    made = Completion(token_ids=ids, text=text, finish_reason=finish_reason, prompt_tokens=1, stats=Stats(), method="ar")
     with RecordWriter(path) as writer:
         assert regenerate(records, writer, local_replier(target, lambda prompts, _: iter([made] * len(prompts)), SETTINGS), "t", SETTINGS) == []
     return read_records(path)

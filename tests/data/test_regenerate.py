@@ -156,7 +156,7 @@ def test_decoding_that_fails_on_one_record_does_not_stop_the_others(tmp_path, ta
 
     def answer(token_ids: list[list[int]], seeds: list[int]) -> Iterator[Completion]:
         made = list(real(token_ids, seeds))
-        made[1] = Completion([], None, "error", 0, Stats(), "ar", error="NaN")
+        made[1] = Completion(token_ids=[], text=None, finish_reason="error", prompt_tokens=0, stats=Stats(), method="ar", error="NaN")
         return iter(made)
 
     with RecordWriter(tmp_path / "out") as writer:
@@ -277,7 +277,7 @@ def test_what_a_record_says_to_the_template_is_heard(tmp_path, target):
 
     def answer(prompts: list[list[int]], seeds: list[int]) -> Iterator[Completion]:
         asked.extend(target.tokenizer.decode(ids) for ids in prompts)
-        return (Completion([1], "a", "stop", 1, Stats(), "ar") for _ in prompts)
+        return (Completion(token_ids=[1], text="a", finish_reason="stop", prompt_tokens=1, stats=Stats(), method="ar") for _ in prompts)
 
     record = {**SEVEN[0], "tools": [{"name": "look"}], "chat_template_kwargs": {"thinking": True}}
     try:

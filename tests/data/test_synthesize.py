@@ -25,7 +25,9 @@ def target() -> Target:
 
 def completion(said: Said) -> Completion:
     text, reason = (said, "stop") if isinstance(said, str) else said
-    return Completion([1], text, reason, 1, Stats(), "ar", error="NaN" if reason == "error" else None)
+    return Completion(
+        token_ids=[1], text=text, finish_reason=reason, prompt_tokens=1, stats=Stats(), method="ar", error="NaN" if reason == "error" else None
+    )
 
 
 class Speaker:

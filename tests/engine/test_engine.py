@@ -167,7 +167,7 @@ def test_target_reads_the_prompt_once_and_takes_features_only_for_td(monkeypatch
     run = target.run
     for method, features in [("pard2-td", True), ("pard2-ti", False), ("ar", False)]:
         seen = []
-        monkeypatch.setattr(target, "run", lambda ids, *rest, seen=seen: seen.append((len(ids), run(ids, *rest))) or seen[-1][1])
+        monkeypatch.setattr(target, "run", lambda batch, *rest, seen=seen: seen.append((batch.num_tokens, run(batch, *rest))) or seen[-1][1])
         complete(Engine(target, tiny_draft(target), method, 3))
         assert seen[0][0] == len(PROMPT) and max(rows for rows, _ in seen[1:]) <= 4
         assert all((output.features is not None) == features for _, output in seen)

@@ -12,6 +12,7 @@ from engines import METHODS, is_empty, new_engine, run_dry, shared_target
 from pard2 import Engine, SamplingParams
 from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Stats, Step
+from pard2.engine.verification import Verification
 from pard2.errors import Pard2Error
 from tiny import greedy, random_prompts, tiny_draft, tiny_target
 
@@ -86,10 +87,9 @@ def test_a_stream_whose_memory_is_freed_in_the_middle_of_a_pass_does_not_stop_th
     request = engine.submit(PROMPTS[1], SamplingParams(16))
     propose = engine._cycle._drafter.propose
 
-    def collecting(asks: Any, choose: Any) -> Any:
-        if any(ask.k for ask in asks):  # in a cycle, whose sequences the stream's is one of
-            streams.clear()
-        return propose(asks, choose)
+    def collecting(requests: Any, selector: Any) -> Any:
+        streams.clear()  # in a cycle, whose sequences the stream's is one of
+        return propose(requests, selector)
 
     engine._cycle._drafter.propose = collecting  # type: ignore[method-assign]
     thread = threading.Thread(target=run_dry, args=(engine,), daemon=True)
@@ -288,7 +288,7 @@ def test_an_async_stream_refuses_a_bad_prompt_before_it_begins():
 
 def test_saying_and_ending_exclude_each_other():
     """A cancel between the check and the end of `emit` was overwritten, and the sequence went on for ever."""
-    sequence = Sequence([1], SamplingParams(9), 0, 0, 9, frozenset(), None)
+    sequence = Sequence(prompt=[1], params=SamplingParams(9), seed=0, index=0, max_new_tokens=9, stop_token_ids=frozenset(), text=None)
 
     class Cancelling(list):  # type: ignore[type-arg]
         def __getitem__(self, at: Any) -> Any:
@@ -298,10 +298,10 @@ def test_saying_and_ending_exclude_each_other():
             return list.__getitem__(self, at)
 
     thread = threading.Thread(target=sequence.end, args=("cancelled",), daemon=True)
-    sequence.emit(Cancelling([3, 4]), 1, 1, 0.0)
+    sequence.emit(Verification(token_ids=Cancelling([3, 4]), path=[0], proposed=1, sound=True), seconds=0.0)
     thread.join(5)
     assert sequence.finish_reason == "cancelled" and sequence.tokens == [3, 4]
-    sequence.emit([5], 0, 0, 0.0)
+    sequence.emit(Verification(token_ids=[5], path=[], proposed=0, sound=True), seconds=0.0)
     assert sequence.tokens == [3, 4] and [step.finish_reason for step in sequence.steps] == [None, "cancelled"]
 
 

@@ -139,10 +139,10 @@ def test_an_exported_directory_proposes_as_the_draft_in_memory(options, tmp_path
     found: list[list[int]] = []
     propose = ParallelDrafter.propose
 
-    def spied(self, asks, choose):
-        result = propose(self, asks, choose)
-        found.append(result.token_ids.tolist())
-        return result
+    def spied(self, requests, selector):
+        drafted = propose(self, requests, selector)
+        found.append([token for proposal in drafted.proposals for token in proposal.token_ids.tolist()])
+        return drafted
 
     monkeypatch.setattr(ParallelDrafter, "propose", spied)
 

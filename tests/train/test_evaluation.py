@@ -216,7 +216,7 @@ def test_prompts_that_end_at_once_make_an_acceptance_that_is_no_number(target, d
 
 def test_an_interval_is_of_cycles_or_of_means_of_prompts(target, draft, monkeypatch):
     """Prompts are drawn anew, and with them all of their cycles: 1 cycle that accepted 3 tokens and 8 that accepted 1 each."""
-    each = [Stats((3,), (4,)), Stats((1,) * 8, (4,) * 8)]
+    each = [Stats(accepted_per_cycle=(3,), proposed_per_cycle=(4,)), Stats(accepted_per_cycle=(1,) * 8, proposed_per_cycle=(4,) * 8)]
     empty = {"token_ids": [], "text": None, "finish_reason": "stop", "prompt_tokens": 1, "method": "pard2-td"}
     monkeypatch.setattr(evaluation, "_complete", lambda *_: [Completion(**empty, stats=stats) for stats in each])
     result = acceptance(target, draft, [[0], [1]], "pard2-td", 12)

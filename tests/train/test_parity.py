@@ -26,25 +26,23 @@ ALL = ObjectiveConfig(draft_tokens=K, retention=1.0, feature_drop=0.0)
 def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]]:
     """What the engine's drafter proposes from now on, by all the tokens that it has read of a sequence."""
     contexts: dict[int, list[int]] = {}
-    readings = []  # kept, so that no number is given twice
+    states = []  # kept, so that no number is given twice
     found: dict[tuple[int, ...], list[int]] = {}
-    absorb, propose = ParallelDrafter.absorb, ParallelDrafter.propose
+    update, propose = ParallelDrafter.update, ParallelDrafter.propose
 
-    def spied_absorb(self, reading, token_ids, features):
-        readings.append(reading)
-        contexts.setdefault(id(reading), []).extend(token_ids)
-        absorb(self, reading, token_ids, features)
+    def spied_update(self, state, token_ids, features):
+        states.append(state)
+        contexts.setdefault(id(state), []).extend(token_ids)
+        update(self, state, token_ids, features)
 
-    def spied_propose(self, asks, choose):
-        result = propose(self, asks, choose)
-        start = 0
-        for ask in asks:
-            if ask.k:
-                found[tuple(contexts[id(ask.reading)])] = result.token_ids[start : start + ask.k].tolist()
-            start += ask.k
-        return result
+    def spied_propose(self, requests, selector):
+        drafted = propose(self, requests, selector)
+        for request, proposal in zip(requests, drafted.proposals, strict=True):
+            if request.depth:
+                found[tuple(contexts[id(request.state)])] = proposal.token_ids.tolist()
+        return drafted
 
-    monkeypatch.setattr(ParallelDrafter, "absorb", spied_absorb)
+    monkeypatch.setattr(ParallelDrafter, "update", spied_update)
     monkeypatch.setattr(ParallelDrafter, "propose", spied_propose)
     return found
 

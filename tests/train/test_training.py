@@ -276,7 +276,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing_that_was_complete(make_config
 
 
 def test_data_without_a_token_to_predict(make_config, quiet):
-    assert "none of the 4 conversations has an answer within data.max_length=3" in refused(make_config(data={"max_length": 3}), quiet)
+    assert "none of the 4 conversations has an answer within `max_length` 3 tokens" in refused(make_config(data={"max_length": 3}), quiet)
 
 
 def test_an_output_that_cannot_be_written(make_config, quiet, tmp_path):

@@ -64,10 +64,8 @@ class Engine:
         # A model that cannot be decoded in batches is refused now, not in the middle of a text.
         for model in (target,) if used is None else (target, used):
             _ = model.decoder
-            if self.options.cuda_graphs:
+            if self.options.cuda_graphs or (self.options.cuda_graphs is None and model.can_use_graphs):
                 model.use_graphs(max_batch)
-            elif self.options.cuda_graphs is None and model.can_use_graphs:
-                model.use_graphs(1)  # of larger batches nothing was measured
         self.cache_tokens = self.options.cache_tokens or cache_positions(target, used, max_batch)
         self.options.check_tree_fits(self.cache_tokens)
         if self.options.tree != 0:

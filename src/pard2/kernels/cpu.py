@@ -120,18 +120,14 @@ def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, f
         visible: [N, 3 + A], the places that each row sees: begin and end of a stretch, how many single ones follow, and these.
         out: [N, H, width], written.
 
-    All heads take a place together: keys and values are read once a row, in the order in which they lie in memory. Four
-    places at a time, whose sums do not wait for one another. Which four they are changes nothing in the arithmetic: a row
+    All heads take four places together: keys and values are read once a row, and sums do not wait for one another. A row
     comes out the same, bit for bit, whether the keys that it sees lie side by side or apart.
     """
 
     @compiled
     def attend(queries: Array, keys: Array, values: Array, visible: Array, scale: float, out: Array) -> None:
         rows, heads = queries.shape[:2]
-        longest = 0
-        for row in range(rows):
-            longest = max(longest, visible[row, 1] - visible[row, 0] + visible[row, 2])
-        scores = np.empty((heads, longest), np.float32)
+        scores = np.empty((heads, (visible[:, 1] - visible[:, 0] + visible[:, 2]).max()), np.float32)
         for row in range(rows):
             count = visible[row, 1] - visible[row, 0] + visible[row, 2]
             fours = count - count % 4
@@ -149,17 +145,15 @@ def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, f
                             d += query[i] * k3[i]
                         scores[head, at], scores[head, at + 1], scores[head, at + 2], scores[head, at + 3] = a, b, c, d
             for at in range(fours, count):
-                place = _place(visible, row, at)
                 for head in range(heads):
-                    query, k = queries[row, head], keys[place, head // group]
+                    query, k = queries[row, head], keys[_place(visible, row, at), head // group]
                     a = np.float32(0)
                     for i in range(width):
                         a += query[i] * k[i]
                     scores[head, at] = a
             for head in range(heads):
                 _softmax(scores[head, :count], scale)
-                for i in range(width):
-                    out[row, head, i] = np.float32(0)
+            out[row] = np.float32(0)
             for at in range(0, fours, 4):
                 p0, p1, p2, p3 = _places(visible, row, at)
                 for shared in range(keys.shape[1]):

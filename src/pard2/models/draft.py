@@ -313,4 +313,4 @@ class _Borrowed(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module(x)
+        return self.module(x.to(self.weight.dtype))  # a draft in training is float32, its target need not be

@@ -38,7 +38,7 @@ def is_llama_like(model: PreTrainedModel) -> bool:
     return len(inner) == len(names) * len(model.base_model.layers) and all(type(module) is nn.Linear for module in inner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Layer:
     attention_norm: Tensor
     qkv: Linear
@@ -146,13 +146,13 @@ def _read_layer(layer: Any, fused: tuple[FusedLinear | PackedLinear, FusedLinear
     attention = layer.self_attn
     normed = hasattr(attention, "q_norm")
     return _Layer(
-        layer.input_layernorm.weight,
-        fused[0].forward,
-        attention.q_norm.weight if normed else None,
-        attention.k_norm.weight if normed else None,
-        attention.o_proj.forward,  # past the look for hooks, which costs as much as a small operation
-        layer.post_attention_layernorm.weight,
-        fused[1].forward,
-        layer.mlp.down_proj.forward,
-        window,
+        attention_norm=layer.input_layernorm.weight,
+        qkv=fused[0].forward,
+        query_norm=attention.q_norm.weight if normed else None,
+        key_norm=attention.k_norm.weight if normed else None,
+        attention_out=attention.o_proj.forward,  # past the look for hooks, which costs as much as a small operation
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=fused[1].forward,
+        down=layer.mlp.down_proj.forward,
+        window=window,
     )

@@ -115,7 +115,8 @@ def _both_ways(draft: Draft, tokens: Tensor, kind: AttentionKind) -> tuple[Tenso
     draft.eval()
     states = draft_states(draft, inputs, None, layout, kind)
     compared = (layout.document == 1) & ((layout.depth == 0) | (layout.anchor == anchor))
-    trained = states[compared][-_POSITIONS:] @ draft.lm.get_output_embeddings().weight.T
+    head = draft.lm.get_output_embeddings().weight
+    trained = states[compared][-_POSITIONS:].to(head.dtype) @ head.T
     masked = torch.cat([read, read.new_full((masks,), draft.spec.mask_token)])
     decoded = draft.forward(masked[None], None, num_logits=len(trained))[0]
     return trained, decoded if draft.short_head is None else decoded[:, draft.short_head.token_ids]
