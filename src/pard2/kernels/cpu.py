@@ -120,8 +120,7 @@ def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, f
         visible: [N, 3 + A], the places that each row sees: begin and end of a stretch, how many single ones follow, and these.
         out: [N, H, width], written.
 
-    All heads take four places together: keys and values are read once a row, and sums do not wait for one another. A row
-    comes out the same, bit for bit, whether the keys that it sees lie side by side or apart.
+    All heads take four places together. A row comes out the same, bit for bit, whether its keys lie side by side or apart.
     """
 
     @compiled

@@ -313,4 +313,6 @@ class _Borrowed(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module(x.to(self.weight.dtype))  # a draft in training is float32, its target need not be
+        if isinstance(self.module, nn.Linear):  # a draft in training is float32, its target need not be
+            x = x.to(self.module.weight.dtype)
+        return self.module(x)
