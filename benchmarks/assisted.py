@@ -1,10 +1,13 @@
-"""Our methods against transformers' plain, assisted and prompt-lookup generation: same model, same draft, same prompts.
+r"""Our methods against transformers' plain, assisted and prompt-lookup generation: same
+model, same draft, same prompts.
 
-    python benchmarks/assisted.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl --prompts 10 --json docs/results/assisted.json
+    python benchmarks/assisted.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl --prompts 10 \
+        --json docs/results/assisted.json
 
-transformers' assistant is the draft's plain LM, run token by token, as in our `vsd`. transformers has copies of both models of its own, in
-the dtype named and as it loads them, with its default settings (`--assistant-tokens` for others). Greedy, one sequence at a
-time, to the end of the answer. All take turns, prompt by prompt; tokens and seconds are of whole calls, prompt included.
+transformers' assistant is the draft's plain LM, run token by token, as in our `vsd`. transformers has copies
+of both models of its own, in the dtype named and as it loads them, with its default settings
+(`--assistant-tokens` for others). Greedy, one sequence at a time, to the end of the answer. All take turns,
+prompt by prompt; tokens and seconds are of whole calls, prompt included.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""`--draft-tokens auto` against every fixed K, 0 (plain decoding) included: per suite, and on a mixed load.
+r"""`--draft-tokens auto` against every fixed K, 0 (plain decoding) included: per suite, and on a mixed load.
 
-    python benchmarks/auto_length.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl --prompts 20 --json docs/results/auto_length.json
+    python benchmarks/auto_length.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl --prompts 20 \
+        --json docs/results/auto_length.json
 
-The mixed load alternates the prompts of the suites, so that sequences of different acceptance share a batch. Runs through `pard2.bench`: the
-same results, turn by turn, and resumable; `auto` holds the ratio of auto's tokens/s to that of the best fixed K, which is chosen with
-hindsight from the same measurements.
+The mixed load alternates the prompts of the suites, so that sequences of different acceptance share a batch.
+Runs through `pard2.bench`: the same results, turn by turn, and resumable; `auto` holds the ratio of auto's
+tokens/s to that of the best fixed K, which is chosen with hindsight from the same measurements.
 """
 
 import argparse

@@ -1,12 +1,15 @@
-"""Decoding on an idle machine and on one whose other programs want a core, by how torch's threads wait for each other.
+"""Decoding on an idle machine and on one whose other programs want a core, by how torch's
+threads wait for each other.
 
     python benchmarks/busy.py --rounds 5 --json docs/results/busy.json
 
-torch shares each product out among OpenMP threads, which wait for one another some hundred times a token. A thread that spins while its
-neighbour is off the core burns the very time that the neighbour needs. Each setting is a process of its own (OpenMP reads its environment
-once), loaded once; all take turns, round by round, first with nothing else running, then beside one process that never rests. Tokens a second
-are medians; `kept` is the median, over rounds, of a setting's speed over that of `torch's own` on the idle machine in the same round.
-The line `chosen` has no setting: there the engine itself gives up threads that have lost their cores (`pard2.engine.threads`).
+torch shares each product out among OpenMP threads, which wait for one another some hundred times a token. A
+thread that spins while its neighbour is off the core burns the very time that the neighbour needs. Each
+setting is a process of its own (OpenMP reads its environment once), loaded once; all take turns, round by
+round, first with nothing else running, then beside one process that never rests. Tokens a second are medians;
+`kept` is the median, over rounds, of a setting's speed over that of `torch's own` on the idle machine in the
+same round. The line `chosen` has no setting: there the engine itself gives up threads that have lost their
+cores (`pard2.engine.threads`).
 """
 
 import argparse
@@ -27,7 +30,8 @@ PROMPT = "A baker sells 14 loaves in the morning and twice as many in the aftern
 METHODS = ("ar", "pard2-td")
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 OWN = "torch's own"
-# GOMP_SPINCOUNT of the GNU library that comes with torch: 300,000 turns where nothing is said, 0 with PASSIVE.
+# GOMP_SPINCOUNT of the GNU library that comes with torch: 300,000 turns where
+# nothing is said, 0 with PASSIVE.
 SETTINGS: dict[str, dict[str, str]] = {
     OWN: {"GOMP_SPINCOUNT": "300000"},
     "chosen": {},

@@ -16,7 +16,10 @@ Value = TypeVar("Value")
 
 
 def in_turn(work: Mapping[Key, Callable[[], Value]], rounds: int) -> dict[Key, list[Value]]:
-    """What each piece of work returned, round by round. Every other round goes the other way, so that nobody always comes first."""
+    """What each piece of work returned, round by round.
+
+    Every other round goes the other way, so that nobody always comes first.
+    """
     done: dict[Key, list[Value]] = {key: [] for key in work}
     for number in range(rounds):
         for key in list(work)[:: -1 if number % 2 else 1]:
@@ -40,7 +43,10 @@ def _wait(device: torch.device) -> None:
 
 
 def read_bandwidth(device: torch.device, megabytes: int = 512) -> float:
-    """Bytes a second that the device reads from memory when it does hardly anything else. The buffer must exceed its caches."""
+    """Bytes a second that the device reads from memory when it does hardly anything else.
+
+    The buffer must exceed its caches.
+    """
     buffer = torch.ones(megabytes * 2**18, device=device)
     buffer.sum()
     return buffer.nbytes / min(seconds(buffer.sum, device) for _ in range(5))

@@ -1,9 +1,11 @@
-"""When requests sample: proposals taken greedily against proposals drawn from the draft, judged token by token or as blocks.
+r"""When requests sample: proposals taken greedily against proposals drawn from the draft, judged
+token by token or as blocks.
 
-    python benchmarks/draft_sampling.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl --prompts 8 --json docs/results/draft_sampling.json
+    python benchmarks/draft_sampling.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl --prompts 8 \
+        --json docs/results/draft_sampling.json
 
-All rules decode a prompt in turn before the next one. Texts differ, because drawn proposals use up other random numbers, so every rule
-answers every prompt with several seeds; all are lossless.
+All rules decode a prompt in turn before the next one. Texts differ, because drawn proposals use up other
+random numbers, so every rule answers every prompt with several seeds; all are lossless.
 """
 
 import argparse

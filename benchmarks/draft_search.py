@@ -1,15 +1,18 @@
-"""Drafts of different shapes and training against each other at one small budget of tokens, judged by the tokens a second that they promise.
+r"""Drafts of different shapes and training against each other at one small budget of tokens, judged by the
+tokens a second that they promise.
 
-    python benchmarks/draft_search.py --data answers.jsonl --prompts heldout.jsonl --json docs/results/draft_search.json
+    python benchmarks/draft_search.py --data answers.jsonl --prompts heldout.jsonl \
+        --json docs/results/draft_search.json
 
-Every arm is the base but for what its name says, trained on the same conversations in the same order for the same number of steps, one
-after the other; then each decodes the same held-out prompts. `--continue DRAFT` lets the arms that a draft of fixed shape can have go on
-from it, where they all differ more than after a cold start. An arm whose run is finished is only decoded, so that two calls with
-`--train-only` can share the arms between two cores.
+Every arm is the base but for what its name says, trained on the same conversations in the same order for
+the same number of steps, one after the other; then each decodes the same held-out prompts. `--continue
+DRAFT` lets the arms that a draft of fixed shape can have go on from it, where they all differ more than
+after a cold start. An arm whose run is finished is only decoded, so that two calls with `--train-only` can
+share the arms between two cores.
 
-Promised tokens a second: the most, over the number k of proposals, of (1 + sum of the shares of cycles that accept position 1 .. k)
-/ (seconds of a cycle with k). A cycle's seconds are measured with all K proposals and with none, one prompt at a time; between the two
-only verification changes, in a straight line.
+Promised tokens a second: the most, over the number k of proposals, of (1 + sum of the shares of cycles that
+accept position 1 .. k) / (seconds of a cycle with k). A cycle's seconds are measured with all K proposals and
+with none, one prompt at a time; between the two only verification changes, in a straight line.
 """
 
 import argparse
@@ -111,7 +114,8 @@ def cycle(target: Target, draft: Draft | None, method: str, k: int | Literal["au
 def promised(accepted_by_position: list[float], plain: Cycle, full: Cycle) -> tuple[float, int]:
     """Tokens a second with the best number of proposals, and that number; 0 is plain decoding.
 
-    accepted_by_position: the share of cycles that accept each, with K proposals. full: a cycle with K of them.
+    accepted_by_position: the share of cycles that accept each, with K proposals.
+    full: a cycle with K of them.
     """
     k = len(accepted_by_position)
     choices = [(1 / (plain.target + plain.other), 0)]

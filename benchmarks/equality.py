@@ -1,6 +1,7 @@
-"""Is speculative decoding equal to transformers' own greedy generate? float32, every prompt, every method.
+r"""Is speculative decoding equal to transformers' own greedy generate? float32, every prompt, every method.
 
-python benchmarks/equality.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl eval_math500.jsonl --prompts 60 --json docs/results/equality.json
+python benchmarks/equality.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl eval_math500.jsonl \
+    --prompts 60 --json docs/results/equality.json
 """
 
 import argparse

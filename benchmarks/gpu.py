@@ -1,19 +1,24 @@
-"""What only a GPU can show, in parts with a time limit each; `gpu.sh` beside it sets up a bare machine and calls it.
+r"""What only a GPU can show, in parts with a time limit each; `gpu.sh` beside it sets up
+a bare machine and calls it.
 
-    python benchmarks/gpu.py --json docs/results/gpu.json [--parts cycles profile] [--gguf SmolLM2-135M-Instruct.Q4_1.gguf]
-    python benchmarks/gpu.py --profile                    # only where the time of a cycle of eight sequences goes
+    python benchmarks/gpu.py --json docs/results/gpu.json [--parts cycles profile] \
+        [--gguf SmolLM2-135M-Instruct.Q4_1.gguf]
+    python benchmarks/gpu.py \
+        --profile                    # only where the time of a cycle of eight sequences goes
 
-Each part is a process of its own, in the order of PARTS, the most wanted first. Its results go into the file as they
-come; a part that fails or whose time is up is noted there, and the others go on. The limits add up to less than eight
-minutes. Without a GPU, or with --small, everything runs in small on the CPU, without captured graphs: a trial of this
-script, whose figures mean nothing.
+Each part is a process of its own, in the order of PARTS, the most wanted first. Its results go into the file
+as they come; a part that fails or whose time is up is noted there, and the others go on. The limits add up to
+less than eight minutes. Without a GPU, or with --small, everything runs in small on the CPU, without captured
+graphs: a trial of this script, whose figures mean nothing.
 
-cycles: plain and target-dependent decoding in the shapes of Llama-3.1-8B and 3.2-1B, random weights made on the device,
-    bfloat16, by batch size, eagerly and with captured graphs. Random weights accept nothing, so every cycle emits a
-    token a sequence. The floor is the bytes of weights and cache that a cycle must read over the bandwidth that plain
-    reading reaches. `slowest` of the timed cycles tells whether something was captured or compiled among them.
-equality: the golden pair of the tests in float32, every method, alone and in batches, eagerly and with graphs, against
-    transformers' own greedy text; sampled texts against those of plain decoding, alone and eager.
+cycles: plain and target-dependent decoding in the shapes of Llama-3.1-8B and 3.2-1B, random weights made on
+    the device, bfloat16, by batch size, eagerly and with captured graphs. Random weights accept nothing, so
+    every cycle emits a token a sequence. The floor is the bytes of weights and cache that a cycle must read
+    over the bandwidth that plain reading reaches. `slowest` of the timed cycles tells whether something was
+    captured or compiled among them.
+equality: the golden pair of the tests in float32, every method, alone and in batches, eagerly
+    and with graphs, against transformers' own greedy text; sampled texts against those of
+    plain decoding, alone and eager.
 profile: the functions that take most of the time of a cycle, on the device and on the host.
 training: steps of `pard2 train` in SmolLM2's shape, rows of 16,384 tokens, bfloat16.
 regenerate: tokens a second of `pard2 data regenerate` in SmolLM2's shape.
@@ -88,7 +93,8 @@ def random_pair(sizes: Sizes) -> "tuple[Target, Draft]":
 
 @contextmanager
 def new_engine(target: "Target", draft: "Draft | None", method: str, graphs: bool, **options: Any) -> "Iterator[Engine]":
-    """An engine that leaves the models' decoders as it found them: one that replays captures keeps them, and their size."""
+    """An engine that leaves the models' decoders as it found them: one that replays captures
+    keeps them, and their size."""
     from pard2 import Engine
 
     models = [model for model in (target, draft) if model is not None]
@@ -359,7 +365,8 @@ PARTS: dict[str, tuple[Callable[[Sizes], Iterator[Row]], int]] = {
 
 
 class ResultFile:
-    """`{"meta": .., "parts": {name: how it went}, "results": [..]}`, written anew with every line that comes."""
+    """`{"meta": .., "parts": {name: how it went}, "results": [..]}`, written anew
+    with every line that comes."""
 
     def __init__(self, path: Path | None, small: bool) -> None:
         from pard2.environment import meta

@@ -1,13 +1,15 @@
-"""Host seconds of a decoding cycle: what the engine's own Python costs, where the models' work is next to nothing.
+"""Host seconds of a decoding cycle: what the engine's own Python costs, where the
+models' work is next to nothing.
 
     python benchmarks/host_time.py --json docs/results/host_time.json
     python benchmarks/host_time.py --profile pard2-td 32
 
-The models are tiny and random. *Engine alone*: once the prompts have been read, both decoders are replaced by stubs
-that return ready tensors, so that planning, proposals, verification and statistics are all that is left. *With
-decoders*: the real ones run, whose layout of a batch on the host counts, too, and so does the little arithmetic.
-A cycle is one `Engine.step` of a full batch. Batch sizes, methods and decoders take turns, round by round; figures
-are medians. The limit is 0.3 ms a cycle and 20 us a sequence. One thread of torch's: on so little, more only wait.
+The models are tiny and random. *Engine alone*: once the prompts have been read, both decoders are replaced by
+stubs that return ready tensors, so that planning, proposals, verification and statistics are all that is
+left. *With decoders*: the real ones run, whose layout of a batch on the host counts, too, and so does the
+little arithmetic. A cycle is one `Engine.step` of a full batch. Batch sizes, methods and decoders take turns,
+round by round; figures are medians. The limit is 0.3 ms a cycle and 20 us a sequence. One thread of torch's:
+on so little, more only wait.
 """
 
 import argparse
@@ -50,7 +52,8 @@ TOP = 25  # functions of a profile
 class Stub:
     """Stands in for a decoder: the first rows of ready logits and features, whatever is asked.
 
-    While answers are decoded the target's logits are wanted of every row, so that they say how many rows there are.
+    While answers are decoded the target's logits are wanted of every row, so that they
+    say how many rows there are.
     """
 
     def __init__(self, most_rows: int, device: torch.device, seed: int) -> None:
@@ -86,7 +89,8 @@ def new_engine(method: str, batch: int, draft_tokens: int | str, device: torch.d
 
 
 def answer_tokens(batch: int, cycles: int) -> int:
-    """New tokens with which no sequence ends before its last cycle is timed, nor while the prompts are read."""
+    """New tokens with which no sequence ends before its last cycle is timed, nor
+    while the prompts are read."""
     reading = 2 + batch * PROMPT // 256
     return (reading + WARM_UP + cycles) * (MOST_DRAFT_TOKENS + 1) + 1
 

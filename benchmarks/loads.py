@@ -10,7 +10,8 @@ _MOST_STEPS = 10_000  # until all prompts are read
 
 @contextmanager
 def full_batch(engine: Engine, prompts: Sequence[list[int]], most_tokens: int) -> Iterator[None]:
-    """Within, all prompts have been read, and each `engine.step` is a cycle in which every sequence says something.
+    """Within, all prompts have been read, and each `engine.step` is a cycle in which
+    every sequence says something.
 
     engine: idle, with room for all prompts at once.
     prompts: token ids.

@@ -1,9 +1,12 @@
-"""The objectives against each other: the same draft, data, order of rows and number of steps, then real decoding of held-out prompts.
+r"""The objectives against each other: the same draft, data, order of rows and number of steps, then real
+decoding of held-out prompts.
 
-Each run goes on from one draft, by default the shipped one: from nothing, a small budget teaches the first position alone, where all
-objectives are the same. A run that was stopped goes on; finished ones are only decoded.
+Each run goes on from one draft, by default the shipped one: from nothing, a small budget teaches
+the first position alone, where all objectives are the same. A run that was stopped goes on;
+finished ones are only decoded.
 
-    python benchmarks/objective_ablation.py --data answers.jsonl --suites eval_gsm8k.jsonl eval_humaneval.jsonl --json objective_ablation.json
+    python benchmarks/objective_ablation.py --data answers.jsonl \
+        --suites eval_gsm8k.jsonl eval_humaneval.jsonl --json objective_ablation.json
 """
 
 import argparse

@@ -2,17 +2,20 @@
 
     python benchmarks/old_and_new.py OLD/src NEW/src --rounds 5 --json old_and_new.json
 
-Every measurement is a fresh process with PYTHONPATH at one tree, old and new in turn, every other round the other way
-round. A process uses what both trees have: `Engine.from_pretrained` and `generate`, `python -m pard2 train` and the
-`metrics.jsonl` of its run, `python -m pard2 --help`, and imports. Measured are
+Every measurement is a fresh process with PYTHONPATH at one tree, old and new in turn, every other round the
+other way round. A process uses what both trees have: `Engine.from_pretrained` and `generate`, `python -m
+pard2 train` and the `metrics.jsonl` of its run, `python -m pard2 --help`, and imports. Measured are
 
-- a plain step, and a cycle of TI and of TD with K proposals: seconds of cycles by their number, one sequence at a time;
+- a plain step, and a cycle of TI and of TD with K proposals: seconds of cycles by their
+  number, one sequence at a time;
 - a training step: the median of a run's steps but the first;
-- start-up: wall time of `--help`, of `import pard2`, and of importing the engine, the interpreter's start included.
+- start-up: wall time of `--help`, of `import pard2`, and of importing the engine, the
+  interpreter's start included.
 
-The ratio is new over old, the median of the rounds' ratios; its interval is a 95 % bootstrap over rounds. More than
-LIMIT is marked. The two trees must say the same texts and reach the same losses; where they do not, the script says so
-and exits with 1. Both trees need the packages of this interpreter; a round takes two to three minutes on two cores.
+The ratio is new over old, the median of the rounds' ratios; its interval is a 95 % bootstrap over rounds.
+More than LIMIT is marked. The two trees must say the same texts and reach the same losses; where they do
+not, the script says so and exits with 1. Both trees need the packages of this interpreter; a round takes two
+to three minutes on two cores.
 """
 
 import argparse
@@ -73,7 +76,10 @@ def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(tree: Path, arguments: list[str]) -> tuple[float, str]:
-    """Wall seconds and standard output of this interpreter at one tree. Raises `SystemExit` with its last words where it fails."""
+    """Wall seconds and standard output of this interpreter at one tree.
+
+    Raises `SystemExit` with its last words where it fails.
+    """
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
     seconds = time.perf_counter() - started

@@ -1,11 +1,14 @@
-"""Plain decoding against transformers' own `generate`, and against the time that the matrices take when nothing else is done.
+r"""Plain decoding against transformers' own `generate`, and against the time that the matrices
+take when nothing else is done.
 
-    python benchmarks/plain_step.py --suites eval_gsm8k.jsonl --prompts 4 --rounds 3 --json docs/results/plain_step.json
+    python benchmarks/plain_step.py --suites eval_gsm8k.jsonl --prompts 4 --rounds 3 \
+        --json docs/results/plain_step.json
 
-Both libraries get the same prompts and make the same number of tokens, one sequence at a time; each has a copy of the model of its
-own, in the dtype named. Seconds are of whole calls; a step is what a call takes longer for each further token. The floor is the very
-matrix products of our pass over one row, run back to back: the weights read once, and nothing between. All take turns, round by
-round; medians, and medians of the ratios within a round.
+Both libraries get the same prompts and make the same number of tokens, one sequence at a time; each has
+a copy of the model of its own, in the dtype named. Seconds are of whole calls; a step is what a call
+takes longer for each further token. The floor is the very matrix products of our pass over one row, run
+back to back: the weights read once, and nothing between. All take turns, round by round; medians, and
+medians of the ratios within a round.
 """
 
 import argparse

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pard2.models.draft import Draft, DraftSpec
 
-# vocabulary, hidden, intermediate, layers, heads, key-value heads, head_dim of a target and its draft; llama: 3.1-8B and 3.2-1B
+# vocabulary, hidden, intermediate, layers, heads, key-value heads, head_dim of a target and its
+# draft; llama: 3.1-8B and 3.2-1B
 SHAPES = {
     "llama": ((128256, 4096, 14336, 32, 32, 8, 128), (128256, 2048, 8192, 16, 32, 8, 64)),
     "tiny": ((512, 64, 128, 30, 4, 2, 16), (512, 32, 64, 2, 4, 2, 8)),
@@ -35,7 +36,10 @@ def random_model(shape: Sequence[int], positions: int, dtype: torch.dtype, devic
 
 
 def random_draft(shape: Sequence[int], target_hidden: int, draft_tokens: int, positions: int, dtype: torch.dtype, device: torch.device) -> Draft:
-    """A PARD-2 draft for the last four hidden states of a target of this width. Its last token id is the mask."""
+    """A PARD-2 draft for the last four hidden states of a target of this width.
+
+    Its last token id is the mask.
+    """
     layers = (-1, -2, -3, -4)
     width = target_hidden * len(layers)
     spec = DraftSpec(mask_token=shape[0] - 1, draft_tokens=draft_tokens, target_layers=layers, target_dim=width)
@@ -45,7 +49,8 @@ def random_draft(shape: Sequence[int], target_hidden: int, draft_tokens: int, po
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Of all matrices that a pass reads: everything but the embedding, of which it reads a row for each token."""
+    """Of all matrices that a pass reads: everything but the embedding, of which it
+    reads a row for each token."""
     table = model.get_input_embeddings().weight
     return sum(weight.nbytes for weight in model.parameters() if weight is not table)
 

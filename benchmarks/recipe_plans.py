@@ -1,7 +1,9 @@
-"""What the recipes take, computed from the shapes of their models: memory by part, disk, and floating-point operations.
+"""What the recipes take, computed from the shapes of their models: memory by part, disk,
+and floating-point operations.
 
-Only the models' shapes matter, so their configs are written from the numbers below and no hub is asked. The conversations stand for real ones: texts
-of which half the tokens are an answer, in lengths up to the recipe's. Time is operations over 40 % of an H100's 989 TFLOP/s (bfloat16, dense).
+Only the models' shapes matter, so their configs are written from the numbers below and no hub is asked. The
+conversations stand for real ones: texts of which half the tokens are an answer, in lengths up to the
+recipe's. Time is operations over 40 % of an H100's 989 TFLOP/s (bfloat16, dense).
 
     python benchmarks/recipe_plans.py --json docs/results/recipe_plans.json
 """
@@ -20,7 +22,8 @@ from pard2.data.records import RecordWriter
 from pard2.environment import meta
 from pard2.train.dry_run import dry_run
 
-# As in their config.json on the hub: architecture, vocabulary, hidden, intermediate, layers, heads, key-value heads, head_dim, tied
+# As in their config.json on the hub: architecture, vocabulary, hidden, intermediate, layers, heads,
+# key-value heads, head_dim, tied
 SHAPES = {
     "meta-llama/Llama-3.1-8B-Instruct": ("llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
     "meta-llama/Llama-3.2-1B-Instruct": ("llama", 128256, 2048, 8192, 16, 32, 8, 64, True),

@@ -2,10 +2,11 @@
 
     python benchmarks/slot_attention.py --json docs/results/slot_attention.json
 
-A row of answer tokens alone, in documents of equal length, with chains thinned by COD (r = 0.7, r_min = 0.1). Heads are those of SmolLM2. On a GPU
-FlexAttention takes part. All take turns, round by round; seconds are medians, `faster` is the median of the ratios within
-a round. The mask, the spans or the BlockMask are made once, as for all layers of a step, and are not timed, but they count as memory; peak memory is
-what a process of its own, holding query, key, value and the output's gradient, takes beside them.
+A row of answer tokens alone, in documents of equal length, with chains thinned by COD (r = 0.7, r_min = 0.1).
+Heads are those of SmolLM2. On a GPU FlexAttention takes part. All take turns, round by round; seconds are
+medians, `faster` is the median of the ratios within a round. The mask, the spans or the BlockMask are made
+once, as for all layers of a step, and are not timed, but they count as memory; peak memory is what a process
+of its own, holding query, key, value and the output's gradient, takes beside them.
 """
 
 import argparse
@@ -54,7 +55,8 @@ def attention(kind: str, layout: SlotLayout, scale: float) -> Pass:
 
 
 def inputs(slots: int, arguments: argparse.Namespace, device: torch.device) -> list[Tensor]:
-    """Query, key, value and a gradient of the output, position by position in memory, as a model makes them."""
+    """Query, key, value and a gradient of the output, position by position in
+    memory, as a model makes them."""
     heads, groups, width = arguments.heads
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(slots, h, width, generator=generator).transpose(0, 1) for h in (heads, groups, groups, heads)]

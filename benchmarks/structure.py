@@ -1,11 +1,13 @@
-"""How `src/pard2` is built: files and their lengths, functions and their parameters, and which package imports which.
+"""How `src/pard2` is built: files and their lengths, functions and their parameters, and
+which package imports which.
 
     python benchmarks/structure.py [--json structure.json]
 
-Packages stand on floors, and imports run downward only; modules of one package, and the small modules on the ground
-(errors, files, ..), may import one another. Imports inside of functions and for type checkers count like all others.
-`pard2/__init__.py` and `__main__.py` are the entrance: they name what is public, on first use, and are on no floor.
-Lines are counted as they stand, comments and empty lines included; a function's from its `def` to its end.
+Packages stand on floors, and imports run downward only; modules of one package, and the small modules on
+the ground (errors, files, ..), may import one another. Imports inside of functions and for type checkers
+count like all others. `pard2/__init__.py` and `__main__.py` are the entrance: they name what is public, on
+first use, and are on no floor. Lines are counted as they stand, comments and empty lines included; a
+function's from its `def` to its end.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""How a draft gets better with training: the acceptance that its runs forecast, against the tokens that they have seen, as a table and a picture.
+r"""How a draft gets better with training: the acceptance that its runs forecast, against the tokens that they
+have seen, as a table and a picture.
 
-A run that went on from another's draft is named behind it, with a plus. Reads the metrics that `pard2 train` left; evaluations by real
-decoding, where a run made any, are marked in the picture.
+A run that went on from another's draft is named behind it, with a plus. Reads the metrics that `pard2 train`
+left; evaluations by real decoding, where a run made any, are marked in the picture.
 
-    python benchmarks/training_curves.py "muon=runs/a+runs/b" "adamw=runs/c" --json training_curves.json --svg training_curves.svg
+    python benchmarks/training_curves.py "muon=runs/a+runs/b" "adamw=runs/c" --json training_curves.json \
+        --svg training_curves.svg
 """
 
 import argparse
@@ -24,7 +26,10 @@ _COLOURS = ("#1f6feb", "#d1572a", "#2a9d5c", "#8250df", "#9a6700", "#57606a")
 
 @dataclass(frozen=True)
 class Point:
-    """Means over some steps, at their last one. tokens, seconds: since the first run's start; seconds are of steps alone."""
+    """Means over some steps, at their last one.
+
+    tokens, seconds: since the first run's start; seconds are of steps alone.
+    """
 
     tokens: int
     seconds: float
@@ -35,7 +40,8 @@ class Point:
 
 
 def curve(runs: list[Path], apart: int) -> list[Point]:
-    """A point every `apart` tokens or a little more and at each run's end, over runs that went on from each other."""
+    """A point every `apart` tokens or a little more and at each run's end, over runs
+    that went on from each other."""
     points: list[Point] = []
     tokens, seconds = 0, 0.0
     group: list[dict[str, Any]] = []
@@ -67,7 +73,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def picture(curves: dict[str, list[Point]]) -> str:
-    """An SVG: tokens on a logarithmic axis, teacher-forced acceptance length upwards; rings are of real decoding, target-dependent."""
+    """An SVG: tokens on a logarithmic axis, teacher-forced acceptance length upwards; rings are of real
+    decoding, target-dependent."""
     every = [point for points in curves.values() for point in points]
     low, high = math.log10(min(p.tokens for p in every)), math.log10(max(p.tokens for p in every))
     heights = [p.teacher_forced_al for p in every] + [al for p in every for al in p.evaluated.values()]

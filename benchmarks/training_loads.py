@@ -15,7 +15,8 @@ from random_models import SHAPES, random_model
 
 
 def training_pair(shape: str, layers: int, draft_tokens: int, share_vocabulary: bool, device: str | None) -> tuple[Target, Draft]:
-    """A target and a fresh float32 draft to train: the embedded pair, or random weights in the shape of another."""
+    """A target and a fresh float32 draft to train: the embedded pair, or random
+    weights in the shape of another."""
     if shape == "smollm2":
         target = load_target("smollm2", "float32", device, weight_format="plain")
         draft = cut_draft(target, even_layers(layers, target.num_states - 1), 16, draft_tokens, shared_vocabulary=share_vocabulary)

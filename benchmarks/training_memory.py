@@ -1,4 +1,5 @@
-"""Peak memory of a training step against K and against the length: what grows is the slots that COD keeps, and nothing with K beyond them.
+"""Peak memory of a training step against K and against the length: what grows is the slots that COD keeps,
+and nothing with K beyond them.
 
 python benchmarks/training_memory.py --json docs/results/training_memory.json
 """

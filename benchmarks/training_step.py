@@ -1,9 +1,11 @@
-"""A training step of ours against a straightforward dense one: the same loss, its time, its parts and its peak memory.
+"""A training step of ours against a straightforward dense one: the same loss, its time,
+its parts and its peak memory.
 
-The dense step is the method as its readable formulas say it: one [S, S] mask, the full logits of both models, one row of the teacher
-for every slot. It takes the same row as ours, so their losses must agree. `published` is the dense step on a row whose chains begin in the
-prompt, too, as in the published code; `cached` is ours with the target's states at hand, as from a feature cache. Time is taken
-in turn in one process, memory in a process each, from what is held once both models have been touched.
+The dense step is the method as its readable formulas say it: one [S, S] mask, the full logits of both models,
+one row of the teacher for every slot. It takes the same row as ours, so their losses must agree. `published`
+is the dense step on a row whose chains begin in the prompt, too, as in the published code; `cached` is ours
+with the target's states at hand, as from a feature cache. Time is taken in turn in one process, memory in a
+process each, from what is held once both models have been touched.
 
     python benchmarks/training_step.py --json docs/results/training_step.json
 """
@@ -159,7 +161,8 @@ def peak(kind: str) -> dict[str, int]:
 
 
 def added(memory: dict[str, int]) -> int:
-    """What a step takes beyond the models at rest: gradients, the optimizer's state, and all that comes and goes."""
+    """What a step takes beyond the models at rest: gradients, the optimizer's state,
+    and all that comes and goes."""
     return memory["peak_bytes"] - memory["resting_bytes"]
 
 

@@ -1,14 +1,17 @@
-"""Proposals as trees against proposals as chains: acceptance length and speed, from the same draft on the same prompts.
+r"""Proposals as trees against proposals as chains: acceptance length and speed, from the
+same draft on the same prompts.
 
-    python benchmarks/trees.py --suites eval_gsm8k.jsonl eval_humaneval.jsonl eval_math500.jsonl eval_mt_bench.jsonl \\
+    python benchmarks/trees.py \
+        --suites eval_gsm8k.jsonl eval_humaneval.jsonl eval_math500.jsonl eval_mt_bench.jsonl \\
         --prompts 20 --json docs/results/trees.json
 
-Greedy, one sequence at a time, always with as many proposals as the draft was trained for; a tree holds its best nodes
-from the same distributions. The suites take turns prompt by prompt, and all arms decode a prompt before the next one,
-every other prompt the other way round. Tokens/s are of cycles alone. Ratios are over chains, of sums; intervals are
-95 % bootstrap over prompts. With --minutes the run ends with the prompt during which the time is up; by default it
-takes about eleven minutes on two cores. All arms must say the same: in float32 a difference ends the script with exit
-code 1 after the results are written; in half precision, where near-ties may fall otherwise, it is counted.
+Greedy, one sequence at a time, always with as many proposals as the draft was trained for; a tree holds its
+best nodes from the same distributions. The suites take turns prompt by prompt, and all arms decode a prompt
+before the next one, every other prompt the other way round. Tokens/s are of cycles alone. Ratios are over
+chains, of sums; intervals are 95 % bootstrap over prompts. With --minutes the run ends with the prompt during
+which the time is up; by default it takes about eleven minutes on two cores. All arms must say the same: in
+float32 a difference ends the script with exit code 1 after the results are written; in half precision, where
+near-ties may fall otherwise, it is counted.
 """
 
 import argparse

@@ -1,8 +1,11 @@
-"""How much of a target's answers a part of the vocabulary covers: the tokens that every other conversation uses most, counted on the rest.
+r"""How much of a target's answers a part of the vocabulary covers: the tokens that every other conversation
+uses most, counted on the rest.
 
-    python benchmarks/vocabulary_coverage.py --data answers.jsonl more.jsonl --sizes 8192 12288 16384 --json docs/results/vocabulary_coverage.json
+    python benchmarks/vocabulary_coverage.py --data answers.jsonl more.jsonl --sizes 8192 12288 16384 \
+        --json docs/results/vocabulary_coverage.json
 
-Each file is counted by itself; the list is made of all files together. `--draft` adds the list of a draft that has one.
+Each file is counted by itself; the list is made of all files together. `--draft` adds the
+list of a draft that has one.
 """
 
 import argparse

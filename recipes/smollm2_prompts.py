@@ -1,11 +1,12 @@
-"""The prompts of the shipped draft's training data: public ones, those in other wordings, and problems from templates.
+"""The prompts of the shipped draft's training data: public ones, those in other wordings,
+and problems from templates.
 
     python recipes/smollm2_prompts.py train_prompts.jsonl --output prompts.jsonl
 
 A draft is best at the kind of text that it was trained on. Word problems and coding tasks are public by the
-thousand; functions to complete and mathematics in LaTeX are not, so that some are made of the former, and others
-from the templates below. Records: `id`, `source`, `messages`. No prompt of an evaluation suite is used, whole or
-in part: the templates' numbers are drawn here.
+thousand; functions to complete and mathematics in LaTeX are not, so that some are made of the former, and
+others from the templates below. Records: `id`, `source`, `messages`. No prompt of an evaluation suite is
+used, whole or in part: the templates' numbers are drawn here.
 """
 
 import argparse
@@ -200,7 +201,8 @@ def to_complete(record: Record, typed: bool = False) -> Record | None:
 
     None for a task that is not of that form.
 
-    typed: with the types of the first test's values, and the task as an order; None where they are not literals.
+    typed: with the types of the first test's values, and the task as an order; None
+        where they are not literals.
     """
     text, _, tests = record["messages"][0]["content"].partition("\nYour code should pass these tests:\n")
     examples = []

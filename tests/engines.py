@@ -39,7 +39,8 @@ def new_engine(method: str, draft_tokens: Any = 4, target: Target | None = None,
 
 
 def record_proposals(engine: Engine) -> list[list[int]]:
-    """A list that every later proposal is added to: sensitive to whatever the draft reads, where acceptance may be low anyway."""
+    """A list that every later proposal is added to: sensitive to whatever the draft reads, where
+    acceptance may be low anyway."""
     proposed: list[list[int]] = []
     drafter = engine._cycle._drafter
     propose = drafter.propose
@@ -54,7 +55,8 @@ def record_proposals(engine: Engine) -> list[list[int]]:
 
 
 def is_empty(engine: Engine) -> bool:
-    """Whether nothing is left in it: no request, no sequence, not a row of the target's cache nor of the draft's."""
+    """Whether nothing is left in it: no request, no sequence, not a row of the target's
+    cache nor of the draft's."""
     drafter = engine._cycle._drafter
     drafts_free = engine.method == "ar" or drafter.cache.free == drafter.cache.num_places  # type: ignore[attr-defined]
     return engine.idle and not engine._scheduler.sequences and engine.free_cache_tokens == engine.cache_tokens and drafts_free

@@ -1,4 +1,5 @@
-"""The script for a GPU, tried in small on the CPU: every part runs, and one that fails or hangs costs nobody else."""
+"""The script for a GPU, tried in small on the CPU: every part runs, and one that fails
+or hangs costs nobody else."""
 
 import json
 import os

@@ -161,7 +161,8 @@ def test_saving_in_bfloat16_rounds_once(target, tmp_path):
 
 @pytest.mark.parametrize("weight_format", ["plain", "packed"])
 def test_half_precision_does_not_round_the_rotary_frequencies(target, tmp_path, weight_format):
-    """Rounded to bfloat16, positions drift apart by a radian within a few hundred tokens: lossless, and less is accepted."""
+    """Rounded to bfloat16, positions drift apart by a radian within a few hundred tokens:
+    lossless, and less is accepted."""
     if weight_format not in weight_formats(target.device, torch.bfloat16):
         pytest.skip("no packed products on this CPU")
     frequencies = target.model.model.rotary_emb.inv_freq

@@ -43,7 +43,8 @@ def test_what_was_saved_is_loaded(directory):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_have_the_format_that_was_asked_for_or_the_first(directory, dtype):
-    """Plain where packed ones were meant is merely slow; packed where plain ones were meant cannot be trained."""
+    """Plain where packed ones were meant is merely slow; packed where plain ones
+    were meant cannot be trained."""
     formats = weight_formats(CPU, dtype)
     for wanted, expected in ((None, formats[0]), ("plain", "plain"), (formats[0], formats[0])):
         target = load_target(str(directory), dtype, CPU, wanted)
@@ -136,7 +137,8 @@ _CONFIGS: dict[str, object] = {
 
 @pytest.mark.parametrize("case", _CONFIGS)
 def test_any_damage_to_a_config_is_one_line(directory, case):
-    """With weights and, as a dry run reads it, without; where a field can be read, before anything of its size is built."""
+    """With weights and, as a dry run reads it, without; where a field can be read, before
+    anything of its size is built."""
     file, value, field = directory / "config.json", _CONFIGS[case], case.strip()
     whole = json.loads(file.read_text())
     if field in whole or field in ("head_dim", "layer_types", "text_config", "quantization_config", "sliding_window"):

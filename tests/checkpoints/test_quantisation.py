@@ -1,4 +1,5 @@
-"""Quantised targets: right, or refused in one line; never codes taken for weights, nor weights without their scales."""
+"""Quantised targets: right, or refused in one line; never codes taken for weights, nor
+weights without their scales."""
 
 import json
 from pathlib import Path
@@ -46,7 +47,8 @@ def refused(call, *arguments: Any) -> str:
 
 
 def test_a_method_that_transformers_does_not_know(tmp_path):
-    """It would load the codes, leave the scales unread and say so at a level that nobody sees: a wrong target, and every command exits with 0."""
+    """It would load the codes, leave the scales unread and say so at a level that nobody sees: a wrong
+    target, and every command exits with 0."""
     scaled = {f"model.layers.{i}.mlp.up_proj.weight_scale": torch.ones(()) for i in range(2)}
     directory = model_directory(tmp_path / "model", scaled, quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
     said = f"{str(directory)!r} is quantised (modelopt) and cannot be read: transformers does not know this method; name the unquantised model"
@@ -110,7 +112,8 @@ def test_a_weight_that_would_be_left_unread_is_refused(tmp_path, key, tensor, sa
 
 
 def test_what_stands_beside_a_model_is_left_alone(tmp_path):
-    """Other heads, other towers, layers behind the last, and what older checkpoints kept: none of it changes what the model says."""
+    """Other heads, other towers, layers behind the last, and what older checkpoints kept: none of it
+    changes what the model says."""
     harmless = [
         "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.self_attn.k_scale", "model.layers.0.mlp.up_proj.input_scale",
         "model.layers.0.self_attn.masked_bias", "model.layers.2.mlp.up_proj.weight", "mtp.layers.0.weight", "value_head.weight",
@@ -128,7 +131,8 @@ def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> BitsAndBytesConfig:
 
 
 def test_no_draft_is_made_of_codes(bitsandbytes, tmp_path):
-    """The int8 codes were copied as weights, and the draft kept a `quantization_config` by which nothing can decode it."""
+    """The int8 codes were copied as weights, and the draft kept a `quantization_config` by
+    which nothing can decode it."""
     target = tiny_target()
     target.model.config.quantization_config = bitsandbytes
     with torch.device("meta"):  # as a dry run has it

@@ -1,4 +1,5 @@
-"""Rows that nobody can learn or answer: refused where they stand, in one line, by everything that reads records."""
+"""Rows that nobody can learn or answer: refused where they stand, in one line, by
+everything that reads records."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""`data cache`: the hidden states of a run's conversations, with a plan, and going on where it was stopped."""
+"""`data cache`: the hidden states of a run's conversations, with a plan, and
+going on where it was stopped."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""What is shown on a terminal: text from outside is seen and never obeyed, an error is one line, and pipes get every byte."""
+"""What is shown on a terminal: text from outside is seen and never obeyed, an error is one line,
+and pipes get every byte."""
 
 import json
 

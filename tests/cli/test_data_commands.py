@@ -1,4 +1,5 @@
-"""`data synthesize` and `regenerate`: checked before they start, resumable, never over somebody else's file."""
+"""`data synthesize` and `regenerate`: checked before they start, resumable, never
+over somebody else's file."""
 
 import filecmp
 import json

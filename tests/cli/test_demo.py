@@ -1,4 +1,5 @@
-"""The embedded pair as a newcomer meets it: the real model, the shipped draft, the command that shows them."""
+"""The embedded pair as a newcomer meets it: the real model, the shipped draft,
+the command that shows them."""
 
 import importlib.util
 import json

@@ -1,4 +1,5 @@
-"""Models that cannot be decoded or trained with: said by every command that will need it, before a weight is read (there is none here)."""
+"""Models that cannot be decoded or trained with: said by every command that will need it, before a weight is
+read (there is none here)."""
 
 import json
 
@@ -37,7 +38,8 @@ EXTRAS = {
 
 @pytest.fixture
 def commands(tmp_path):
-    """Command lines for a target of that kind, of which there are a config and a tokenizer alone, and the files that they need."""
+    """Command lines for a target of that kind, of which there are a config and a tokenizer alone, and
+    the files that they need."""
 
     def make(kind: str) -> dict[str, list]:
         directory = tmp_path / kind

@@ -135,7 +135,8 @@ def test_prompts_of_a_file(run, tmp_path):
 
 
 def test_piped_answers_go_to_the_progress_bar(run, monkeypatch):
-    """Rich's bar takes standard output over, and would print results on the terminal, where no pipe gets them."""
+    """Rich's bar takes standard output over, and would print results on the
+    terminal, where no pipe gets them."""
     terminal = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=terminal, force_terminal=True))
     result = run("-p", "hello", "-p", "bye", "--max-new-tokens", 3, "--json")

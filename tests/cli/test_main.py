@@ -12,7 +12,8 @@ from pard2.errors import Pard2Error
 
 
 def test_help_does_not_wait_for_torch():
-    """Importing torch takes seconds; a slip of one import at the top of a command would cost them at every call."""
+    """Importing torch takes seconds; a slip of one import at the top of a command
+    would cost them at every call."""
     code = "import sys, pard2.cli.main; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pydantic_core')))"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0
 

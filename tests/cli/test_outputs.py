@@ -1,4 +1,5 @@
-"""Outputs of every command: replaced at the end, never an input, never something else, never what another run writes."""
+"""Outputs of every command: replaced at the end, never an input, never something else,
+never what another run writes."""
 
 import errno
 import fcntl
@@ -134,7 +135,8 @@ def test_ctrl_c_while_loading_keeps_the_old_output_and_says_so_in_one_line(pard2
 
 
 def test_force_replaces_when_the_first_record_stands_and_that_can_be_gone_on_with(pard2, place, monkeypatch):
-    """A kill leaves the old file or the new one, and the new one is what the same command without --force continues."""
+    """A kill leaves the old file or the new one, and the new one is what the same command
+    without --force continues."""
     write_one = RecordWriter.write
 
     def second_interrupts(self, records):

@@ -1,4 +1,5 @@
-"""The process round the commands: streams that are full, closed or broken, Ctrl-C at any moment, what the machine refuses."""
+"""The process round the commands: streams that are full, closed or broken, Ctrl-C at any moment,
+what the machine refuses."""
 
 import io
 import json
@@ -165,7 +166,10 @@ def test_the_handler_of_the_caller_comes_back_and_an_ignored_ctrl_c_stays_ignore
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["pard2.cli.interrupts", "typer", "torch._C", "transformers.utils.import_utils"])
 def test_a_real_ctrl_c_from_the_start_of_the_process_on(target_directory, tmp_path, moment):
-    """Sent once the interpreter says that it has imported the module. It says so of the first but one when `main` is still to begin."""
+    """Sent once the interpreter says that it has imported the module.
+
+    It says so of the first but one when `main` is still to begin.
+    """
     command = [sys.executable, "-X", "importtime", "-m", "pard2", "generate", "-t", str(target_directory), "-p", "x", "--max-new-tokens", "100"]
     process = subprocess.Popen(
         command,

@@ -1,4 +1,5 @@
-"""What the chat template gets beside the messages is the same in every command, is written down, and is told where it differs."""
+"""What the chat template gets beside the messages is the same in every command, is written down, and
+is told where it differs."""
 
 import io
 import json

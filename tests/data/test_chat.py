@@ -100,7 +100,8 @@ def test_an_empty_loss_mask_is_refused_by_record():
 
 
 def test_an_answer_that_does_not_follow_its_prompt_is_refused_by_record():
-    """A template may begin the answer otherwise than decoding; then the renderings' difference means nothing."""
+    """A template may begin the answer otherwise than decoding; then the renderings'
+    difference means nothing."""
     template = CHATML.replace("<|start|>assistant\n{%", "<|start|>assistant\n<think>\n{%")
     with pytest.raises(Pard2Error, match=r"record r1: the chat template does not show answer 1 where decoding begins it, after '.*<think>.n'"):
         examples(turns("hi", "hello"), template)

@@ -86,7 +86,8 @@ def test_count_in_is_count_out_and_failures_whatever_the_server_does(tmp_path: P
 
 
 def test_the_request_says_what_the_settings_say(tmp_path: Path, server: FakeEndpoint) -> None:
-    """Fails if greedy answers are sampled at a server's own temperature, or an old answer is sent to be continued."""
+    """Fails if greedy answers are sampled at a server's own temperature, or an old
+    answer is sent to be continued."""
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     records = [{"id": "a", "messages": [*messages, {"role": "assistant", "content": "old"}], "source": "x"}]
     run(tmp_path / "out", records, endpoints(server))
@@ -308,7 +309,8 @@ def test_check_of_a_server_that_speaks_no_tls(server: FakeEndpoint) -> None:
     "address",
     [
         *("host:8000/v1", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1/v1", "http://host/v1?x=1"),
-        # What http.client or the name's encoding refuses when the first request is made, each by its own error.
+        # What http.client or the name's encoding refuses when the first request is
+        # made, each by its own error.
         *("http://a b/", "http://host/v1 x", f"http://{'a' * 64}/v1", "http://..a/v1", "http://a..b/v1"),
         *("http://a\nb/v1", "http://a\x1bb/v1", "http://host/é"),
     ],

@@ -49,7 +49,8 @@ def test_the_seed_decides():
 
 
 def test_neither_rows_nor_documents_come_by_length():
-    """Longest first would train on long conversations before short ones, in the same order in each sequence."""
+    """Longest first would train on long conversations before short ones, in the
+    same order in each sequence."""
     lengths = conversations(4000)
     rows = pack(lengths, 2048, 0)
     first = [lengths[row[0]] for row in rows]

@@ -1,7 +1,7 @@
 """Chat templates of the usual shapes, without generation markers: every answer follows what decoding reads.
 
-The templates are our own and imitate what distinguishes each family: text that is trimmed, inserted, dropped or
-refused.
+The templates are our own and imitate what distinguishes each family: text that is trimmed,
+inserted, dropped or refused.
 """
 
 import pytest

@@ -1,4 +1,5 @@
-"""Any causal LM as target: the same text as transformers' own, or a refusal by name before the first token."""
+"""Any causal LM as target: the same text as transformers' own, or a refusal by
+name before the first token."""
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ UNCUT = {"gemma3n_text"}  # layers that lend each other keys cannot be cut apart
 
 
 def roughened(architecture: str) -> Target:
-    """A target whose norms and biases are no longer 1 and 0: left as they are made, one that is forgotten would not be missed."""
+    """A target whose norms and biases are no longer 1 and 0: left as they are made, one that is
+    forgotten would not be missed."""
     model = tiny_model(architecture, layers=LAYERS.get(architecture, 2), **ROUGH.get(architecture, {}))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -56,7 +58,8 @@ def test_says_what_transformers_says(architecture):
 
 @pytest.mark.parametrize("architecture", ["phi3", "llama"])
 def test_long_texts_stay_where_the_rotary_frequencies_do_not_change(architecture):
-    """Beyond its first training length, LongRoPE turns every key in a pass of one long text in the batch; those cached are not turned.
+    """Beyond its first training length, LongRoPE turns every key in a pass of one long text in the batch;
+    those cached are not turned.
 
     Nor may a table of positions made in advance reach so far.
     """
@@ -122,7 +125,10 @@ def test_encoder_decoders_are_refused():
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 def test_frequencies_that_follow_the_longest_text_are_refused(architecture):
-    """Each text would depend on its neighbours. Gemma 3 names one kind of frequencies for each kind of layer."""
+    """Each text would depend on its neighbours.
+
+    Gemma 3 names one kind of frequencies for each kind of layer.
+    """
     rope: dict = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     if architecture == "gemma3_text":
         rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}

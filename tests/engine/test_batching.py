@@ -1,4 +1,5 @@
-"""Many sequences at once: what one says does not depend on the others, all get through, and none takes more than its share."""
+"""Many sequences at once: what one says does not depend on the others, all get through, and none
+takes more than its share."""
 
 from functools import cache
 from typing import Any
@@ -91,7 +92,8 @@ def test_completions_come_in_the_order_of_the_prompts_though_short_ones_are_done
 
 
 def test_a_place_in_the_batch_is_taken_as_soon_as_it_is_free():
-    """Two places, answers of 2, 8, 2, 2 and 2 tokens: the short ones pass through one place while the long one holds the other."""
+    """Two places, answers of 2, 8, 2, 2 and 2 tokens: the short ones pass through one place while the
+    long one holds the other."""
     engine = new_engine("ar", "auto", max_batch=2)
     outs = list(engine.generate(PROMPTS[:5], [SamplingParams(n) for n in (2, 8, 2, 2, 2)]))
     assert sum(out.stats.cycles for out in outs) == 11
@@ -161,7 +163,8 @@ def test_a_thousand_waiting_requests_do_not_slow_a_step_down():
 
 
 def test_equal_requests_are_told_apart():
-    """Compared field by field, two requests of one prompt and seed would be one, or tensors be asked whether they are true."""
+    """Compared field by field, two requests of one prompt and seed would be one, or tensors be
+    asked whether they are true."""
     engine = new_engine("pard2-td", 4, max_batch=2)
     requests = [engine.submit([4, 5, 6], SamplingParams(6, temperature=1.0, repetition_penalty=1.1, seed=3)) for _ in range(4)]
     run_dry(engine)
@@ -256,7 +259,8 @@ class Told:
 @pytest.mark.parametrize("pending", [1, 4, 512])
 @pytest.mark.parametrize("method", ["vsd", "pard2-ti", "pard2-td"])
 def test_a_draft_that_was_not_asked_for_a_while_guesses_as_well_as_ever(method, pending, monkeypatch):
-    """Else K = 0 would be a trap: the draft has missed what was said meanwhile, and is never worth asking again."""
+    """Else K = 0 would be a trap: the draft has missed what was said meanwhile, and is
+    never worth asking again."""
     for drafter in (pard2.engine.drafters.parallel, pard2.engine.drafters.autoregressive):
         monkeypatch.setattr(drafter, "MOST_PENDING", pending)
     target = tiny_target()

@@ -39,7 +39,8 @@ def paths_of(tree):
 @settings(max_examples=200, deadline=None)
 @given(LEVELS, st.integers(0, 45))
 def test_no_tree_of_its_size_is_more_probable(weights, nodes):
-    """A path is never more probable than the one that it goes on from, so the most probable paths are a tree."""
+    """A path is never more probable than the one that it goes on from, so the most
+    probable paths are a tree."""
     levels = levels_of(weights)
     every, tree = all_paths(levels), best_first(levels, nodes)
     assert len(tree.token_ids) == min(nodes, len(every))

@@ -1,7 +1,9 @@
-"""Logits that are no numbers: what a draft makes of them is no proposal, and what a target makes of them ends one text.
+"""Logits that are no numbers: what a draft makes of them is no proposal, and what a target
+makes of them ends one text.
 
-Half precision overflows, so no damaged file is needed. The rules are tried alone, then as a cycle puts them together, then the whole engine.
-What they emit with a draft that breaks down now and then is measured exactly in test_verification ("broken") and test_distribution.
+Half precision overflows, so no damaged file is needed. The rules are tried alone, then as a cycle puts them
+together, then the whole engine. What they emit with a draft that breaks down now and then is measured exactly
+in test_verification ("broken") and test_distribution.
 """
 
 import math
@@ -27,7 +29,8 @@ RULES = [{}, {"draft_sampling": "sampled"}, {"draft_sampling": "sampled", "verif
 
 @st.composite
 def broken_logits(draw, rows: int, vocabulary: int) -> Tensor:
-    """Random logits [rows, vocabulary]; here and there NaN, an infinity, or what half precision cannot hold."""
+    """Random logits [rows, vocabulary]; here and there NaN, an infinity, or what
+    half precision cannot hold."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     logits = 3 * torch.randn(rows, vocabulary, generator=generator)
     for _ in range(draw(st.integers(0, 3)) if rows else 0):
@@ -44,7 +47,8 @@ def leading(sound: Tensor) -> int:
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.integers(0, 4), st.integers(2, 5), st.sampled_from([choose_by_rejection, choose_by_block]))
 def test_a_rule_judges_a_block_as_if_it_ended_before_what_is_no_distribution(data, k, vocabulary, rule):
-    """A single number may be broken here, which softmax would spread over its row: a rule is right by itself."""
+    """A single number may be broken here, which softmax would spread over its row:
+    a rule is right by itself."""
     p, q = data.draw(broken_logits(k + 1, vocabulary)).softmax(-1), data.draw(broken_logits(k, vocabulary)).softmax(-1)
     for _ in range(data.draw(st.integers(0, 2)) if k else 0):
         q[data.draw(st.integers(0, k - 1)), data.draw(st.integers(0, vocabulary - 1))] = data.draw(st.sampled_from([NAN, INF, -INF]))

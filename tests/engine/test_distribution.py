@@ -1,8 +1,10 @@
-"""What the whole engine says when it samples, against what the target alone would say, computed prefix by prefix.
+"""What the whole engine says when it samples, against what the target alone would
+say, computed prefix by prefix.
 
-Where proposals are greedy, a text is a function of its random numbers, so every token is checked. Where they are drawn, the first
-tokens of many seeded texts are counted and compared with their exact distribution. The seeds are fixed: a
-result repeats, and the engine as it should be would fail for less than one in a million choices of them.
+Where proposals are greedy, a text is a function of its random numbers, so every token is checked. Where
+they are drawn, the first tokens of many seeded texts are counted and compared with their exact
+distribution. The seeds are fixed: a result repeats, and the engine as it should be would fail for less than
+one in a million choices of them.
 """
 
 import dataclasses
@@ -92,7 +94,8 @@ def naive_distribution(logits: list[float], params: SamplingParams, prompt: list
 
 @cache
 def world(eos: int | None = None) -> tuple[Target, dict[tuple[int, ...], list[float]]]:
-    """A target, and its logits after the prompt and each answer of fewer than DEPTH tokens, by transformers' own forward pass."""
+    """A target, and its logits after the prompt and each answer of fewer than DEPTH tokens, by
+    transformers' own forward pass."""
     target = tiny_target(seed=3, vocab=VOCABULARY, hidden=16, layers=2, context=32, initializer_range=0.35)
     if eos is not None:
         set_eos(target, eos)
@@ -120,7 +123,8 @@ def exact_texts(params: SamplingParams, eos: int | None = None) -> dict[tuple[in
 
 
 def chance_of(counts: Counter[tuple[int, ...]], texts: dict[tuple[int, ...], float]) -> float:
-    """Pearson's chi-square test: the chance of such counts or odder ones, at most, by whole texts, by pairs and by single tokens."""
+    """Pearson's chi-square test: the chance of such counts or odder ones, at most, by whole texts, by
+    pairs and by single tokens."""
     views = [slice(None), *(slice(i, i + width) for width in (1, 2) for i in range(DEPTH + 1 - width))]
     chances = []
     for view in views:
@@ -173,8 +177,10 @@ def new_engine(target: Target, method: str, k: int | str, **rules: str) -> Engin
 
 
 def first_tokens(engine: Engine, params: SamplingParams, count: int, base: int) -> list[tuple[int, ...]]:
-    """Beginnings of `count` answers, some from seeds of their own, some from the n completions of one seed."""
-    # One token comes with the prompt, and after K proposals one is the target's own: shorter answers would never ask for K.
+    """Beginnings of `count` answers, some from seeds of their own, some from the
+    n completions of one seed."""
+    # One token comes with the prompt, and after K proposals one is the target's own: shorter
+    # answers would never ask for K.
     room = max(DEPTH, engine.draft_tokens + 2)
     each = [dataclasses.replace(params, max_tokens=room, n=16, seed=base + i) for i in range(count // 16)]
     return [tuple(out.token_ids[:DEPTH]) for out in engine.generate([PROMPT] * len(each), each)]
@@ -215,7 +221,8 @@ def test_tokens_that_a_draft_cannot_propose_are_said_as_often_as_others(rule):
 
 @pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "block"), ("pard", "token")])
 def test_a_draft_that_breaks_down_now_and_then_leaves_the_targets_distribution(method, rule, monkeypatch):
-    """Its logits are NaN wherever its favourite is one of two tokens: in every place of a block, and not in others."""
+    """Its logits are NaN wherever its favourite is one of two tokens: in every place of a
+    block, and not in others."""
 
     def breaking(take):
         def broken(self, logits, which):
@@ -242,7 +249,10 @@ def test_an_end_token_inside_an_accepted_block_ends_the_text_there(method, rule)
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_greedy_proposals_leave_every_token_to_its_number(setting):
-    """By definition: the first token whose cumulative probability exceeds the number of its position. Every method, K 1 to 4 and auto."""
+    """By definition: the first token whose cumulative probability exceeds the number of its position.
+
+    Every method, K 1 to 4 and auto.
+    """
     params = SamplingParams(**SETTINGS[setting])
     target, logits = world()
     expected = []
@@ -337,7 +347,8 @@ def test_the_distribution_gives_away(fault, setting, monkeypatch):
 
 @pytest.mark.parametrize("method", DRAFTED)
 def test_a_number_that_a_block_was_dropped_for_is_not_met_again(method, monkeypatch):
-    """Too small an effect for counts: block verification drops proposals for their values, so a later block needs numbers of its own."""
+    """Too small an effect for counts: block verification drops proposals for their values, so a later block
+    needs numbers of its own."""
     number, blocks = randomness._uniform, defaultdict(set)
 
     def recorded(seed, index, position, purpose, block):

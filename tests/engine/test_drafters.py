@@ -238,7 +238,8 @@ def test_nothing_asked_for_costs_no_pass_until_much_is_pending(kind):
 
 @pytest.mark.parametrize("accepted", [0, 1, 3, 4])
 def test_autoregressive_cache_holds_what_was_accepted_and_no_more(target, accepted):
-    """With all 4 accepted the cache lacks the last guess, which was never fed; then two tokens are pending."""
+    """With all 4 accepted the cache lacks the last guess, which was never fed;
+    then two tokens are pending."""
     drafter = autoregressive(target, tiny_lm_draft())
     state = started(drafter, target)
     text = CONTEXT + propose(drafter, state, 4)[:accepted] + [33]
@@ -271,7 +272,8 @@ def test_limit_ends_with_the_drafts_own_context_or_training(target):
 
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_a_text_that_outgrows_the_draft_is_read_no_further(target, one_by_one):
-    """Up to its last position it drafts; behind it nothing piles up and nothing is written past its memory."""
+    """Up to its last position it drafts; behind it nothing piles up and nothing
+    is written past its memory."""
     if one_by_one:
         drafter = autoregressive(target, tiny_lm_draft(context=10))
     else:

@@ -108,7 +108,10 @@ def test_statistics_count_only_what_was_emitted():
 
 @pytest.mark.parametrize("length", [25, 31, 32])
 def test_prompts_up_to_the_context_and_not_a_position_past_it(length):
-    """gpt2 has no position past its context, so that reading one too far fails. A last token past it is never read."""
+    """gpt2 has no position past its context, so that reading one too far fails.
+
+    A last token past it is never read.
+    """
     target = tiny_target(architecture="gpt2", context=32)
     prompt = random_prompts(1, seed=1)[0] * 40
     expected = greedy(target, prompt[:length], 32 - length + 1)

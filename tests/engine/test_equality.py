@@ -56,7 +56,8 @@ def test_many_prompts_through_one_engine_leave_no_trace():
 
 @pytest.mark.parametrize("method", ["ar", "vsd", "pard2-ti", "pard2-td"])
 def test_what_shares_the_batch_changes_nothing(method):
-    """Neither the text nor what is proposed and accepted for it; places are too few for all, so that texts join and leave."""
+    """Neither the text nor what is proposed and accepted for it; places are too few for all, so
+    that texts join and leave."""
     target = tiny_target(architecture="mistral")
     draft = None if method == "ar" else tiny_lm_draft() if method == "vsd" else tiny_draft(target)
     prompts = random_prompts(5, seed=8)
@@ -69,7 +70,8 @@ def test_what_shares_the_batch_changes_nothing(method):
 
 
 def test_engines_and_streams_in_turn_do_not_disturb_each_other():
-    """The target's feature hooks are shared, so each engine must restore its own, else TD loses its features."""
+    """The target's feature hooks are shared, so each engine must restore its own,
+    else TD loses its features."""
     target = tiny_target()
     draft = tiny_draft(target)
     methods = ["pard2-td", "pard2-td", "pard2-ti", "ar"]

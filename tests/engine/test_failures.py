@@ -1,4 +1,5 @@
-"""What goes wrong for one request is that request's trouble alone; what goes wrong for a pass leaves the engine usable."""
+"""What goes wrong for one request is that request's trouble alone; what goes wrong for a pass
+leaves the engine usable."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Where texts end and what is told of their tokens: end-of-answer ids, stop strings, limits, log-probabilities."""
+"""Where texts end and what is told of their tokens: end-of-answer ids, stop strings,
+limits, log-probabilities."""
 
 from functools import cache
 
@@ -18,7 +19,8 @@ PROMPT = [5, 17, 3, 3, 42, 8, 29, 11]
 
 @cache
 def speaking() -> Target:
-    """Says letters, digits and signs: its vocabulary begins like the byte tokenizer's, where the printable ones come first."""
+    """Says letters, digits and signs: its vocabulary begins like the byte tokenizer's, where the
+    printable ones come first."""
     target = tiny_target(seed=2)
     target.tokenizer = byte_tokenizer(template=None)
     return target
@@ -85,7 +87,8 @@ def test_the_text_is_worth_stopping():
 @pytest.mark.parametrize("start", [0, 1, 5, 6, 9, 14, 20])
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_a_stop_string_ends_the_text_wherever_it_falls_in_blocks(start, length):
-    """Every token is one character, so longer stop strings cross the borders of tokens, and some of blocks."""
+    """Every token is one character, so longer stop strings cross the borders of
+    tokens, and some of blocks."""
     ids, text = said()
     stop = text[start : start + length]
     found = text.index(stop)

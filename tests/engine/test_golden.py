@@ -46,7 +46,8 @@ def propose(engine: Engine, context: list[int], k: int) -> list[int]:
 
 
 def test_proposals_equal_at_every_context(golden):
-    """From the second cycle on: in its first, the reference proposes before the target has emitted a token."""
+    """From the second cycle on: in its first, the reference proposes before the
+    target has emitted a token."""
     engine, cases = golden
     compared = 0
     for case in cases:

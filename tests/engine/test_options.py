@@ -1,4 +1,5 @@
-"""What an engine is asked for: one table of methods, and options that are refused in one place, by their own names."""
+"""What an engine is asked for: one table of methods, and options that are refused in one
+place, by their own names."""
 
 import ast
 from pathlib import Path
@@ -15,7 +16,10 @@ from tiny import pard_draft, tiny_draft, tiny_lm_draft, tiny_target
 
 
 def test_no_other_place_lists_methods():
-    """A second list is what a new method is forgotten in. "pard" alone is what checkpoints call themselves."""
+    """A second list is what a new method is forgotten in.
+
+    "pard" alone is what checkpoints call themselves.
+    """
     source = Path(pard2.__file__).parent
     for path in source.rglob("*.py"):
         if path != source / "engine" / "methods.py":

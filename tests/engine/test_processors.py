@@ -1,4 +1,5 @@
-"""Logit processors: each row of a block as transformers would treat it alone, and what goes wrong between rows."""
+"""Logit processors: each row of a block as transformers would treat it alone, and
+what goes wrong between rows."""
 
 import math
 
@@ -136,7 +137,8 @@ def test_ties_at_the_cut_stand_or_fall_together_and_no_row_is_empty(values):
 
 
 def test_ties_that_top_k_keeps_hold_their_share_of_the_nucleus():
-    # top-k 2 keeps four tokens by ties: shares 0.4, 0.2, 0.2, 0.2. Were the ties forgotten, 2/3 would be token 0's alone.
+    # top-k 2 keeps four tokens by ties: shares 0.4, 0.2, 0.2, 0.2. Were the ties forgotten,
+    # 2/3 would be token 0's alone.
     logits = torch.tensor([[0.4, 0.2, 0.2, 0.2, 0.1]]).log()
     kept = process_logits(logits, SamplingParams(temperature=1.0, top_k=2, top_p=0.5), None, NOTHING)
     assert kept.isfinite().tolist() == [[True, True, True, True, False]]

@@ -56,7 +56,8 @@ def live_tensors() -> int:
 
 
 def soak(engine: Engine, dice: random.Random, count: int) -> dict[str, int]:
-    """Requests that arrive in bursts while others run, some of them cancelled wherever they are by then; how they ended."""
+    """Requests that arrive in bursts while others run, some of them cancelled wherever they
+    are by then; how they ended."""
     requests: list[Request] = []
     open_streams: list[Any] = []
     while len(requests) < count or not engine.idle:

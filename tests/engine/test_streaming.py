@@ -1,4 +1,5 @@
-"""Texts piece by piece: several streams of one engine, by iterators and in asyncio, and what becomes of one that is dropped."""
+"""Texts piece by piece: several streams of one engine, by iterators and in asyncio, and what
+becomes of one that is dropped."""
 
 import asyncio
 import gc

@@ -1,4 +1,5 @@
-"""What a caller hands over is checked and copied at once: a mistake is the caller's alone, and nobody else's text ends for it."""
+"""What a caller hands over is checked and copied at once: a mistake is the caller's alone, and
+nobody else's text ends for it."""
 
 import copy
 import dataclasses

@@ -1,4 +1,5 @@
-"""Streamed text against decoding everything anew after every token, and the ways in which streams go wrong."""
+"""Streamed text against decoding everything anew after every token, and the ways
+in which streams go wrong."""
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,10 @@ def metaspace(pieces: list[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_fallback(pieces: list[str]) -> PreTrainedTokenizerFast:
-    """As in Llama-2, Mistral and Gemma: pieces, and a token for each byte that they cannot say. Ids 0 to 255 are the bytes."""
+    """As in Llama-2, Mistral and Gemma: pieces, and a token for each byte that they cannot say.
+
+    Ids 0 to 255 are the bytes.
+    """
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([f"<0x{byte:02X}>" for byte in range(256)] + pieces)}, []))
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return wrap(backend)

@@ -1,4 +1,5 @@
-"""Decoding gives up threads that have lost their cores, takes them back, and says the same text with any number of them."""
+"""Decoding gives up threads that have lost their cores, takes them back, and says the same
+text with any number of them."""
 
 import pytest
 import torch

@@ -69,7 +69,8 @@ def test_of_a_tree_the_longest_agreeing_path_is_taken(data, nodes):
 
 
 def grow_at_random(monkeypatch, target, seed):
-    """Random trees, of which one branch often is what the target will say: other drafters than ours may propose anything."""
+    """Random trees, of which one branch often is what the target will say: other drafters than
+    ours may propose anything."""
     choose = random.Random(seed)
     known: dict[tuple[int, ...], list[int]] = {}
     contexts: dict[int, list[int]] = {}
@@ -111,7 +112,8 @@ def grow_at_random(monkeypatch, target, seed):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_trees_leave_the_text(architecture, monkeypatch):
-    """Greedy and drawn texts, in a batch; fails if the path's keys are not moved together, or a node stands at a wrong position."""
+    """Greedy and drawn texts, in a batch; fails if the path's keys are not moved together, or a node
+    stands at a wrong position."""
     target = tiny_target(architecture=architecture)
     draft = tiny_draft(target)
     greedy_texts, drawn = texts(Engine(target), SamplingParams(24)), texts(Engine(target), DRAWN)

@@ -1,8 +1,8 @@
 """Acceptance rules: the distribution of what they emit, measured exactly, against the target's own.
 
-A rule is a step function of its uniforms, so its probabilities are lengths of intervals. These are found by bisection of the
-rule as it is called (to 2**-36), summed over all proposals, and compared with products of p: nothing is sampled. How the
-uniforms act together is checked against plain loops.
+A rule is a step function of its uniforms, so its probabilities are lengths of intervals. These are found by
+bisection of the rule as it is called (to 2**-36), summed over all proposals, and compared with products of p:
+nothing is sampled. How the uniforms act together is checked against plain loops.
 """
 
 import functools
@@ -39,7 +39,10 @@ def random_rows(shape: tuple[int, ...], seed: int, zeros: float = 0.0) -> Tensor
 
 
 class World:
-    """p and q after every context of up to k tokens. proposals: [N, k], all there are; p: [N, k + 1, V] and q: [N, k, V] along each; chance: [N]."""
+    """p and q after every context of up to k tokens.
+
+    proposals: [N, k], all there are; p: [N, k + 1, V] and q: [N, k, V] along each; chance: [N].
+    """
 
     def __init__(self, vocab: int, k: int, seed: int, kind: str = "dense") -> None:
         zeros = 0.4 if kind == "zeros" else 0.0
@@ -93,7 +96,8 @@ def world_of(vocab: int, k: int, kind: str = "dense") -> World:
 
 @functools.cache
 def measure(rule: Rule, world: World) -> tuple[Tensor, Tensor]:
-    """After each proposal: the chance of each number of accepted tokens, [N, k + 1], and of the token after them, [N, k + 1, V]."""
+    """After each proposal: the chance of each number of accepted tokens, [N, k + 1], and of the token
+    after them, [N, k + 1, V]."""
     n, k, vocab = len(world.proposals), world.k, world.vocab
     by_block = rule is choose_by_block
 
@@ -106,7 +110,8 @@ def measure(rule: Rule, world: World) -> tuple[Tensor, Tensor]:
 
         return vmap(vmap(one, in_dims=(None, None, None, 0, 0)))(world.p, world.q, world.proposals, u_accept, u_target)
 
-    # Rejection reads its uniforms up to the first that rejects; block verification wants the last one that accepts.
+    # Rejection reads its uniforms up to the first that rejects; block verification wants
+    # the last one that accepts.
     others = TOP if by_block else 0.0
     position = torch.arange(k)
     alone = torch.eye(k, dtype=torch.bool)[None]
@@ -187,7 +192,8 @@ def test_block_verification_never_accepts_fewer_tokens(vocab, k, kind):
 
 
 def test_what_block_verification_dropped_must_not_meet_the_same_numbers_again():
-    """A dropped proposal is still a fresh draw from q under token verification; under block verification it was dropped for its value."""
+    """A dropped proposal is still a fresh draw from q under token verification; under block verification it
+    was dropped for its value."""
     world = world_of(3, 2, "independent")
     for rule, fresh in ((choose_by_rejection, True), (choose_by_block, False)):
         accepted, _ = measure(rule, world)

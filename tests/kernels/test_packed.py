@@ -1,4 +1,5 @@
-"""Packed linear layers compute with the same bfloat16 values: in float32 by FBGEMM, with bfloat16 products by oneDNN."""
+"""Packed linear layers compute with the same bfloat16 values: in float32 by FBGEMM, with
+bfloat16 products by oneDNN."""
 
 import pytest
 import torch

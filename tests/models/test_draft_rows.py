@@ -40,7 +40,8 @@ def with_bias(draft: Draft) -> Draft:
 
 
 def test_a_row_without_features_is_as_if_there_were_none():
-    """The bias goes with them: a draft that saw it in training would miss it in target-independent decoding."""
+    """The bias goes with them: a draft that saw it in training would miss it in
+    target-independent decoding."""
     for options in ({}, *OPTIONS):
         draft = with_bias(new_draft(tiny_target(), **options))
         rows, all_, none = draft.embed(IDS, FEATURES, KEPT), draft.embed(IDS, FEATURES), draft.embed(IDS, None)

@@ -23,7 +23,8 @@ from tiny import MASK, tiny_draft, tiny_model, tiny_target
 
 @torch.no_grad()
 def rotated(model: PreTrainedModel) -> PreTrainedModel:
-    """The same function with other hidden states: norms folded into what reads them, the residual stream times an orthogonal matrix."""
+    """The same function with other hidden states: norms folded into what reads them, the residual stream
+    times an orthogonal matrix."""
     torch.manual_seed(9)
     q, _ = torch.linalg.qr(torch.randn(32, 32))
     for block in model.model.layers:

@@ -54,6 +54,7 @@ def test_neutral_row_points_to_the_mean_at_the_length_of_a_typical_row():
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text"])
 def test_a_table_that_scales_what_it_holds_is_not_shared(architecture):
-    """Gemma multiplies embeddings by the root of the width: the mask's row would be saved in one unit and read in the other."""
+    """Gemma multiplies embeddings by the root of the width: the mask's row would be saved in one
+    unit and read in the other."""
     with pytest.raises(Pard2Error, match="cannot share a Gemma.TextScaledWordEmbedding; give it a vocabulary of its own"):
         cut_draft(tiny_target(architecture=architecture), [0], MASK, 4, (-1,), shared_vocabulary=True)

@@ -64,7 +64,8 @@ def test_asking_for_fewer_logits_changes_nothing_else():
 
 
 def test_no_state_is_kept_after_a_pass():
-    """A long generation would otherwise hold the features of a forgotten prompt, and a failed pass would leave its hooks."""
+    """A long generation would otherwise hold the features of a forgotten prompt, and a failed
+    pass would leave its hooks."""
     target = tiny_target()
     target.forward(IDS, layers=(-1, -2))
     with pytest.raises(IndexError):
@@ -81,7 +82,8 @@ def test_a_layer_that_does_not_exist_is_refused(layer):
 
 
 def test_every_end_of_answer_counts():
-    """Llama 3 and Qwen name several, in the generation config alone; stopping only at the config's runs past the answer."""
+    """Llama 3 and Qwen name several, in the generation config alone; stopping only at the
+    config's runs past the answer."""
     target = Target(tiny_model(eos_token_id=7))
     set_eos(target, 8, 9)
     assert target.eos_token_ids == {7, 8, 9}

@@ -60,7 +60,8 @@ def run(decoder, texts, pieces, layers=LAYERS):
 
 @pytest.mark.parametrize("architecture", LEAN)
 def test_ragged_passes_are_transformers_own_forward(architecture):
-    """Texts beyond the window of 8; whole, in pieces, and beside others: logits and the features of every layer."""
+    """Texts beyond the window of 8; whole, in pieces, and beside others: logits and
+    the features of every layer."""
     model = rough(architecture, **({"attention_bias": True} if architecture == "llama" else {}))
     assert is_llama_like(model)
     texts = texts_of(21, 2, 12)
@@ -94,7 +95,8 @@ def test_only_the_rows_asked_for_get_logits(architecture):
 
 @pytest.mark.parametrize("architecture", LEAN)
 def test_what_is_trained_or_loaded_is_what_is_decoded_with(architecture):
-    """A fused copy would go on saying what the model said before: evaluation during training would show no progress."""
+    """A fused copy would go on saying what the model said before: evaluation during
+    training would show no progress."""
     model = rough(architecture)
     decoder = LlamaDecoder(model)
     text = texts_of(12)
@@ -197,7 +199,8 @@ def test_recorders_of_one_model_do_not_disturb_each_other():
 
 @pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU multiplies no bfloat16 numbers")
 def test_rows_are_the_same_bits_in_plain_decoding_and_in_verification():
-    """In bfloat16 a last bit decides near-ties: what verification says of a token must be what a plain step says."""
+    """In bfloat16 a last bit decides near-ties: what verification says of a token must
+    be what a plain step says."""
     model = tiny_model(layers=3, hidden=64, vocab=300).bfloat16()
     decoder = new_decoder(model, "tiny", HiddenStateRecorder(model), weight_format="packed")
     assert isinstance(decoder, LlamaCpuDecoder)

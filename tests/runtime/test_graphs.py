@@ -1,4 +1,7 @@
-"""Fixed shapes say what ragged batches say. Captures are stood in for by running again on the same tensors, which is all that a CPU can do."""
+"""Fixed shapes say what ragged batches say.
+
+Captures are stood in for by running again on the same tensors, which is all that a CPU can do.
+"""
 
 import pytest
 import torch

@@ -12,7 +12,8 @@ SIZE = 40
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 20)), max_size=60))
 def test_regions_never_overlap_and_all_comes_back(moves):
-    """Any order of giving out and giving back; a gap that stays split would one day refuse a long text in an empty cache."""
+    """Any order of giving out and giving back; a gap that stays split would one day refuse a
+    long text in an empty cache."""
     cache = KVCache(1, SIZE)
     held: list[CacheRegion] = []
     for reserve, number in moves:
@@ -62,7 +63,10 @@ def test_memory_is_taken_when_a_layer_is_first_written_and_then_kept():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(pairs=st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(0, SIZE - 1)), max_size=12, unique_by=lambda pair: pair[1]))
 def test_places_are_moved_as_if_all_at_once(indexed, dtype, pairs):
-    """In every layer that has been written; sources and destinations overlap. indexed: by torch's operations, as on a GPU."""
+    """In every layer that has been written; sources and destinations overlap.
+
+    indexed: by torch's operations, as on a GPU.
+    """
     cache = KVCache(3, SIZE)
     like = torch.zeros(0, dtype=dtype)
     buffers = [buffer for layer in (0, 2) for buffer in cache.layer(layer, 2, 4, 6, like)]

@@ -12,7 +12,10 @@ D = 8
 
 
 def dense(q, k, v, past, scale, window, softcap):
-    """[count, H, D] of one sequence, row by row and head by head. q: [count, H, D]; k, v: [past + count, KV, D]."""
+    """[count, H, D] of one sequence, row by row and head by head.
+
+    q: [count, H, D]; k, v: [past + count, KV, D].
+    """
     out = torch.empty(*q.shape[:2], v.shape[-1])
     for row in range(len(q)):
         at = past + row
@@ -36,7 +39,8 @@ def dense(q, k, v, past, scale, window, softcap):
     seed=st.integers(0, 99),
 )
 def test_every_row_attends_as_if_alone(pieces, heads, window, softcap, value_dim, seed):
-    """Sequences of different pasts, in passes of different numbers of rows; 0 rows: takes no part in that pass."""
+    """Sequences of different pasts, in passes of different numbers of rows; 0 rows:
+    takes no part in that pass."""
     generator = torch.Generator().manual_seed(seed)
     h, kv = heads
     totals = [sum(counts) for counts in pieces]

@@ -1,4 +1,5 @@
-"""A tree's tokens in one pass against each token's own path in a chain, through every decoder and architecture."""
+"""A tree's tokens in one pass against each token's own path in a chain, through every
+decoder and architecture."""
 
 from functools import cache
 
@@ -25,7 +26,8 @@ LAYERS = {"gemma2": 4, "gemma3_text": 6, "gemma3n_text": 6, "olmo3": 4, "cohere2
 OTHERS = ["gemma", "gemma2", "gemma3_text", "phi3", "phi", "gpt_neox", "olmo2", "olmo3", "starcoder2", "cohere", "cohere2", "granite", "glm4"]
 OTHERS += ["nemotron", "smollm3", "exaone4", "gpt2", "gpt_bigcode", "opt", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gemma3n_text"]
 
-# A tree grows by a token whose parent is one of the latest few or any: both deep trees, past the windows of 8, and bushy ones.
+# A tree grows by a token whose parent is one of the latest few or any: both deep trees, past the
+# windows of 8, and bushy ones.
 trees = st.builds(
     lambda steps: (-1, *(max(0, min(step, number)) if wide else max(0, number - step) for number, (step, wide) in enumerate(steps))),
     st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=17),
@@ -120,7 +122,8 @@ def test_every_node_is_its_path_in_transformers_own_code(architecture, parents, 
     seed=st.integers(0, 99),
 )
 def test_padded_attention_is_that_of_its_twin(shapes, heads, window, softcap, spare, seed):
-    """Any mix of trees and chains, in a shape with room for more sequences, tokens and context than there are."""
+    """Any mix of trees and chains, in a shape with room for more sequences, tokens
+    and context than there are."""
     generator = torch.Generator().manual_seed(seed)
     h, kv = heads
     cache, spans = KVCache(1, 400), []

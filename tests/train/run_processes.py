@@ -1,7 +1,7 @@
 """`pard2 train` in processes of its own, forked from one that has imported everything.
 
-Importing torch and transformers takes longer than a tiny run; a fork of a process that has them starts at once. Several
-processes are started and watched by the agent that `torchrun` is a command line of.
+Importing torch and transformers takes longer than a tiny run; a fork of a process that has them starts at
+once. Several processes are started and watched by the agent that `torchrun` is a command line of.
 """
 
 import multiprocessing
@@ -20,7 +20,10 @@ _CONTEXT.set_forkserver_preload(["accelerate", "pard2.cli.commands", "pard2.trai
 
 
 class Started:
-    """A run that goes on while the test does something else. pid: of its process, or of the agent of several."""
+    """A run that goes on while the test does something else.
+
+    pid: of its process, or of the agent of several.
+    """
 
     def __init__(self, run: Path, count: int) -> None:
         self._logs = run.with_suffix(".out"), run.with_suffix(".err")

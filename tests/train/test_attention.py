@@ -1,4 +1,5 @@
-"""Every kind of attention trains the same draft, and no slot learns from one that it must not see: told by gradients."""
+"""Every kind of attention trains the same draft, and no slot learns from one that it must
+not see: told by gradients."""
 
 import pytest
 import torch
@@ -75,7 +76,10 @@ def test_every_kind_has_the_outputs_and_gradients_of_the_readable_one(architectu
 
 @kinds
 def test_a_slots_gradient_reaches_what_it_may_see_and_nothing_else(kind):
-    """No leak from other documents, later tokens or other chains: exactly zero, not small. And nothing that it may see is cut off."""
+    """No leak from other documents, later tokens or other chains: exactly zero, not small.
+
+    And nothing that it may see is cut off.
+    """
     draft, layout = trainable(), packed([5, 2, 6])
     tokens, features = inputs(layout, draft)
     rows: list[Tensor] = []
@@ -104,7 +108,8 @@ def test_a_document_in_a_row_is_what_it_is_alone(kind):
 @fast_kinds
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_layers_that_are_run_again_attend_as_they_did(kind, reentrant):
-    """Checkpointed layers attend anew in the backward pass, when the forward pass that chose the attention is long over."""
+    """Checkpointed layers attend anew in the backward pass, when the forward pass that chose
+    the attention is long over."""
     draft, layout = trainable(), packed()
     expected = gradients(draft, loss_of(draft, "dense", layout))
     draft.lm.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -115,7 +120,8 @@ def test_layers_that_are_run_again_attend_as_they_did(kind, reentrant):
 
 
 def test_models_of_one_process_keep_their_own_rows_and_kinds():
-    """Two passes are under way at once; the second must not become the mask of the first one's backward pass."""
+    """Two passes are under way at once; the second must not become the mask of the
+    first one's backward pass."""
     one, other = trainable(), trainable("qwen3")
     layouts = packed(), packed([5, 11], seed=1)
     expected = [gradients(draft, loss_of(draft, "dense", layout)) for draft, layout in zip((one, other), layouts, strict=True)]

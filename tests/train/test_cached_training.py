@@ -14,7 +14,8 @@ from pard2.train.run_checkpoint import load_checkpoint
 
 
 def test_a_cache_changes_nothing_however_it_was_filled(make_config, quiet, tmp_path):
-    """Generated on the way, read from disk, or generated each time: a run may be killed and go on with any of them."""
+    """Generated on the way, read from disk, or generated each time: a run may be killed
+    and go on with any of them."""
     cache = str(tmp_path / "cache")
     runs = {
         "filling": {"cache": cache},

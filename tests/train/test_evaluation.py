@@ -1,4 +1,7 @@
-"""Evaluation in the middle of training. Decoding joins matrices of the draft (`models.fused`), and training must not notice."""
+"""Evaluation in the middle of training.
+
+Decoding joins matrices of the draft (`models.fused`), and training must not notice.
+"""
 
 import copy
 import filecmp
@@ -106,7 +109,8 @@ def test_evaluating_again_sees_the_new_weights(target, draft, method):
 
 
 def test_every_weight_of_the_draft_is_read_anew(target, draft):
-    """The same, weight by weight: a norm that is never read again costs too little acceptance to be noticed above."""
+    """The same, weight by weight: a norm that is never read again costs too little
+    acceptance to be noticed above."""
     prompts = [prompt_ids(target.tokenizer, record["messages"][:1]) for record in RECORDS[:2]]
 
     def said(of: Draft) -> list[Stats]:
@@ -140,7 +144,10 @@ def test_what_is_saved_after_an_evaluation_is_what_was_saved_before(target, draf
 
 
 def test_it_counts_as_stats_do_and_asks_what_users_ask(target):
-    """By position: of the cycles that proposed so far. A share of all cycles would fall towards every answer's end, where less is proposed."""
+    """By position: of the cycles that proposed so far.
+
+    A share of all cycles would fall towards every answer's end, where less is proposed.
+    """
     draft = tiny_draft(target, draft_tokens=K, mask_token=MASK_ID)  # all layers, so that some guesses are right
 
     def measured(turns: int) -> list[Stats]:
@@ -171,7 +178,8 @@ def test_the_mode_without_features_comes_first_or_a_mode_is_left_out(target, dra
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], tokens: int = 12) -> list[tuple[str, int]]:
-    """Answers of `tokens` tokens, in cycles of one for `ar` and of two for a draft, that take so many seconds; returns who was asked what."""
+    """Answers of `tokens` tokens, in cycles of one for `ar` and of two for a draft, that take so many
+    seconds; returns who was asked what."""
     asked: list[tuple[str, int]] = []
 
     def complete(engine: Engine, prompts: list[list[int]], max_tokens: int) -> list[Completion]:
@@ -215,7 +223,8 @@ def test_prompts_that_end_at_once_make_an_acceptance_that_is_no_number(target, d
 
 
 def test_an_interval_is_of_cycles_or_of_means_of_prompts(target, draft, monkeypatch):
-    """Prompts are drawn anew, and with them all of their cycles: 1 cycle that accepted 3 tokens and 8 that accepted 1 each."""
+    """Prompts are drawn anew, and with them all of their cycles: 1 cycle that accepted 3 tokens
+    and 8 that accepted 1 each."""
     each = [Stats(accepted_per_cycle=(3,), proposed_per_cycle=(4,)), Stats(accepted_per_cycle=(1,) * 8, proposed_per_cycle=(4,) * 8)]
     empty = {"token_ids": [], "text": None, "finish_reason": "stop", "prompt_tokens": 1, "method": "pard2-td"}
     monkeypatch.setattr(evaluation, "_complete", lambda *_: [Completion(**empty, stats=stats) for stats in each])

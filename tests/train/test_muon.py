@@ -1,4 +1,5 @@
-"""Muon against its definition, in the precision that the CPU is good at, and against torch's own, which computes in bfloat16."""
+"""Muon against its definition, in the precision that the CPU is good at, and against torch's own,
+which computes in bfloat16."""
 
 import pytest
 import torch

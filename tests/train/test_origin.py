@@ -1,4 +1,5 @@
-"""A run goes on with what it began with, whatever has come to lie under the same names, and counts what it leaves out."""
+"""A run goes on with what it began with, whatever has come to lie under the same names, and
+counts what it leaves out."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""From training to decoding: an exported draft proposes in the engine what its training pass says at the same anchors."""
+"""From training to decoding: an exported draft proposes in the engine what its training pass
+says at the same anchors."""
 
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def exported(draft: Draft, target: Target, directory: Path) -> Draft:
 @pytest.mark.parametrize("attention", ["blocks", "dense"])
 @pytest.mark.parametrize("method", ["pard2-td", "pard2-ti"])
 def test_decoding_proposes_what_training_trained(architecture, attention, method, proposed, tmp_path):
-    """A feature one position off, a mask at a wrong position, a chain that sees too much: each lowers acceptance alone, and silently."""
+    """A feature one position off, a mask at a wrong position, a chain that sees too much: each lowers
+    acceptance alone, and silently."""
     target = tiny_target(architecture=architecture)
     trained = tiny_draft(target, projection=3.0, draft_tokens=K)
     draft = exported(trained, target, tmp_path / "draft")

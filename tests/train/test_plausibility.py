@@ -1,4 +1,5 @@
-"""The warning about figures that are too good to be true: what honest drafts show must pass, what a leak shows must not."""
+"""The warning about figures that are too good to be true: what honest drafts show must pass,
+what a leak shows must not."""
 
 import pytest
 
@@ -39,5 +40,6 @@ def test_a_leak_goes_unnoticed(accuracy, length, said):
 
 
 def test_the_mode_without_features_is_held_against_the_forecast():
-    """Training shows features to nine conversations of ten; a draft that needs them decodes badly without, and that is no leak."""
+    """Training shows features to nine conversations of ten; a draft that needs them decodes badly
+    without, and that is no leak."""
     assert implausible(PUBLISHED, decoded(7.0)) is None

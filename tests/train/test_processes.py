@@ -1,4 +1,5 @@
-"""Several processes train the draft that one would: the same losses, and the same weights up to the order of sums."""
+"""Several processes train the draft that one would: the same losses, and the same
+weights up to the order of sums."""
 
 import json
 import os
@@ -66,7 +67,8 @@ def lines(output: Path) -> int:
 
 @pytest.mark.parametrize(("sharding", "kind", "run_two"), [("none", "muon", by_command), ("fsdp", "adamw", by_agent)])
 def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sharding, kind, run_two: Callable[[Path], str]):
-    """The first pair is told no device: on a machine without GPUs that is the CPU for several processes as for one."""
+    """The first pair is told no device: on a machine without GPUs that is the CPU for
+    several processes as for one."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     device = None if sharding == "none" and not torch.cuda.is_available() else "cpu"
     evaluated = {"evaluated": True, "evaluate_every": 2, "evaluation_prompts": 2, "evaluation_tokens": 2}
@@ -85,7 +87,8 @@ def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sh
 
 
 def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory, tmp_path, quiet):
-    """Killed between checkpoints, once with half of a later checkpoint on disk, a run ends with the weights of one that was left alone."""
+    """Killed between checkpoints, once with half of a later checkpoint on disk, a run ends with the weights
+    of one that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(load_config(write_run(tmp_path, target_directory, output=str(whole), steps=24, rows_per_step=2)), quiet)
     run = write_run(tmp_path, target_directory, output=str(killed), steps=24, rows_per_step=2)

@@ -66,7 +66,8 @@ def test_a_log_fills_with_a_line_a_step_or_lacks_the_last(log, clock):
 
 
 def test_time_left_forgets_evaluations_or_the_steps_of_an_earlier_run(log, clock):
-    """Steps take 2 s, but every tenth is followed by 20 s of decoding; 100 steps were taken in an earlier run."""
+    """Steps take 2 s, but every tenth is followed by 20 s of decoding; 100 steps
+    were taken in an earlier run."""
     progress = TrainingProgress(log, 200, 100, clock).__enter__()
     for step in range(101, 121):
         clock.now += 2 + (20 if step % 10 == 0 else 0)

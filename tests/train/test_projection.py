@@ -30,7 +30,8 @@ def test_its_weight_is_what_it_computes_after_training():
 
 
 def test_one_step_moves_every_feature_alike():
-    """`scale * W f` = `unit * V (f / std)`: a change of V by one moves the output by `unit`, whichever feature it belongs to."""
+    """`scale * W f` = `unit * V (f / std)`: a change of V by one moves the output by `unit`,
+    whichever feature it belongs to."""
     linear, std = random_linear()
     projection = StandardisedProjection(linear, std, 0.02, 0.3)
     with torch.no_grad():

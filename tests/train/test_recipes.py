@@ -1,4 +1,5 @@
-"""Every recipe says what it will take on a machine that has neither its models nor its data, and what of these is missing."""
+"""Every recipe says what it will take on a machine that has neither its models nor its data, and
+what of these is missing."""
 
 import json
 from pathlib import Path
@@ -54,7 +55,8 @@ def test_comments_of_a_recipe_name_hardware_and_time():
 
 @pytest.mark.usefixtures("nothing_there")
 def test_what_is_there_is_read_and_not_assumed(make_config, tmp_path):
-    """Conversations beside a target that is missing cannot be tokenised; beside one that is there, no assumption is made."""
+    """Conversations beside a target that is missing cannot be tokenised; beside one that is
+    there, no assumption is made."""
     there = make_config(data={"expected_tokens": 1000})
     assert dry_run(there).missing == () and dry_run(there).data.conversations == len(CONVERSATIONS)
     shape = json.loads((Path(there.target.name) / "config.json").read_text())

@@ -21,8 +21,8 @@ SHARED = {"share_vocabulary": True, "standardise_features": True, "vocabulary_si
 @pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize(("at_step", "draft", "kind"), [(1, {}, "adamw"), (2, SHARED, "muon"), (5, {}, "muon")])
 def test_a_killed_run_ends_with_the_same_weights(make_config, quiet, tmp_path, monkeypatch, at_step, draft, kind, evaluated):
-    """Killed before the first checkpoint, right after one, and with steps behind it that are lost; with evaluations, which the resumed run does
-    not repeat.
+    """Killed before the first checkpoint, right after one, and with steps behind it that are lost; with
+    evaluations, which the resumed run does not repeat.
     """
     data = {"evaluation": str(write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:1]))} if evaluated else {}
     loop = {"evaluate_every": 2, "evaluation_tokens": 2}

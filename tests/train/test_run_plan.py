@@ -66,7 +66,8 @@ def test_expected_slots_are_not_those_of_a_run(anchors):
 
 
 def kept_by_autograd(draft: Draft, packed: PackedSequence, features: torch.Tensor, mixed: bool) -> int:
-    """Bytes of all tensors that the backward pass of the draft's layers will read, weights and their copies left out."""
+    """Bytes of all tensors that the backward pass of the draft's layers will read, weights
+    and their copies left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in draft.parameters()}
     kept: dict[int, torch.Tensor] = {}
 

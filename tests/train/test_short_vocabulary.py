@@ -1,4 +1,5 @@
-"""Training a draft that can propose a part of the vocabulary: the target is taken as if it had no other tokens."""
+"""Training a draft that can propose a part of the vocabulary: the target is taken as
+if it had no other tokens."""
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def test_slots_weights_loss_and_gradients_are_those_of_the_formula_over_the_chos
     trained = list(zip(packed.layout.anchor[packed.trained].tolist(), packed.layout.depth[packed.trained].tolist(), strict=True))
     assert dict(zip(trained, slots.weight.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
     assert CHOSEN[slots.label].tolist() == [int(ids[0, a + d + 1]) for a, d in trained]
-    # Seven anchors, the last with no token two positions on; what cannot be proposed counts as a guess that failed.
+    # Seven anchors, the last with no token two positions on; what cannot be proposed
+    # counts as a guess that failed.
     assert packed.answered.tolist() == [7, 6, 5] and len(packed.trained) == 7 + 6 + 5 - 3
 
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:

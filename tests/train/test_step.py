@@ -1,4 +1,5 @@
-"""A packed sequence of documents: what of it is trained, with which weight and which teacher, and that packing changes nothing."""
+"""A packed sequence of documents: what of it is trained, with which weight and which teacher, and
+that packing changes nothing."""
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def weights_by_slot(prepared: Prepared) -> dict[tuple[int, int, int], float]:
 
 @pytest.mark.parametrize("first", [1, 0])
 def test_trained_slots_and_weights_are_those_of_a_loop(first):
-    """Two answers in a document, and packed documents, of which one may be all answer: nothing predicts a prompt or a first token."""
+    """Two answers in a document, and packed documents, of which one may be all answer: nothing predicts
+    a prompt or a first token."""
     target = tiny_target()
     examples = [example(9, 1, (range(2, 5), range(6, 9))), example(5, 2, (range(first, 4),)), example(4, 3, (range(3, 4),))]
     expected = {}
@@ -125,7 +127,8 @@ def test_dropping_keeps_the_first_depths():
 
 
 def test_a_chain_across_two_turns_is_weighed_by_the_template_between_them():
-    """The block's tokens before the predicted one all count, though nobody learns to say those between two answers."""
+    """The block's tokens before the predicted one all count, though nobody learns to say
+    those between two answers."""
     target = tiny_target()
     e = example(12, 4, (range(3, 5), range(6, 9)))
     weights = weights_by_slot(prepare(target, [e], ALL.model_copy(update={"anchors": "all"})))

@@ -64,7 +64,8 @@ def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, t
 
 
 def test_sequences_of_one_and_of_many_documents_take_the_same_step(make_config, quiet, tmp_path):
-    """The loss is normalised over the global batch, not sequence by sequence: documents of unlike weight would count wrongly."""
+    """The loss is normalised over the global batch, not sequence by sequence: documents of unlike
+    weight would count wrongly."""
     results = []
     for rows, length in ((3, 60), (2, 120), (1, 240)):
         config = make_config(
@@ -81,7 +82,8 @@ def test_sequences_of_one_and_of_many_documents_take_the_same_step(make_config, 
 
 
 def test_the_gradient_is_that_of_the_mean(make_config, quiet):
-    """Sums are divided by the batch's weights last of all; left out, the learning rate would mean something else for every batch."""
+    """Sums are divided by the batch's weights last of all; left out, the learning rate would mean
+    something else for every batch."""
     config = make_config(data={"row_length": 160}, objective={"feature_drop": 0.0}, optimizer={"clip": 1e9}, loop={"steps": 1, "rows_per_step": 1})
     train(config, quiet)
     target = load_target(config.target.name, "float32", "cpu", weight_format="plain")

@@ -28,7 +28,8 @@ def sampled(model: PreTrainedModel, count: int, length: int, temperature: float,
 
 
 def peaked(vocab: int = 61) -> Target:
-    """With weights this small a few tokens are likely and all are possible, as in a language model at work."""
+    """With weights this small a few tokens are likely and all are possible, as in
+    a language model at work."""
     return tiny_target(vocab=vocab, initializer_range=0.2)
 
 
@@ -36,7 +37,8 @@ def peaked(vocab: int = 61) -> Target:
 
 
 def test_false_alarms_are_as_frequent_as_stated():
-    """Chi-square's tail, at a bar that can be reached by simulation: both statistics together, 400 honest audits."""
+    """Chi-square's tail, at a bar that can be reached by simulation: both statistics
+    together, 400 honest audits."""
     generator = torch.Generator().manual_seed(0)
     p = torch.tensor([0.5, 0.2, 0.1, *[0.02] * 10], dtype=torch.float64)
     chances = []
@@ -50,7 +52,8 @@ def test_false_alarms_are_as_frequent_as_stated():
 
 
 def test_ranks_fill_the_unit_interval_exactly():
-    """Each token's stretch is as long as it is probable, and they neither overlap nor leave gaps, ties included."""
+    """Each token's stretch is as long as it is probable, and they neither overlap nor
+    leave gaps, ties included."""
     p = torch.tensor([0.1, 0.4, 0.1, 0.25, 0.15], dtype=torch.float64).expand(5, -1)
     tokens = torch.arange(5)
     starts, ends = rank(p, tokens, torch.zeros(5)), rank(p, tokens, torch.ones(5))
@@ -99,7 +102,8 @@ def test_either_statistic_finds_what_it_is_for():
     target = peaked()
     sharp = judge([measure(target, PROMPT, sampled(target.model, 200, 5, 0.6, 1), 1.0, 0)])
     assert 2 * sharp.ranks_chance < FALSE_ALARM
-    # Two tokens of nearly equal probability that change places say little of ranks, but a prefix's own counts show it.
+    # Two tokens of nearly equal probability that change places say little of ranks, but a
+    # prefix's own counts show it.
     texts = sampled(target.model, 400, 1, 1.0, 1)
     first, second = (token for (token,), _ in Counter(texts).most_common(2))
     shifted = [(first,) if text == (second,) else text for text in texts]

@@ -135,8 +135,8 @@ def fit(directory: Path, target: str, methods: Mapping[str, bool]) -> dict[str, 
 
     methods: for each name, whether it needs the projection.
 
-    Of the target's weights only some values are read, if they are on this disk. Warns of a draft that was made for
-    another target.
+    Of the target's weights only some values are read, if they are on this disk. Warns of a draft that
+    was made for another target.
     """
     model = meta_target(target)
     names = [key for key, _ in model.model.named_parameters()]

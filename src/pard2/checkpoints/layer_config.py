@@ -50,7 +50,10 @@ def config_of_layers(config: PreTrainedConfig, layers: Sequence[int], name: str)
 
 
 def _entries(said: dict[str, Any], layers: Sequence[int], total: int) -> dict[str, Any]:
-    """The entries of a config that speak of layers by number, for these. Raises `ValueError` where there are none."""
+    """The entries of a config that speak of layers by number, for these.
+
+    Raises `ValueError` where there are none.
+    """
     wanted: dict[str, Any] = {}
     for entry, value in said.items():
         if isinstance(value, list) and len(value) == total and not entry.endswith("_token_id"):

@@ -84,8 +84,8 @@ def model_directory(name: str, *patterns: str) -> Path:
 def load_config(name: str) -> PreTrainedConfig:
     """A model's config.
 
-    Raises `Pard2Error` for an unknown name, an architecture that transformers does not know, and values that no model
-    has.
+    Raises `Pard2Error` for an unknown name, an architecture that transformers does not know,
+    and values that no model has.
     """
     path = resolve(name)
     with load_errors(name):
@@ -114,7 +114,10 @@ def load_generation_config(name: str) -> GenerationConfig | None:
 
 
 def empty_model(config: PreTrainedConfig, name: str) -> PreTrainedModel:
-    """A causal LM of this config on the `meta` device. Raises `Pard2Error` where transformers can make none."""
+    """A causal LM of this config on the `meta` device.
+
+    Raises `Pard2Error` where transformers can make none.
+    """
     with load_errors(name), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -122,8 +125,9 @@ def empty_model(config: PreTrainedConfig, name: str) -> PreTrainedModel:
 def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A frozen causal LM in evaluation mode.
 
-    Raises `Pard2Error` for an unknown name, an architecture or a quantisation that transformers does not know, a corrupt
-    or incomplete weight file, weights that would be left unread, or a device that is too small.
+    Raises `Pard2Error` for an unknown name, an architecture or a quantisation that
+    transformers does not know, a corrupt or incomplete weight file, weights that would be left
+    unread, or a device that is too small.
     """
     config = load_config(name)
     quantised = check_quantisation(config, name)
@@ -197,7 +201,8 @@ def _check_objects(directory: str, *names: str) -> None:
 
 @contextmanager
 def load_errors(name: str, device: torch.device | None = None) -> Iterator[None]:
-    """Turns whatever transformers makes of a damaged or strange file into a `Pard2Error`, and leaves Ctrl-C as it is.
+    """Turns whatever transformers makes of a damaged or strange file into a
+    `Pard2Error`, and leaves Ctrl-C as it is.
 
     name: the model's.
     device: where it might not fit.

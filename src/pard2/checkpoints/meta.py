@@ -1,4 +1,5 @@
-"""Models on torch's `meta` device, without weights: enough to tell what they are, what they cost and what fits."""
+"""Models on torch's `meta` device, without weights: enough to tell what they are,
+what they cost and what fits."""
 
 import torch
 from torch import nn

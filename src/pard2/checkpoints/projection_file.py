@@ -1,7 +1,7 @@
 """The tensors beside a draft's LM (METHOD: section 7), in `warp_model.bin` or its safetensors form.
 
-The released layout has the projection there. A draft that shares its target's vocabulary adds its mask token's embedding
-and, if it can propose only some tokens, their ids; a learned mask feature is added, too.
+The released layout has the projection there. A draft that shares its target's vocabulary adds its mask
+token's embedding and, if it can propose only some tokens, their ids; a learned mask feature is added, too.
 """
 
 from pathlib import Path
@@ -44,7 +44,8 @@ def read_projection_file(directory: Path, name: str, required: bool) -> dict[str
 
 
 def _lies_in_memory(tensor: Any) -> bool:
-    """Whether it is a whole tensor of numbers: a pickle may also hold sparse ones, and some without values."""
+    """Whether it is a whole tensor of numbers: a pickle may also hold sparse
+    ones, and some without values."""
     kinds = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64)
     whole = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
     return whole and tensor.dtype in kinds
@@ -77,7 +78,10 @@ def projection_of(tensors: dict[str, Tensor], spec: DraftSpec, hidden: int, targ
 
 
 def mask_feature_of(tensors: dict[str, Tensor], spec: DraftSpec, hidden: int, name: str) -> Tensor | None:
-    """The learned mask feature [hidden], None without one. Raises `Pard2Error` where spec and file disagree."""
+    """The learned mask feature [hidden], None without one.
+
+    Raises `Pard2Error` where spec and file disagree.
+    """
     vector = tensors.get(MASK_FEATURE)
     if spec.mask_feature != (vector is not None):
         fault = "lacks" if vector is None else "has"
@@ -98,7 +102,10 @@ def mask_embedding_of(tensors: dict[str, Tensor], hidden: int, name: str) -> Ten
 
 
 def vocabulary_of(tensors: dict[str, Tensor], spec: DraftSpec, target: Target, name: str) -> Tensor | None:
-    """Ids of the tokens that it can propose, [D]; None for all. Raises `Pard2Error` unless they are different."""
+    """Ids of the tokens that it can propose, [D]; None for all.
+
+    Raises `Pard2Error` unless they are different.
+    """
     token_ids = tensors.get(VOCABULARY)
     size = None if token_ids is None else len(token_ids)
     if size != spec.vocabulary_size:

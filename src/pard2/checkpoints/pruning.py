@@ -1,4 +1,5 @@
-"""New drafts: made of a small LM of the target's family, or, for targets that have none, of the target's own layers."""
+"""New drafts: made of a small LM of the target's family, or, for targets that have none,
+of the target's own layers."""
 
 from dataclasses import dataclass
 
@@ -49,8 +50,8 @@ def default_target_layers(num_states: int) -> tuple[int, ...]:
 
 
 def unused_token(target: Target) -> int:
-    """An id that no text contains: a padding row of the embedding behind the tokenizer's last token, or a reserved
-    token.
+    """An id that no text contains: a padding row of the embedding behind the tokenizer's
+    last token, or a reserved token.
 
     Raises `Pard2Error` where there is none to be sure of.
     """
@@ -84,13 +85,15 @@ def cut_draft(
 
     target: with plain weights, or on torch's `meta` device.
     layers: numbers of its blocks, rising.
-    mask_token, draft_tokens, target_layers: as in `DraftSpec`; target_layers by default `default_target_layers`.
-    shared_vocabulary: go on using the target's embedding and head in place of copies, with an embedding of its own
-        for the mask token.
+    mask_token, draft_tokens, target_layers: as in `DraftSpec`; target_layers by
+        default `default_target_layers`.
+    shared_vocabulary: go on using the target's embedding and head in place of copies, with an embedding
+        of its own for the mask token.
     vocabulary: [D] ids of the only tokens that such a draft shall propose; by default all.
 
-    Raises `Pard2Error` for a layer or token that the target lacks, and where the draft would not compute what those
-    layers compute in the target; on `meta`, which computes nothing, only their shapes and settings are compared.
+    Raises `Pard2Error` for a layer or token that the target lacks, and where the draft would not
+    compute what those layers compute in the target; on `meta`, which computes nothing, only their
+    shapes and settings are compared.
     """
     check_quantisation(target.model.config, target.name, plain=True)
     total = target.num_states - 1
@@ -134,7 +137,8 @@ def as_parallel_draft(
     target_layers: tuple[int, ...] | None = None,
     options: FeatureOptions = _DEFAULTS,
 ) -> Draft:
-    """An ordinary LM of the target's family as a draft with a mask token and a projection that starts at zero.
+    """An ordinary LM of the target's family as a draft with a mask token and a
+    projection that starts at zero.
 
     The two share the LM's weights. The other arguments: as for `cut_draft`.
     Raises `Pard2Error` for a token that the LM lacks or a layer that the target lacks.

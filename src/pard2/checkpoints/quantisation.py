@@ -18,12 +18,14 @@ _SCALES = re.compile(r"scales?(_\w+)?$|(^|[._])(qweight|q?zeros|zero_points?|g_i
 
 
 def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False) -> bool:
-    """Whether a model of this config is quantised once it is loaded; some methods give plain weights on some devices.
+    """Whether a model of this config is quantised once it is loaded; some methods give
+    plain weights on some devices.
 
     plain: plain weights are needed, to train it or to cut a draft out of it.
 
-    Raises `Pard2Error` for a quantised model where plain weights are needed, and for a method that transformers does not
-    know, whose scales it would leave unread, or that it cannot read here, for want of a package or a GPU.
+    Raises `Pard2Error` for a quantised model where plain weights are needed, and for a method that
+    transformers does not know, whose scales it would leave unread, or that it cannot read here,
+    for want of a package or a GPU.
     """
     asked = config.to_dict().get("quantization_config") or config.get_text_config().to_dict().get("quantization_config")
     if asked is None:
@@ -49,8 +51,8 @@ def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False)
 def check_unread(name: str, model: PreTrainedModel, unread: Iterable[str]) -> None:
     """Raises `Pard2Error` for stored weights that the model left unread and that change what it computes.
 
-    Those are scales, and parts of its own layers; another head, a vision tower or layers after its last one change
-    nothing.
+    Those are scales, and parts of its own layers; another head, a vision tower or layers after
+    its last one change nothing.
     """
     modules = dict(model.named_modules())
     for key in sorted(unread):

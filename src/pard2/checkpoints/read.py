@@ -1,7 +1,8 @@
 """Reading a draft checkpoint of the released layout (METHOD: section 7), strictly, for a target.
 
-A directory is a plain Hugging Face causal LM and the tensors beside it (`projection_file`). A draft that shares its
-target's vocabulary has neither embedding nor head; `pard2_shared_vocabulary` in its config says so.
+A directory is a plain Hugging Face causal LM and the tensors beside it (`projection_file`). A
+draft that shares its target's vocabulary has neither embedding nor head;
+`pard2_shared_vocabulary` in its config says so.
 """
 
 import copy
@@ -37,9 +38,9 @@ def load_draft(
     target_dependent: True requires the projection, False leaves it out, None loads it if there is one.
     weight_format: as for `load_target`.
 
-    Raises `Pard2Error`, saying what would work, for a missing or ill-shaped projection, missing `pard2_target_layers`,
-    a vocabulary or tokenizer that is not the target's, a corrupt file, or a pickle that holds more than tensors.
-    Warns of a draft whose features are another target's.
+    Raises `Pard2Error`, saying what would work, for a missing or ill-shaped projection, missing
+    `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, or a pickle
+    that holds more than tensors. Warns of a draft whose features are another target's.
     """
     if name == EMBEDDED_TARGET:
         name = embedded_draft()
@@ -123,7 +124,8 @@ def _load_without_vocabulary(directory: Path, name: str, config: PreTrainedConfi
 
 
 def without_vocabulary(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal LM of this config whose tables have a single row, to be replaced by `Draft.share_vocabulary`."""
+    """A causal LM of this config whose tables have a single row, to be replaced by
+    `Draft.share_vocabulary`."""
     small = copy.deepcopy(config)
     small.vocab_size, small.pad_token_id, small.tie_word_embeddings = 1, None, False
     lm = AutoModelForCausalLM.from_config(small, dtype=dtype)

@@ -1,6 +1,8 @@
-"""A small random model of another's architecture: what cannot run or be trained with the one cannot with the other.
+"""A small random model of another's architecture: what cannot run or be trained with
+the one cannot with the other.
 
-Configs have hundreds of entries that change what a model computes. Running a twin needs no list of them, and no weights.
+Configs have hundreds of entries that change what a model computes. Running a twin needs no
+list of them, and no weights.
 """
 
 import json
@@ -20,9 +22,11 @@ _LOUD = 0.15  # deviation of its weights: logits large enough for a cap or a sca
 
 
 def twin(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel | None:
-    """On the CPU, in float32: few heads of the same size, narrow MLPs, few tokens, a layer or two of each kind.
+    """On the CPU, in float32: few heads of the same size, narrow MLPs, few tokens,
+    a layer or two of each kind.
 
-    None where such a model does not run: then only the model itself can tell. torch's random state stays as it is.
+    None where such a model does not run: then only the model itself can tell. torch's
+    random state stays as it is.
     """
     text = config.get_text_config()
     try:
@@ -71,7 +75,8 @@ def _narrow(text: PreTrainedConfig) -> dict[str, Any]:
 
 
 def check_decodable(model: PreTrainedModel, name: str) -> None:
-    """Raises `Pard2Error` for a model that a decoder would run wrongly, as far as its config and a `twin` tell.
+    """Raises `Pard2Error` for a model that a decoder would run wrongly, as far as
+    its config and a `twin` tell.
 
     model: may be on the `meta` device.
     """

@@ -1,4 +1,5 @@
-"""A model's weight files: only safetensors inside its directory, compared with its config before it is built."""
+"""A model's weight files: only safetensors inside its directory, compared with its
+config before it is built."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,8 @@ def open_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def wanted_weights(model: PreTrainedModel, shared_vocabulary: bool = False) -> dict[str, Tensor]:
-    """What of a model's state dict its files must hold: neither a tied head nor a vocabulary that is the target's."""
+    """What of a model's state dict its files must hold: neither a tied head nor a
+    vocabulary that is the target's."""
     embedding, head = vocabulary_keys(model)
     elsewhere = {embedding, head} if shared_vocabulary else {head} if model.config.get_text_config().tie_word_embeddings else set()
     return {key: tensor for key, tensor in model.state_dict().items() if key not in elsewhere}
@@ -58,8 +60,8 @@ def vocabulary_keys(model: PreTrainedModel) -> tuple[str, str]:
 def check_weights(name: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Raises `Pard2Error` for integers in place of numbers, and for fewer numbers than the model has.
 
-    Names that transformers converts while it loads, as those of experts, are in one of the two only: transformers' own
-    report tells which of them are missing.
+    Names that transformers converts while it loads, as those of experts, are in one of the two only:
+    transformers' own report tells which of them are missing.
     """
     for key, tensor in stored.items():
         if not tensor.is_floating_point() and (wanted[key].is_floating_point() if key in wanted else key.endswith(".weight")):
@@ -70,7 +72,8 @@ def check_weights(name: str, wanted: Mapping[str, Tensor], stored: Mapping[str, 
 
 
 def incomplete(name: str, lacking: set[str], mismatched: set[str]) -> Pard2Error:
-    """The error for a model whose files lack weights or have them in another shape; one of the two sets is not empty."""
+    """The error for a model whose files lack weights or have them in another shape; one of
+    the two sets is not empty."""
     which = f"lacks {min(lacking)}" if lacking else f"has another shape for {min(mismatched)}"
     more = len(lacking) + len(mismatched) - 1
     return Pard2Error(f"{name!r}: the weight file {which}" + (f" and {more} more" if more else "") + "; download it again")

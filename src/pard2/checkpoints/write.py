@@ -1,4 +1,5 @@
-"""Writing a draft checkpoint in the released layout (METHOD: section 7): a causal LM and the tensors beside it.
+"""Writing a draft checkpoint in the released layout (METHOD: section 7): a causal
+LM and the tensors beside it.
 
 A draft that shares its target's vocabulary can be written without embedding, head and tokenizer.
 """
@@ -22,8 +23,8 @@ def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = 
     """Write a checkpoint; the directory appears whole, replacing an older one.
 
     dtype: of the written tensors, by default as they are.
-    vocabulary: False leaves out embedding, head and tokenizer, for a draft that shares its target's; with them any
-        draft is an ordinary LM.
+    vocabulary: False leaves out embedding, head and tokenizer, for a draft that shares its target's; with
+        them any draft is an ordinary LM.
     """
     shared = isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
     if not vocabulary and not shared:

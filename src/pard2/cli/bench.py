@@ -135,7 +135,10 @@ def bench(
 
 
 def _load(models: Models, draft: str | None, names: list[str] | None) -> "tuple[Target, Draft | None]":
-    """The models. The draft's projection is required where a method wants it; where none does, it is not read."""
+    """The models.
+
+    The draft's projection is required where a method wants it; where none does, it is not read.
+    """
     from pard2.checkpoints.loading import load_target, parse_dtype
     from pard2.checkpoints.read import load_draft
 

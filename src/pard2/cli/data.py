@@ -214,7 +214,8 @@ _ENDPOINT_ALONE = ("model", "concurrency", "api_key", "timeout", "retries", "ext
 
 
 def _refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
-    """Raises `Pard2Error` for the first of these options that the command line gives, be it by its default value."""
+    """Raises `Pard2Error` for the first of these options that the command line gives,
+    be it by its default value."""
     flags = {option.name: option.opts[0] for option in context.command.params}
     for name in names:
         source = context.get_parameter_source(name)

@@ -158,7 +158,8 @@ def _print_speeds(console: "Console", results: list[Run]) -> None:
 
 
 def _same(plain: Run, other: Run) -> str:
-    """Whether two methods said the same, in words; half precision may flip a near-tie (see `pard2 verify`)."""
+    """Whether two methods said the same, in words; half precision may flip a
+    near-tie (see `pard2 verify`)."""
     if plain.token_ids == other.token_ids:
         return "same text"
     first = next((i for i, (a, b) in enumerate(zip(plain.token_ids, other.token_ids, strict=False)) if a != b), 0)

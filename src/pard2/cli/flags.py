@@ -1,7 +1,7 @@
 """Records as options, and parameters as flags.
 
-A command takes whole records, and each of their fields becomes an option. A message that names a parameter, as in
-`max_tokens`, names the flag of that parameter to whoever uses the command line.
+A command takes whole records, and each of their fields becomes an option. A message that names a parameter,
+as in `max_tokens`, names the flag of that parameter to whoever uses the command line.
 """
 
 import inspect
@@ -40,7 +40,8 @@ class Flags:
 
 
 def with_records(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with options in place of its records, one for each field shown; it is called with the records.
+    """The command with options in place of its records, one for each field shown;
+    it is called with the records.
 
     A record is a dataclass whose fields are declared with `settings.flag`, or annotated as typer wants it.
     """

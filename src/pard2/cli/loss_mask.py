@@ -10,7 +10,10 @@ from pard2.reading import printable
 
 
 def render(tokenizer: Tokenizer, example: Example, most: int, marked: bool) -> Text:
-    """The text of the example's first `most` tokens. marked: put ⟦ ⟧ around what is predicted, for output without colours."""
+    """The text of the example's first `most` tokens.
+
+    marked: put ⟦ ⟧ around what is predicted, for output without colours.
+    """
     text = Text()
     pairs = islice(zip(example.token_ids.tolist(), example.predicted.tolist(), strict=True), most)
     for predicted, stretch in groupby(pairs, key=lambda pair: pair[1]):

@@ -45,7 +45,8 @@ def _open_streams() -> None:
 
 
 def _flushed(code: str | int | None) -> str | int | None:
-    """The exit code once all that was printed is out: 2 where it cannot be, 1 where nobody reads it any more."""
+    """The exit code once all that was printed is out: 2 where it cannot be, 1 where
+    nobody reads it any more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,5 @@
-"""`pard2 data prepare` and `preview`: what a draft will learn, tokenised once and for all, or shown to a person."""
+"""`pard2 data prepare` and `preview`: what a draft will learn, tokenised once and for
+all, or shown to a person."""
 
 import os
 import sys
@@ -136,7 +137,8 @@ def _first_examples(sources: list[str], model: "Target", count: int, arguments: 
 
 @contextmanager
 def _tokenising() -> Iterator["Progress"]:
-    """A bar that begins once it is known how much there is to do; meanwhile texts are spread over all cores, which is safe as nothing forks."""
+    """A bar that begins once it is known how much there is to do; meanwhile texts are spread over all cores,
+    which is safe as nothing forks."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     with ExitStack() as stack:
         advance, seen = None, (0, 0)

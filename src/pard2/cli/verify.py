@@ -94,7 +94,8 @@ class Verdict:
 
     @property
     def lacking(self) -> dict[str, str]:
-        """For each part that ran, a line: what it lacks to call decoding lossless; empty where it lacks nothing."""
+        """For each part that ran, a line: what it lacks to call decoding lossless;
+        empty where it lacks nothing."""
         from pard2.verify.greedy import FEWEST_ACCEPTED
 
         accepted = Counter({"alone": 0})

@@ -1,9 +1,9 @@
 """Hidden states of conversations in safetensors files, found again by their tokens.
 
 A shard holds several records side by side: `tokens` [N] int32, `features` [N, F], perhaps `last_state`
-[N, H], `offsets` [n + 1], `keys` [n, 16]. A record's key is the hash of its token ids, never its number or
-name, and the ids are compared at every read. Shards appear whole, under names of their own, and each says what
-made it; so no index can be stale or torn: several processes may write, and a kill loses the
+[N, H], `offsets` [n + 1], `keys` [n, 16]. A record's key is the hash of its token ids, never its number
+or name, and the ids are compared at every read. Shards appear whole, under names of their own, and each
+says what made it; so no index can be stale or torn: several processes may write, and a kill loses the
 shard that was being gathered.
 """
 

@@ -1,8 +1,8 @@
 """The most probable tree of a given size, from the distributions that a parallel draft gives at each depth.
 
-DDTree and OPT-Tree (METHOD: section 10): a parallel draft's distribution at depth j does not depend on what was chosen
-before, so the probability of a path is the product of its tokens'. Nodes are taken by falling probability: the best tree
-of n nodes is the best one of n - 1 nodes and one more. It knows no tensors.
+DDTree and OPT-Tree (METHOD: section 10): a parallel draft's distribution at depth j does not depend on what
+was chosen before, so the probability of a path is the product of its tokens'. Nodes are taken by falling
+probability: the best tree of n nodes is the best one of n - 1 nodes and one more. It knows no tensors.
 """
 
 import math
@@ -30,13 +30,15 @@ def best_first(levels: Sequence[Candidates], nodes: int, on_path: Callable[[Cand
     """The most probable tree of at most `nodes` nodes.
 
     levels: the candidates at each depth. A tree is never deeper than they are many.
-    on_path: the candidates of a level below a path of tokens, where they depend on it (penalties); may not add any.
+    on_path: the candidates of a level below a path of tokens, where they depend on it
+        (penalties); may not add any.
     """
     token_ids: list[int] = []
     parents: list[int] = []
     probabilities: list[float] = []
     paths: list[list[int]] = []
-    # (-log probability, order of arrival, parent, path to the parent, candidates of this place, rank among them)
+    # (-log probability, order of arrival, parent, path to the parent, candidates of
+    # this place, rank among them)
     waiting: list[tuple[float, int, int, list[int], Candidates, int]] = []
     arrivals = 0
 

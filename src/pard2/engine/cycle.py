@@ -1,7 +1,8 @@
-"""One decoding cycle for all sequences of a batch (METHOD: section 5): plan, propose, verify, commit, learn, emit.
+"""One decoding cycle for all sequences of a batch (METHOD: section 5): plan, propose,
+verify, commit, learn, emit.
 
-It does not know how proposals come about (drafters), which of them stand (verification), how many to ask for (draft
-length), who takes part (scheduler) nor who waits for the text (engine).
+It does not know how proposals come about (drafters), which of them stand (verification), how many to ask for
+(draft length), who takes part (scheduler) nor who waits for the text (engine).
 """
 
 import time
@@ -84,7 +85,10 @@ class Cycle:
         self.totals += Totals(prefill_seconds=seconds)
 
     def _say_first(self, sequences: list[Sequence], ends: list[int], token_ids: Tensor, output: DecoderOutput) -> None:
-        """The target's token after each prompt that has been read. ends: the row of its last token in the pass."""
+        """The target's token after each prompt that has been read.
+
+        ends: the row of its last token in the pass.
+        """
         if output.logits is None:
             return
         started = time.perf_counter()
@@ -136,7 +140,8 @@ class Cycle:
         return self._lengths.choose(acceptances, limits, [max(1, len(_memory(sequence).draft.pending)) for sequence in sequences])
 
     def _propose(self, sequences: list[Sequence], depths: list[int]) -> Drafted:
-        """A proposal for each sequence, a tree where the options say so, no larger than its part of the cache has room for."""
+        """A proposal for each sequence, a tree where the options say so, no larger than its part
+        of the cache has room for."""
         nodes = None
         if self._options.tree != 0:
             most = MOST_NODES if self._options.tree == "auto" else self._options.tree
@@ -151,14 +156,18 @@ class Cycle:
         return Drafted([proposal.first(size) for proposal, size in zip(drafted.proposals, sizes, strict=True)], drafted.passes)
 
     def _lay_out(self, sequences: list[Sequence], proposals: list[Proposal]) -> tuple[TokenBatch, Tensor]:
-        """The target's batch, each sequence's newest token and its proposal; and its token ids, where NOTHING, which cannot be read, stands."""
+        """The target's batch, each sequence's newest token and its proposal; and its token ids, where
+        NOTHING, which cannot be read, stands."""
         newest = self._tensor([sequence.tokens[-1] for sequence in sequences]).split(1)
         token_ids = torch.cat([part for pair in zip(newest, (p.token_ids for p in proposals), strict=True) for part in pair])
         spans = [_span(sequence, p.num_nodes + 1, p.span_parents) for sequence, p in zip(sequences, proposals, strict=True)]
         return TokenBatch(self._cache, spans, token_ids.clamp(min=0)), token_ids
 
     def _commit(self, sequences: list[Sequence], verified: list[Verification], batch: TokenBatch, features: Tensor | None) -> None:
-        """Keep what stands: the accepted path's keys and values, moved together, and its features. All else is overwritten later."""
+        """Keep what stands: the accepted path's keys and values, moved together, and its features.
+
+        All else is overwritten later.
+        """
         sources: list[int] = []
         destinations: list[int] = []
         row = 0
@@ -183,7 +192,8 @@ class Cycle:
     def _learn(
         self, sequences: list[Sequence], depths: list[int], drafted: Drafted, verified: list[Verification], seconds: tuple[float, float]
     ) -> None:
-        """Tell those who choose lengths what was proposed, what stood, and what it cost: seconds of the draft and of the target."""
+        """Tell those who choose lengths what was proposed, what stood, and what it cost: seconds of
+        the draft and of the target."""
         nodes = sum(proposal.num_nodes for proposal in drafted.proposals)
         # Of those asked for: a draft that brings NOTHING costs as much as one that is wrong.
         accepted = [one.accepted for one in verified]

@@ -1,8 +1,9 @@
 """Proposals from a draft's logits: its most probable tokens, drawn ones, or the most probable tree.
 
-The one way from any draft to any rule. A request's own processors (bias, penalties, and where tokens are drawn, temperature and
-cuts) change what a draft proposes as they change what the target says: penalties count the text so far and the guesses on the way to a
-place. Whatever is proposed, the rules keep the text what it is.
+The one way from any draft to any rule. A request's own processors (bias, penalties, and where tokens
+are drawn, temperature and cuts) change what a draft proposes as they change what the target says:
+penalties count the text so far and the guesses on the way to a place. Whatever is proposed, the
+rules keep the text what it is.
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from pard2.engine.sampling import SamplingParams
 from pard2.engine.sequence import Sequence
 from pard2.engine.verification import inverse_cdf
 
-# Block verification drops proposals for their values, so no later block may meet the numbers that they were drawn by.
+# Block verification drops proposals for their values, so no later block may meet the
+# numbers that they were drawn by.
 NUMBERS = {"token": uniforms, "block": block_uniforms}
 
 _MOST_CANDIDATES = 32  # of a level of a tree; a tree of 60 nodes has been seen to use 12
@@ -71,7 +73,10 @@ class DraftSelector:
     # --- a draft that guesses all at once ---------------------------------------------------------
 
     def parallel(self, logits: Tensor, counts: ListOf[int]) -> list[Proposal]:
-        """Each sequence's proposal. logits: [sum of counts, vocabulary], `counts` rows of each sequence, for depths 1, 2, .."""
+        """Each sequence's proposal.
+
+        logits: [sum of counts, vocabulary], `counts` rows of each sequence, for depths 1, 2, ..
+        """
         tokens = _argmax(logits).split(list(counts))
         proposals = []
         row = 0
@@ -96,7 +101,8 @@ class DraftSelector:
         return params.logit_bias is not None or params.penalised or (self._sampling == "sampled" and not params.greedy)
 
     def _guess(self, number: int, logits: Tensor) -> Tensor:
-        """Guesses [N] by logits [N, vocabulary] of a sequence's next places; of one place alone where there are penalties."""
+        """Guesses [N] by logits [N, vocabulary] of a sequence's next places; of one place alone
+        where there are penalties."""
         sequence = self._sequences[number]
         before = torch.cat(self._guesses[number]) if self._guesses[number] else torch.zeros(0, dtype=torch.long, device=logits.device)
         on_path = torch.ones(len(logits), len(before), dtype=torch.bool, device=logits.device)
@@ -106,7 +112,8 @@ class DraftSelector:
         else:
             q = probabilities(logits, sequence.params, sequence.counts, before, on_path)
             u = self._numbers(sequence.seed, sequence.index, len(sequence.tokens), len(before) + len(q), Purpose.DRAFT, q.device)
-            # Softmax makes a whole row NaN of one number that is none; dividing by the temperature may have overflowed, too.
+            # Softmax makes a whole row NaN of one number that is none; dividing by the
+            # temperature may have overflowed, too.
             tokens = _or_nothing(inverse_cdf(q, u[len(before) :]), q[:, 0])
             self._drawn[number].append(q)
         self._guesses[number].append(tokens)
@@ -117,7 +124,8 @@ class DraftSelector:
         return Proposal(token_ids=tokens, q=torch.cat(self._drawn[number]) if self._drawn[number] else None)
 
     def _padded(self, logits: Tensor) -> Tensor:
-        """[N, the target's vocabulary]: a bias or a penalty may be on a token that the draft does not know."""
+        """[N, the target's vocabulary]: a bias or a penalty may be on a token
+        that the draft does not know."""
         missing = self._vocab_size - logits.shape[-1]
         return F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
@@ -148,7 +156,10 @@ class _PathPenalty:
     """The candidates of a level, penalised for the tokens of the path before them as the target's will be."""
 
     def __init__(self, sequence: Sequence, ids: Tensor, totals: list[float]) -> None:
-        """ids: [depths, M] candidates of each level. totals: of each level, the logarithm of its sum of exp(score)."""
+        """ids: [depths, M] candidates of each level.
+
+        totals: of each level, the logarithm of its sum of exp(score).
+        """
         assert sequence.counts is not None
         self._params = sequence.params
         flat = ids.flatten()
@@ -165,7 +176,8 @@ class _PathPenalty:
         return sorted(changed, key=lambda candidate: -candidate[1])
 
     def _score(self, token: int, score: float, times: int) -> float:
-        """A candidate's score, penalised for the text so far already, after `times` more of it on the path."""
+        """A candidate's score, penalised for the text so far already, after
+        `times` more of it on the path."""
         params = self._params
         if times == 0:
             return score

@@ -1,7 +1,8 @@
-"""Lossless decoding: a drafter proposes, the target verifies, and what comes out is what the target alone would say.
+"""Lossless decoding: a drafter proposes, the target verifies, and what comes out is
+what the target alone would say.
 
-The engine is what callers hold: `generate`, `stream` and `submit` take requests, and `step` decodes for whoever waits. Who takes
-part is `Scheduler`'s business, what happens in a cycle `Cycle`'s.
+The engine is what callers hold: `generate`, `stream` and `submit` take requests, and `step` decodes for
+whoever waits. Who takes part is `Scheduler`'s business, what happens in a cycle `Cycle`'s.
 """
 
 import asyncio
@@ -45,9 +46,9 @@ class Engine:
     draft_tokens: how many tokens to propose in a cycle; "full", or "auto".
     options: all other fields of `EngineOptions`, by name.
 
-    The draft must be in evaluation mode. Engines may share models, in one thread; of several threads that share
-    an engine one decodes at a time, and the others wait for it.
-    Raises `Pard2Error` where method, draft and options do not fit.
+    The draft must be in evaluation mode. Engines may share models, in one thread; of several threads that
+    share an engine one decodes at a time, and the others wait for it. Raises `Pard2Error` where method,
+    draft and options do not fit.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class Engine:
         self._threads = decoding_threads(target.model)
         self._scheduler = Scheduler(target, drafter, self.cache_tokens, max_batch, lengths)
         self._cycle = Cycle(target, drafter, self._scheduler.cache, self.draft_tokens, lengths, self.options)
-        # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its memory happens to be freed.
+        # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its
+        # memory happens to be freed.
         self._lock = threading.RLock()
         self._in_pass = False
         self._worker: ThreadPoolExecutor | None = None
@@ -131,11 +133,13 @@ class Engine:
         params: SamplingParams | ListOf[SamplingParams] | None = None,
         raw: bool = False,
     ) -> Iterator[Completion]:
-        """Complete prompts together, up to `max_batch` at once; completions come in the prompts' order, n for each.
+        """Complete prompts together, up to `max_batch` at once; completions come in
+        the prompts' order, n for each.
 
-        params: for all prompts, or one for each. raw: take texts as they are, without the chat template. All prompts are checked
-        before the first is decoded: raises `Pard2Error` for one that is empty or does not fit. What fails later (finish_reason
-        "error") fails alone. Closing the iterator cancels what has not been made yet.
+        params: for all prompts, or one for each.
+        raw: take texts as they are, without the chat template. All prompts are checked before the first is
+            decoded: raises `Pard2Error` for one that is empty or does not fit. What fails later
+            (finish_reason "error") fails alone. Closing the iterator cancels what has not been made yet.
         """
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise Pard2Error("generate takes a list of prompts; wrap a single one in [...]")
@@ -166,11 +170,12 @@ class Engine:
     # --- piece by piece ---------------------------------------------------------------------------
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> Generator[Step, None, None]:
-        """Complete one prompt step by step: the prompt's pass, then each cycle; `Stats.of(steps)` sums them up.
+        """Complete one prompt step by step: the prompt's pass, then each cycle;
+        `Stats.of(steps)` sums them up.
 
-        The last step of a completion carries the finish reason; `step.text` is what may be shown by then. Other streams and requests
-        of this engine go on meanwhile. Closing the iterator cancels the request. Raises as `generate` does, and `Pard2Error` when
-        it fails on the way.
+        The last step of a completion carries the finish reason; `step.text` is what may be shown by then.
+        Other streams and requests of this engine go on meanwhile. Closing the iterator cancels the request.
+        Raises as `generate` does, and `Pard2Error` when it fails on the way.
         """
         return self._stream(self._request(prompt, params, raw))
 
@@ -188,7 +193,10 @@ class Engine:
             self._tidy()
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> AsyncIterator[Step]:
-        """`stream` for asyncio: any number of them share this engine's batches. Cancelling the task cancels the request."""
+        """`stream` for asyncio: any number of them share this engine's batches.
+
+        Cancelling the task cancels the request.
+        """
         return self._astream(self._request(prompt, params, raw))
 
     async def _astream(self, request: Request) -> AsyncIterator[Step]:
@@ -223,7 +231,8 @@ class Engine:
     # --- request by request -----------------------------------------------------------------------
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False, on_step: OnStep | None = None) -> Request:
-        """Put a prompt into the queue. It is decoded by `step`, whoever calls it; `on_step` sees each of its steps.
+        """Put a prompt into the queue. It is decoded by `step`, whoever calls it;
+        `on_step` sees each of its steps.
 
         Raises `Pard2Error` as `generate` does.
         """
@@ -234,8 +243,8 @@ class Engine:
     def step(self) -> None:
         """Let who fits join, read prompts, and run one cycle; does nothing when idle.
 
-        Raises what a failing pass raises, `Pard2Error` where memory did not suffice; every request that was being decoded then ends with
-        finish_reason "error", and those that wait go on with the next step.
+        Raises what a failing pass raises, `Pard2Error` where memory did not suffice; every request that was
+        being decoded then ends with finish_reason "error", and those that wait go on with the next step.
         """
         with self._lock:
             self._scheduler.sweep()
@@ -246,7 +255,8 @@ class Engine:
                     self._cycle.prefill(self._scheduler.next_chunks())
                     self._cycle.decode(self._scheduler.decoding())
             except BaseException as error:
-                # A pass that failed left caches and draft states half-written; a request must not go on from there.
+                # A pass that failed left caches and draft states half-written; a request
+                # must not go on from there.
                 for sequence in self._scheduler.sequences:
                     sequence.end("error", f"decoding stopped, {type(error).__name__}: {first_line(error)}")
                 if isinstance(error, torch.OutOfMemoryError):
@@ -261,13 +271,17 @@ class Engine:
             self._scheduler.enqueue(requests)
 
     def _tidy(self) -> None:
-        """Forget what was cancelled, at once. In the middle of a pass, whose sequences must stay, `step` does so after it."""
+        """Forget what was cancelled, at once.
+
+        In the middle of a pass, whose sequences must stay, `step` does so after it.
+        """
         with self._lock:
             if not self._in_pass:
                 self._scheduler.sweep_queue()
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, raw: bool, on_step: OnStep | None = None) -> Request:
-        """A prompt and its settings as this request's own: nothing that is checked here can be changed by the caller afterwards."""
+        """A prompt and its settings as this request's own: nothing that is checked here can be changed
+        by the caller afterwards."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise Pard2Error(f"params are SamplingParams(...), and not {type(params).__name__}")

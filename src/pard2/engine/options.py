@@ -20,7 +20,8 @@ VerificationRule = Literal["token", "block"]
 TreeNodes = int | Literal["auto"]
 
 _MOST = 2**53  # sequences or cache places, of which no machine holds so many
-# An ordinary LM was trained for no number of proposals; each costs a pass, so "auto" and "full" go no further.
+# An ordinary LM was trained for no number of proposals; each costs a pass, so
+# "auto" and "full" go no further.
 _MOST_ONE_BY_ONE = 8
 _TREE_METHODS = [name for name, method in METHODS.items() if method.trees]
 
@@ -61,7 +62,7 @@ class EngineOptions:
     )
     verification: VerificationRule = field(
         default="token",
-        metadata=flag("How drawn proposals are judged: one by one, or as blocks, of which more stands.", "--verification", metavar="token|block"),
+        metadata=flag("How drawn proposals are judged: one by one, or as whole blocks, which accepts more.", "--verification", metavar="token|block"),
     )
     tree: TreeNodes = field(
         default=0,
@@ -120,7 +121,8 @@ class EngineOptions:
             self.check_tree_fits(self.cache_tokens)
 
     def check_tree_fits(self, positions: int) -> None:
-        """Raises `Pard2Error` for a tree that does not fit such a cache beside the token that it grows from."""
+        """Raises `Pard2Error` for a tree that does not fit such a cache beside the
+        token that it grows from."""
         if self.tree != "auto" and self.tree >= positions:
             raise Pard2Error(
                 f"a tree of {self.tree} nodes does not fit the cache of {positions} positions; give a smaller `tree` or a larger `cache_tokens`"

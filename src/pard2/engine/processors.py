@@ -1,7 +1,8 @@
-"""From the target's logits to the distribution that the caller asked for: pure functions on the rows of one sequence's block.
+"""From the target's logits to the distribution that the caller asked for: pure functions on the
+rows of one sequence's block.
 
-The order is transformers': bias, penalties, temperature, top-k, top-p, min-p. Whatever comes out here is the p of
-METHOD: section 6; how tokens are drawn from it is none of this file's business.
+The order is transformers': bias, penalties, temperature, top-k, top-p, min-p. Whatever comes out here is the
+p of METHOD: section 6; how tokens are drawn from it is none of this file's business.
 """
 
 import math
@@ -21,8 +22,9 @@ _FEW = 64  # tokens that hold most nuclei
 class TokenCounts:
     """Which tokens one sequence holds, and how often its answer says each.
 
-    seen: [V] bool, in the prompt or the answer. said: [V] float32, occurrences in the answer. tokens: [S], every id that was
-    seen, answers' repeats included: penalties touch these columns alone.
+    seen: [V] bool, in the prompt or the answer.
+    said: [V] float32, occurrences in the answer.
+    tokens: [S], every id that was seen, answers' repeats included: penalties touch these columns alone.
     """
 
     def __init__(self, prompt: Sequence[int], vocab_size: int, device: torch.device | str = "cpu") -> None:
@@ -44,15 +46,17 @@ def probabilities(logits: Tensor, params: SamplingParams, counts: TokenCounts | 
 
 
 def process_logits(logits: Tensor, params: SamplingParams, counts: TokenCounts | None, proposed: Tensor, on_path: Tensor | None = None) -> Tensor:
-    """Logits [T, V] after all that `params` asks for, float32 or wider; the input itself where it asks for nothing.
+    """Logits [T, V] after all that `params` asks for, float32 or wider; the input
+    itself where it asks for nothing.
 
     counts: of the text before all that is proposed; None will do unless `params.penalised`.
     proposed: [k] tokens, any of which row i may follow and its penalties then count as said.
-    on_path: [T, k] bool, True where row i follows token j: its ancestors in a tree. None for a chain, where row i follows
-        proposed[:i], k < T.
+    on_path: [T, k] bool, True where row i follows token j: its ancestors in a tree. None for a chain, where
+        row i follows proposed[:i], k < T.
 
-    Greedy logits are biased and penalised alone. A row keeps its largest logit, so none is empty. Tokens as probable as
-    the last one kept are kept too (transformers: the same for top-k and min-p; for top-p its sort's order decides).
+    Greedy logits are biased and penalised alone. A row keeps its largest logit, so none is empty.
+    Tokens as probable as the last one kept are kept too (transformers: the same for top-k and min-p;
+    for top-p its sort's order decides).
     """
     if not params.processed:
         return logits.to(_wide(logits.dtype))
@@ -91,7 +95,10 @@ def _penalise(scores: Tensor, params: SamplingParams, counts: TokenCounts, propo
 
 
 def _smallest_kept(scores: Tensor, params: SamplingParams) -> Tensor:
-    """[T, 1]: the logit that a token must reach to survive top-k, top-p and min-p. Each cuts off a tail, so the highest cut decides."""
+    """[T, 1]: the logit that a token must reach to survive top-k, top-p and min-p.
+
+    Each cuts off a tail, so the highest cut decides.
+    """
     top_k = params.top_k if 0 < params.top_k < scores.shape[-1] else None
     if top_k is not None:
         best = _largest(scores, top_k)
@@ -109,7 +116,8 @@ def _smallest_kept(scores: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """[T, 1]: the smallest logit of the fewest most probable tokens of each row that hold the share `top_p` of it."""
+    """[T, 1]: the smallest logit of the fewest most probable tokens of each row that
+    hold the share `top_p` of it."""
     total = scores.logsumexp(-1, keepdim=True)
     if scores.device.type != "cpu":  # the host would have to wait for what the shortcut below asks, and sorting is fast here
         return _nucleus_end(scores.sort(descending=True).values, total, top_p)
@@ -124,7 +132,8 @@ def _nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 def _nucleus_end(best: Tensor, total: Tensor, top_p: float) -> Tensor:
-    """[T, 1]: the last logit of falling `best` [T, M] before which less than the share `top_p` of exp(total) has been seen."""
+    """[T, 1]: the last logit of falling `best` [T, M] before which less than the share `top_p` of
+    exp(total) has been seen."""
     share = (best - total).exp()
     before = share.cumsum(-1, dtype=torch.float64) - share
     count = (before < top_p).sum(-1, keepdim=True).clamp(min=1)  # 0 for NaN alone, which is the caller's to notice
@@ -139,7 +148,8 @@ def _largest(scores: Tensor, count: int) -> Tensor:
 def most_probable(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest values of each row [T, V] and their tokens, in falling order: [T, count] and [T, count].
 
-    They lie in the `count` blocks with the largest maxima, so only those are searched, several times faster than the row.
+    They lie in the `count` blocks with the largest maxima, so only those are searched,
+    several times faster than the row.
     """
     if scores.shape[-1] < 4 * count * _BLOCK:
         values, tokens = scores.topk(count)
@@ -153,7 +163,8 @@ def most_probable(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each row [N, V] and the first place where it stands, [N] and [N]; NaN, where there is one."""
+    """The largest of each row [N, V] and the first place where it stands, [N] and
+    [N]; NaN, where there is one."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         rows = logits.numpy()
         places = rows.argmax(-1)  # ten times as fast as torch's

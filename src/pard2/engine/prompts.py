@@ -13,11 +13,13 @@ _WRAP = "where a list of prompts is wanted, the messages or token ids of a singl
 
 
 def encode_prompt(target: Target, prompt: Prompt, raw: bool = False) -> list[int]:
-    """Token ids of a text, a list of messages, a dict of `messages`, or a list of token ids (then no tokenizer is needed).
+    """Token ids of a text, a list of messages, a dict of `messages`, or a list of token ids
+    (then no tokenizer is needed).
 
-    raw: take a text as it is, in place of a user's turn in the chat template. What the caller changes later does not matter.
-    Raises `Pard2Error` for what is none of these, and for a prompt that is empty, longer than the target's context, or holds ids that the
-    target does not know, be it that its tokenizer makes them.
+    raw: take a text as it is, in place of a user's turn in the chat template. What the caller changes
+        later does not matter. Raises `Pard2Error` for what is none of these, and for a prompt that is
+        empty, longer than the target's context, or holds ids that the target does not know, be it
+        that its tokenizer makes them.
     """
     if not isinstance(prompt, (str, list, dict)):
         raise Pard2Error(f"a prompt is a text, a list of messages or a list of token ids, and not {_kind(prompt)}; {_WRAP}")

@@ -1,4 +1,5 @@
-"""What a drafter proposes for one sequence in a cycle: a tree of guesses, of which a chain is the plain case."""
+"""What a drafter proposes for one sequence in a cycle: a tree of guesses, of which
+a chain is the plain case."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,8 @@ NOTHING = -1  # what a draft proposes by logits that are no numbers; no token ha
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """The nodes of a tree below the newest token of the text, each a guess at the token that follows its parent.
+    """The nodes of a tree below the newest token of the text, each a guess at the
+    token that follows its parent.
 
     token_ids: [k] of the nodes, in the target's vocabulary, or NOTHING; k may be 0.
     parents: for each node the index of its parent, an earlier node, or -1 for a child of the newest token;
@@ -38,7 +40,8 @@ class Proposal:
 
     @cached_property
     def depths(self) -> list[int]:
-        """Of the newest token, 0, and of each node: how many tokens it stands behind the newest one; [k + 1]."""
+        """Of the newest token, 0, and of each node: how many tokens it stands
+        behind the newest one; [k + 1]."""
         if self.parents is None:
             return list(range(self.num_nodes + 1))
         depths = [0]
@@ -47,7 +50,8 @@ class Proposal:
         return depths
 
     def ancestors(self, device: torch.device) -> Tensor | None:
-        """[k + 1, k] bool of a tree: row 0 is the newest token's, row i + 1 holds node i's ancestors and node i itself.
+        """[k + 1, k] bool of a tree: row 0 is the newest token's, row i + 1 holds node i's
+        ancestors and node i itself.
 
         None for a chain, where row i holds the first i nodes.
         """

@@ -14,9 +14,13 @@ OnStep = Callable[[Step], None]
 class Completion:
     """What one prompt brought, or one of the n completions of a prompt.
 
-    token_ids: the new tokens, with the end-of-answer token where that ended it. text: without
-    it and other special tokens, and cut before a stop string; None where the target has no tokenizer. prompt_tokens: how many the
-    prompt had. index: among the n. logprobs: the target's, of each token, where asked for. error: why finish_reason is "error".
+    token_ids: the new tokens, with the end-of-answer token where that ended it.
+    text: without it and other special tokens, and cut before a stop string; None where
+        the target has no tokenizer.
+    prompt_tokens: how many the prompt had.
+    index: among the n.
+    logprobs: the target's, of each token, where asked for.
+    error: why finish_reason is "error".
     """
 
     token_ids: list[int]
@@ -63,7 +67,10 @@ class Request:
                 yield step
 
     def report(self) -> None:
-        """Call `on_step` with the steps made since the last report. What it raises ends this request, and no other."""
+        """Call `on_step` with the steps made since the last report.
+
+        What it raises ends this request, and no other.
+        """
         if self.on_step is None:
             return
         for step in self.take_steps():

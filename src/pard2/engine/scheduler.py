@@ -16,7 +16,8 @@ PREFILL_TOKENS = 512  # of prompts in one pass; longer ones are read in chunks, 
 
 
 class Scheduler:
-    """Requests that wait, requests that run, and the sequences of these, in one cache of the target's and one of the draft's.
+    """Requests that wait, requests that run, and the sequences of these, in one cache of the
+    target's and one of the draft's.
 
     positions: of the target's cache, for all sequences together.
     max_batch: sequences decoded at once.
@@ -42,7 +43,10 @@ class Scheduler:
         self._waiting.extend(requests)
 
     def admit(self) -> None:
-        """Let in whom there is room for. First come, first served: a small request does not overtake a large one for ever."""
+        """Let in whom there is room for.
+
+        First come, first served: a small request does not overtake a large one for ever.
+        """
         while self._waiting:
             request = self._waiting[0]
             if not all(self._admit(s) for s in request.sequences if s.memory is None and s.finish_reason is None):
@@ -66,7 +70,8 @@ class Scheduler:
     def sweep(self) -> None:
         """Report steps, free what is finished, and forget requests that are done.
 
-        The queue, which may be long, is not searched: only its first request may have sequences that run already.
+        The queue, which may be long, is not searched: only its first request may
+        have sequences that run already.
         """
         for request in [*self._running, *islice(self._waiting, 1)]:
             request.report()

@@ -20,7 +20,8 @@ from pard2.runtime.kv_cache import CacheRegion
 
 @dataclass(frozen=True)
 class Memory:
-    """What a sequence owns while it is decoded: its region of the target's cache, and what the draft knows of it."""
+    """What a sequence owns while it is decoded: its region of the target's cache, and
+    what the draft knows of it."""
 
     region: CacheRegion
     draft: DraftState
@@ -28,7 +29,8 @@ class Memory:
 
 @dataclass(eq=False, kw_only=True)
 class Sequence:
-    """One completion. One thread decodes it while another may end it (a cancelled stream): saying and ending exclude each other.
+    """One completion. One thread decodes it while another may end it (a cancelled stream): saying
+    and ending exclude each other.
 
     prompt: token ids.
     seed: of its random numbers.
@@ -76,10 +78,11 @@ class Sequence:
         return self.num_computed_tokens >= len(self.prompt)
 
     def emit(self, verified: Verification, *, seconds: float, draft_seconds: float = 0.0, verify_seconds: float = 0.0) -> None:
-        """Say accepted tokens and the target's own, as far as the answer goes; what lies behind its end is dropped.
+        """Say accepted tokens and the target's own, as far as the answer goes; what
+        lies behind its end is dropped.
 
-        They are never more than there is room for, because no more are proposed. Does nothing once it has ended.
-        A tokenizer is others' code: one that fails on a token ends this text, and nobody else's.
+        They are never more than there is room for, because no more are proposed. Does nothing once it has
+        ended. A tokenizer is others' code: one that fails on a token ends this text, and nobody else's.
 
         seconds: of the cycle, of which draft_seconds and verify_seconds went into the two models.
         """
@@ -114,7 +117,8 @@ class Sequence:
             )
 
     def _show(self, block: list[int]) -> tuple[int, FinishReason | None, str | None]:
-        """How many tokens of a block are said, why no more are if this ends the text, and what may be shown of it."""
+        """How many tokens of a block are said, why no more are if this ends the text,
+        and what may be shown of it."""
         kept = next((i + 1 for i, token in enumerate(block) if token in self.stop_token_ids), len(block))
         finish: FinishReason | None = "stop" if block[kept - 1] in self.stop_token_ids else None
         shown = None

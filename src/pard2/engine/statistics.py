@@ -22,14 +22,19 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The tokens that one pass of the target brought one sequence: first the prompt's pass, then one Step for each cycle.
+    """The tokens that one pass of the target brought one sequence: first the prompt's pass,
+    then one Step for each cycle.
 
     token_ids: what was emitted; the last one is the target's own, the `accepted` before it are the draft's.
-    Where the answer's end cuts an accepted block, its last token counts as the target's own and what was
-    proposed behind it, having been neither accepted nor rejected, does not count in `proposed`. Of a tree `proposed` is the depth.
-    seconds: wall time, of which draft_seconds and verify_seconds went into the two models; sequences of a batch share a cycle,
-    and each has all of its seconds. finish_reason: None but in the last step; "stop" for an end-of-answer token or a stop
-    string, "length" for a limit. text: may be shown now (`TextStream`); None without a tokenizer. logprobs: of token_ids, where asked for.
+        Where the answer's end cuts an accepted block, its last token counts as the target's own and what was
+        proposed behind it, having been neither accepted nor rejected, does not count in `proposed`. Of a
+        tree `proposed` is the depth.
+    seconds: wall time, of which draft_seconds and verify_seconds went into the two models; sequences of a
+        batch share a cycle, and each has all of its seconds.
+    finish_reason: None but in the last step; "stop" for an end-of-answer token or a stop
+        string, "length" for a limit.
+    text: may be shown now (`TextStream`); None without a tokenizer.
+    logprobs: of token_ids, where asked for.
     index: of the completion among the n of its request.
     """
 
@@ -92,17 +97,20 @@ class Stats:
 
     @property
     def judged(self) -> int:
-        """Proposals that something was decided about: the accepted ones, and in each cycle the first that fell."""
+        """Proposals that something was decided about: the accepted ones, and in each
+        cycle the first that fell."""
         return sum(min(a + 1, p) for a, p in zip(self.accepted_per_cycle, self.proposed_per_cycle, strict=True))
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens emitted per cycle, the target's own included: 1 + accepted / cycles (METHOD: section 1); 1 without a cycle."""
+        """Tokens emitted per cycle, the target's own included: 1 + accepted / cycles (METHOD:
+        section 1); 1 without a cycle."""
         return 1 + self.accepted / max(self.cycles, 1)
 
     @property
     def accepted_by_position(self) -> list[float]:
-        """For each position of the proposal, from the first: of the cycles that proposed it, the share that accepted it."""
+        """For each position of the proposal, from the first: of the cycles that proposed it,
+        the share that accepted it."""
         rates = []
         for position in range(max(self.proposed_per_cycle, default=0)):
             asked = [a for a, p in zip(self.accepted_per_cycle, self.proposed_per_cycle, strict=True) if p > position]

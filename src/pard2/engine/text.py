@@ -21,8 +21,9 @@ _LONGEST_WINDOW = 16  # tokens; dropping old ones costs another decode, so it is
 class TextDelta:
     """What a push brought.
 
-    text: may be shown at once, and will not change. kept: None, or, where a stop string is complete and the text therefore ends,
-    how many of the tokens just pushed belong to the completion: those up to the one that completed the stop string.
+    text: may be shown at once, and will not change.
+    kept: None, or, where a stop string is complete and the text therefore ends, how many of the tokens just
+        pushed belong to the completion: those up to the one that completed the stop string.
     """
 
     text: str
@@ -33,7 +34,8 @@ class TextDelta:
 class _Window:
     """The last tokens of a completion, as many as the text to come can depend on.
 
-    tokens: leaving out those without text. stable: how many come before the byte-fallback tokens at the end, if any.
+    tokens: leaving out those without text.
+    stable: how many come before the byte-fallback tokens at the end, if any.
     settled: how many characters of the decoded window are known for good, and so have been handed on.
     """
 
@@ -45,12 +47,13 @@ class _Window:
 class TextStream:
     """Shows a completion's text piece by piece and ends it right before the first stop string.
 
-    The pieces of `push` and `finish` add up to `tokenizer.decode` of all kept tokens, without clean-up of blanks (which would eat
-    those that the model wrote: `ls .`), cut before the stop string. Of several stop strings the one completed by the
-    earliest token counts, and of those the one that starts first. A U+FFFD at the end of a text, which may yet become a
-    character, is no match until something follows it.
+    The pieces of `push` and `finish` add up to `tokenizer.decode` of all kept tokens, without clean-up of
+    blanks (which would eat those that the model wrote: `ls .`), cut before the stop string. Of several stop
+    strings the one completed by the earliest token counts, and of those the one that starts first. A U+FFFD
+    at the end of a text, which may yet become a character, is no match until something follows it.
 
-    stop: not empty strings. skip_special_tokens: leave special tokens, such as end-of-answer ones, out of the text.
+    stop: not empty strings.
+    skip_special_tokens: leave special tokens, such as end-of-answer ones, out of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), skip_special_tokens: bool = True) -> None:
@@ -71,7 +74,8 @@ class TextStream:
         """Take the tokens of one cycle. Raises `ValueError` after the text has ended."""
         if self._ended:
             raise ValueError("the text has ended")
-        # Without byte tokens text only grows, so a stop string that a block's first tokens complete is still there at its end.
+        # Without byte tokens text only grows, so a stop string that a block's first tokens complete
+        # is still there at its end.
         if not self.stop or not any(self._is_byte(token) for token in token_ids):
             window, settled = self._advance(self._window, token_ids)
             if self._stop_start(self._held + settled) is None:
@@ -80,7 +84,8 @@ class TextStream:
         shown = ""
         for count, token in enumerate(token_ids, 1):
             self._window, settled = self._advance(self._window, [token])
-            # A byte run's text is not settled, but a stop string in it ends the answer: in such a vocabulary "\n" is a byte.
+            # A byte run's text is not settled, but a stop string in it ends the answer: in such a
+            # vocabulary "\n" is a byte.
             text = self._held + settled + self._unsettled().rstrip(_REPLACEMENT)
             start = self._stop_start(text)
             if start is not None:
@@ -90,7 +95,8 @@ class TextStream:
         return TextDelta(shown)
 
     def finish(self) -> str:
-        """End the text where no stop string did, and return what was held back; empty if the text has ended before."""
+        """End the text where no stop string did, and return what was held back; empty if
+        the text has ended before."""
         if self._ended:
             return ""
         rest = self._held + self._decode(self._window.tokens)[self._window.settled :]
@@ -100,13 +106,15 @@ class TextStream:
     def _advance(self, window: _Window, token_ids: Sequence[int]) -> tuple[_Window, str]:
         """The window moved over more tokens, and the text that this settles.
 
-        Text is the difference between decoding a window with and without its newest tokens. A token cannot be decoded alone: it may
-        hold part of a character, and decoders in the manner of SentencePiece drop the blank before the first token. The window
-        bounds the cost: the whole completion would be decoded anew for every push.
+        Text is the difference between decoding a window with and without its newest tokens. A token
+        cannot be decoded alone: it may hold part of a character, and decoders in the manner of
+        SentencePiece drop the blank before the first token. The window bounds the cost: the whole
+        completion would be decoded anew for every push.
 
-        Two ends of a text are not settled. A U+FFFD may be a character's first bytes; only the last one, as an invalid
-        byte before it stays invalid. And in a run of byte-fallback tokens one invalid byte turns all of them,
-        complete characters included, into U+FFFD, so a run is settled by the token behind it alone.
+        Two ends of a text are not settled. A U+FFFD may be a character's first bytes; only the last
+        one, as an invalid byte before it stays invalid. And in a run of byte-fallback tokens one
+        invalid byte turns all of them, complete characters included, into U+FFFD, so a run is settled
+        by the token behind it alone.
         """
         tokens, stable = list(window.tokens), window.stable
         for token in token_ids:
@@ -127,7 +135,8 @@ class TextStream:
         return _Window(tuple(tokens), stable, settled), new
 
     def _unsettled(self) -> str:
-        """What the byte tokens at the window's end say for now, after a U+FFFD that was not settled before them."""
+        """What the byte tokens at the window's end say for now, after a U+FFFD that
+        was not settled before them."""
         window = self._window
         return self._decode(window.tokens)[window.settled :] if window.stable < len(window.tokens) else ""
 
@@ -137,7 +146,8 @@ class TextStream:
     def _has_text(self, token: int) -> bool:
         """False for what decoding passes over: special tokens, and ids that only pad the model's vocabulary.
 
-        Left in the window they would be a context that shows no blank behind it, and, with end-of-answer tokens ignored, fill it.
+        Left in the window they would be a context that shows no blank behind it, and, with
+        end-of-answer tokens ignored, fill it.
         """
         return token not in self._skipped and self._tokenizer.convert_ids_to_tokens(token) is not None
 

@@ -1,9 +1,10 @@
 """How many of torch's threads decode: all on an idle machine, fewer while other programs use the cores.
 
-torch divides each product among OpenMP threads, which spin while they wait for one another. On an idle machine nothing
-is faster. Where a thread has lost its core to another program, the others spin for as long as that lasts, some hundred
-times a token: two threads beside one busy program are slower than one (benchmarks/busy.py). OpenMP reads how it waits
-once, before torch is loaded, so it is the number of threads that adapts.
+torch divides each product among OpenMP threads, which spin while they wait for one another. On an
+idle machine nothing is faster. Where a thread has lost its core to another program, the others spin
+for as long as that lasts, some hundred times a token: two threads beside one busy program are slower
+than one (benchmarks/busy.py). OpenMP reads how it waits once, before torch is loaded, so it is the
+number of threads that adapts.
 """
 
 import os
@@ -70,8 +71,8 @@ class Threads:
 def decoding_threads(model: nn.Module) -> Threads:
     """For a model's passes.
 
-    The number is fixed on a GPU, where the environment says how OpenMP shall run, and where another number would change
-    the last bit of a sum.
+    The number is fixed on a GPU, where the environment says how OpenMP shall run, and where another number
+    would change the last bit of a sum.
     """
     most = torch.get_num_threads()
     said = any(name in os.environ for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_DYNAMIC"))

@@ -1,4 +1,5 @@
-"""What the target says next, for a whole batch: each sequence by its own settings, and one wait for the device for all of them."""
+"""What the target says next, for a whole batch: each sequence by its own settings, and one wait for
+the device for all of them."""
 
 import dataclasses
 import math
@@ -23,8 +24,10 @@ _ON_HOST = -1.0  # in place of a number of accepted tokens: the host finds the p
 def verify(sequences: ListOf[Sequence], logits: Tensor, proposals: ListOf[Proposal], token_ids: Tensor, rule: VerificationRule) -> list[Verification]:
     """What each sequence says next.
 
-    logits: the target's, [sum of (k + 1), V]: for each sequence a row after its newest token and one after each node.
-    token_ids: [sum of (k + 1)], for each sequence its newest token, which is not looked at, and those of its nodes.
+    logits: the target's, [sum of (k + 1), V]: for each sequence a row after its newest
+        token and one after each node.
+    token_ids: [sum of (k + 1)], for each sequence its newest token, which is not
+        looked at, and those of its nodes.
     rule: how drawn proposals are judged.
     """
     highest, top = largest(logits)
@@ -48,8 +51,9 @@ def _choose_one(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What becomes of a sequence's proposal.
 
-    [] how many nodes of a drawn chain stand, or _ON_HOST; [k + 1] numbers, each finite if what its row was judged by is:
-    its largest logit, or a probability; [k + 1] the target's tokens (see `Choices.tokens` for a drawn chain).
+    [] how many nodes of a drawn chain stand, or _ON_HOST; [k + 1] numbers, each finite if what its row
+    was judged by is: its largest logit, or a probability; [k + 1] the target's tokens (see
+    `Choices.tokens` for a drawn chain).
     """
     params, proposed = sequence.params, proposal.token_ids
     on_host = torch.tensor(_ON_HOST, dtype=torch.float64, device=logits.device)
@@ -73,7 +77,8 @@ def _choose_one(
 
 
 def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:
-    """[(k + 1) * (1 + 2 top)]: for each row the log-probability of its token, then the top ones and whose they are."""
+    """[(k + 1) * (1 + 2 top)]: for each row the log-probability of its token, then the
+    top ones and whose they are."""
     logprobs = logits.float().log_softmax(-1)
     values, ids = logprobs.topk(top, dim=-1)
     return torch.cat([logprobs.gather(-1, tokens[:, None]).double(), values.double(), ids.double()], dim=-1).flatten()

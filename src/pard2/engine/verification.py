@@ -1,10 +1,12 @@
 """Which proposed tokens stand: pure rules on one sequence's proposal, ignorant of models, caches and text.
 
-Every rule emits tokens that are distributed as the target's own (METHOD: section 6). In those on tensors, which keep their result on the
-device, logits or p have one row more than there are proposals: row i is the target's after the first i of them. k may be 0.
+Every rule emits tokens that are distributed as the target's own (METHOD: section 6). In those on tensors,
+which keep their result on the device, logits or p have one row more than there are proposals: row i is the
+target's after the first i of them. k may be 0.
 
-A place of `proposed` may hold NOTHING, and a row of p or q may be no distribution (NaN, inf: half precision overflows). From the first
-such place on nothing is proposed, in every rule, and the block is judged as one that ends before it.
+A place of `proposed` may hold NOTHING, and a row of p or q may be no distribution (NaN, inf: half
+precision overflows). From the first such place on nothing is proposed, in every rule, and the block is
+judged as one that ends before it.
 """
 
 from collections.abc import Sequence
@@ -43,10 +45,12 @@ class Verification:
 
 
 def agreeing_path(said: Sequence[float], proposed: Sequence[float], parents: Sequence[int] | None = None) -> list[int]:
-    """The accepted nodes: the longest path from the root on which each token is what the target says after those before it.
+    """The accepted nodes: the longest path from the root on which each token is what the
+    target says after those before it.
 
-    Greedy decoding, and coupled sampling (METHOD: section 10): `said` is decided without a look at the proposal, so any tree
-    whatsoever leaves the text what it is. The host's form, for trees, of `choose_greedy` and `choose_coupled`.
+    Greedy decoding, and coupled sampling (METHOD: section 10): `said` is decided without a look at the
+    proposal, so any tree whatsoever leaves the text what it is. The host's form, for trees, of
+    `choose_greedy` and `choose_coupled`.
 
     said: [k + 1] the target's tokens, after the newest token of the text and after each node.
     proposed: [k] tokens of the nodes. parents: [k] as in `Proposal`; None for a chain.
@@ -68,8 +72,9 @@ def agreeing_path(said: Sequence[float], proposed: Sequence[float], parents: Seq
 class Choices:
     """What becomes of a block. Nothing here has waited for the device.
 
-    tokens: [k + 1], of which the first `accepted` are the proposals that stand and the next one is the target's own; the rest
-    means nothing. accepted: [], 0 to k.
+    tokens: [k + 1], of which the first `accepted` are the proposals that stand and the next one is the
+        target's own; the rest means nothing.
+    accepted: [], 0 to k.
     """
 
     tokens: Tensor
@@ -77,7 +82,8 @@ class Choices:
 
 
 def choose_greedy(logits: Tensor, proposed: Tensor) -> Choices:
-    """The longest prefix of the proposal that the target's argmax agrees with, and the argmax after it (METHOD: section 5).
+    """The longest prefix of the proposal that the target's argmax agrees with, and the argmax
+    after it (METHOD: section 5).
 
     logits: [k + 1, V]. proposed: [k].
     """
@@ -85,20 +91,27 @@ def choose_greedy(logits: Tensor, proposed: Tensor) -> Choices:
 
 
 def choose_coupled(p: Tensor, proposed: Tensor, u: Tensor) -> Choices:
-    """Let each of the target's tokens be decided by its position's number alone; proposals stand as far as they equal them.
+    """Let each of the target's tokens be decided by its position's number alone; proposals
+    stand as far as they equal them.
 
-    p: [k + 1, V]. proposed: [k]. u: [k + 1], independent uniforms. What is emitted is always `inverse_cdf(p, u)`, so the text is the
-    same for every method, every k and plain decoding, and no proposal whatsoever can bias it. A proposal x that does not depend
-    on u stands with probability p(x), and p without x is what is drawn otherwise: the rejection rule for argmax drafts (METHOD: section 6).
+    p: [k + 1, V].
+    proposed: [k].
+    u: [k + 1], independent uniforms. What is emitted is always `inverse_cdf(p, u)`, so the text is the same
+        for every method, every k and plain decoding, and no proposal whatsoever can bias it. A proposal x
+        that does not depend on u stands with probability p(x), and p without x is what is drawn otherwise:
+        the rejection rule for argmax drafts (METHOD: section 6).
     """
     return _agreeing(inverse_cdf(p, u), proposed)
 
 
 def choose_by_rejection(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor, u_target: Tensor) -> Choices:
-    """Accept each proposal with min(1, p/q); the first rejected one is replaced by a draw from normalised max(p - q, 0) (METHOD: section 6).
+    """Accept each proposal with min(1, p/q); the first rejected one is replaced by a draw from normalised
+    max(p - q, 0) (METHOD: section 6).
 
-    p: [k + 1, V]. q: [k, V], exactly what `proposed` [k] was drawn from. u_accept: [k], u_target: [k + 1], uniforms that
-    neither the proposals nor each other have been drawn with. Row k of p gives the bonus where everything stands.
+    p: [k + 1, V].
+    q: [k, V], exactly what `proposed` [k] was drawn from.
+    u_accept: [k], u_target: [k + 1], uniforms that neither the proposals nor each other have been drawn with.
+        Row k of p gives the bonus where everything stands.
     """
     made = _made(p, q, proposed)
     accepted = (u_accept < _ratios(p, q, proposed)).long().cumprod(0).sum().minimum(made)
@@ -107,14 +120,16 @@ def choose_by_rejection(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor
 
 
 def choose_by_block(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor, u_target: Tensor) -> Choices:
-    """Block verification (Sun et al. 2024, arXiv 2403.10444): judge sub-blocks as wholes; accepts at least as many tokens on average.
+    """Block verification (Sun et al. 2024, arXiv 2403.10444): judge sub-blocks as wholes; accepts at
+    least as many tokens on average.
 
-    Arguments as in `choose_by_rejection`, but every number of u_accept is looked at, so none of them, nor of those
-    that `proposed` was drawn with, may be met again in the next block: see `randomness.block_uniforms`.
+    Arguments as in `choose_by_rejection`, but every number of u_accept is looked at, so none of them, nor of
+    those that `proposed` was drawn with, may be met again in the next block: see `randomness.block_uniforms`.
 
-    With w_0 = 1 and w_i = min(1, w_{i-1} p(x_i) / q(x_i)): the sub-block x_1..x_i is kept with h_i = s_i / (s_i + 1 - w_i), where
-    s_i = sum of max(w_i p - q, 0) over the tokens after it, and h_k = w_k; the longest one kept stands, and the token after
-    it is drawn from normalised max(w p - q, 0), or from p after the whole block.
+    With w_0 = 1 and w_i = min(1, w_{i-1} p(x_i) / q(x_i)): the sub-block x_1..x_i is kept with h_i =
+    s_i / (s_i + 1 - w_i), where s_i = sum of max(w_i p - q, 0) over the tokens after it, and h_k = w_k;
+    the longest one kept stands, and the token after it is drawn from normalised max(w p - q, 0), or
+    from p after the whole block.
     """
     k, made = len(proposed), _made(p, q, proposed)
     # w in closed form: log w_i is the log product so far less the largest that it has been.
@@ -134,10 +149,11 @@ def choose_by_block(p: Tensor, q: Tensor, proposed: Tensor, u_accept: Tensor, u_
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     """The smallest token of each row whose cumulative weight exceeds u times the row's total; [T].
 
-    weights: [T, V], not negative, not all 0, of any sum. u: [T] float64 in [0, 1 - 2**-53]. Weights are added up as whole numbers, of at
-    least 2**43 to the largest, where the order of adding does not matter: with floats a parallel sum need not rise from token to
-    token, and a token of weight 0, such as one cut off by top-p, could be drawn. Sums of chunks come first, for speed.
-    A row with NaN gives some token of the vocabulary.
+    weights: [T, V], not negative, not all 0, of any sum.
+    u: [T] float64 in [0, 1 - 2**-53]. Weights are added up as whole numbers, of at least 2**43 to the
+        largest, where the order of adding does not matter: with floats a parallel sum need not rise from
+        token to token, and a token of weight 0, such as one cut off by top-p, could be drawn. Sums of chunks
+        come first, for speed. A row with NaN gives some token of the vocabulary.
     """
     vocabulary = weights.shape[-1]
     bits = 62 - vocabulary.bit_length()  # so that the total fits in 63
@@ -160,9 +176,11 @@ def _agreeing(choices: Tensor, proposed: Tensor) -> Choices:
 
 
 def _made(p: Tensor, q: Tensor, proposed: Tensor) -> Tensor:
-    """How many places are proposed at all, []: those before the first that holds NOTHING, or whose p or q is no distribution.
+    """How many places are proposed at all, []: those before the first that holds NOTHING, or
+    whose p or q is no distribution.
 
-    This looks at no proposal that it drops, so the rules stay exact (a block's length may depend on what stands before its end).
+    This looks at no proposal that it drops, so the rules stay exact (a block's length may depend on
+    what stands before its end).
     """
     sound = (p[:-1].sum(-1) + q.sum(-1)).isfinite() & (proposed != NOTHING)
     return sound.long().cumprod(0).sum()
@@ -177,14 +195,16 @@ def _ratios(p: Tensor, q: Tensor, proposed: Tensor) -> Tensor:
 
 
 def _remainder(p: Tensor, q: Tensor, accepted: Tensor, made: Tensor, w: Tensor) -> Tensor:
-    """What the token after the accepted ones is drawn from: [V] float64, max(w p - q, 0), or p after all that were made."""
+    """What the token after the accepted ones is drawn from: [V] float64, max(w p - q, 0), or p
+    after all that were made."""
     k = len(q)
     row = p.index_select(0, accepted[None])[0].double()
     if k == 0:
         return row
     drawn = q.index_select(0, accepted[None].clamp(max=k - 1))[0].double()
     rest = (w * row - drawn).relu()
-    # Nothing remains where p and q are equal, and there no proposal is rejected but by a rounding error: p is then as right as can be.
+    # Nothing remains where p and q are equal, and there no proposal is rejected but by a rounding error: p
+    # is then as right as can be.
     return torch.where((accepted < made) & (rest.sum() > 0), rest, row)
 
 

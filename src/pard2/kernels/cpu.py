@@ -1,8 +1,8 @@
 """What lies between the matrices of a Llama-like model, compiled for the CPU by numba, in float32.
 
-Each function replaces a dozen small tensor operations, whose fixed costs dominate a pass over a few rows once the weights
-stream through the caches. The tensor operations of `LlamaDecoder` are their readable twins. All work in place on
-arrays that share memory with tensors, in one thread.
+Each function replaces a dozen small tensor operations, whose fixed costs dominate a pass over a few rows once
+the weights stream through the caches. The tensor operations of `LlamaDecoder` are their readable twins. All
+work in place on arrays that share memory with tensors, in one thread.
 """
 
 import math
@@ -15,8 +15,8 @@ from numba import njit
 
 Array = np.ndarray
 
-# Sums may be reordered, but NaN and infinity keep their meaning: damaged weights must show as NaN logits of their own sequence, neither
-# be optimised away nor raise ZeroDivisionError for the whole batch.
+# Sums may be reordered, but NaN and infinity keep their meaning: damaged weights must show as NaN logits of
+# their own sequence, neither be optimised away nor raise ZeroDivisionError for the whole batch.
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz", "afn"})
 
 _LEAST, _MOST = np.float32(-87), np.float32(88)  # exponents whose powers are normal numbers
@@ -28,7 +28,10 @@ _SERIES = tuple(np.float32(1 / math.factorial(n)) for n in range(7, -1, -1))
 
 @compiled
 def add_and_norm(x: Array, update: Array, weight: Array, eps: float, out: Array) -> None:
-    """x += update; out = x / sqrt(mean(x^2) + eps) * weight. x, update, out: [N, hidden]. weight: [hidden]."""
+    """x += update; out = x / sqrt(mean(x^2) + eps) * weight.
+
+    x, update, out: [N, hidden]. weight: [hidden].
+    """
     rows, width = x.shape
     for row in range(rows):
         total = np.float32(0)
@@ -56,8 +59,12 @@ def rotate_and_store(
 ) -> None:
     """Rotate queries and keys to their positions; keys and values go to their places in the cache.
 
-    qkv: [N, (H + 2 KV) * D]. cos, sin: [N, D / 2]. query_norm, key_norm: [D] weights of a norm before the rotation, or [0] for none.
-    places: [N]. queries: [N, H, D], written. keys, values: [cache places, KV, D], written at `places`.
+    qkv: [N, (H + 2 KV) * D].
+    cos, sin: [N, D / 2].
+    query_norm, key_norm: [D] weights of a norm before the rotation, or [0] for none.
+    places: [N].
+    queries: [N, H, D], written.
+    keys, values: [cache places, KV, D], written at `places`.
     """
     rows, heads, width = queries.shape
     kv_heads, half = keys.shape[1], width // 2
@@ -82,8 +89,9 @@ def rotate_and_store(
 
 @compiled
 def exp(x: Any) -> Any:
-    """exp(x) to float32's last bits, in operations that a compiler vectorises, as it does not the library's. NaN stays NaN; the rest is
-    kept within float32's range."""
+    """exp(x) to float32's last bits, in operations that a compiler vectorises, as it does not the library's.
+    NaN stays NaN; the rest is kept within float32's range.
+    """
     x = _LEAST if x < _LEAST else x
     x = _MOST if x > _MOST else x
     whole = np.floor(x * _LOG2_E + np.float32(0.5))
@@ -112,15 +120,15 @@ def _places(visible: Array, row: int, at: int) -> tuple[Any, Any, Any, Any]:
 
 @cache
 def attention(width: int, group: int) -> Callable[[Array, Array, Array, Array, float, Array], None]:
-    """Softmax attention of single rows, compiled for heads of `width`, `group` of which share a key head: loops of known length unroll.
+    """Softmax attention of single rows, compiled for heads of `width`, `group` of which share a key head:
+    loops of known length unroll.
 
-    `attend(queries, keys, values, visible, scale, out)`:
-        queries: [N, H, width].
-        keys, values: [places, H / group, width].
-        visible: [N, 3 + A], the places that each row sees: begin and end of a stretch, how many single ones follow, and these.
-        out: [N, H, width], written.
+    `attend(queries, keys, values, visible, scale, out)`: queries: [N, H, width]. keys, values: [places, H /
+    group, width]. visible: [N, 3 + A], the places that each row sees: begin and end of a stretch, how many
+    single ones follow, and these. out: [N, H, width], written.
 
-    All heads take four places together. A row comes out the same, bit for bit, whether its keys lie side by side or apart.
+    All heads take four places together. A row comes out the same, bit for bit, whether its
+    keys lie side by side or apart.
     """
 
     @compiled

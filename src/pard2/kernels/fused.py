@@ -13,8 +13,9 @@ from pard2.kernels.weight_format import WeightFormat, formatted
 class FusedLinear:
     """The outputs of `parts` side by side.
 
-    The parts stay layers of their model. Their weights become views of the joint matrix, so that training them or
-    loading others changes both. Moving them to another device or dtype separates them from it; fuse afterwards.
+    The parts stay layers of their model. Their weights become views of the joint matrix, so that
+    training them or loading others changes both. Moving them to another device or dtype separates
+    them from it; fuse afterwards.
     """
 
     def __init__(self, parts: Sequence[nn.Linear]) -> None:

@@ -1,12 +1,15 @@
-"""Linear layers of half-precision weights in the layout that this CPU multiplies with; activations are float32.
+"""Linear layers of half-precision weights in the layout that this CPU multiplies
+with; activations are float32.
 
-PyTorch's own bfloat16 layers read their matrix as it lies in memory, and a CPU without bfloat16 arithmetic multiplies
-it by K rows as K separate vector products, so that verifying 5 tokens costs five plain steps. Laid out beforehand, the
-same bytes are read once at the speed of memory, and 1 row and 8 rows take nearly the same time.
+PyTorch's own bfloat16 layers read their matrix as it lies in memory, and a CPU without bfloat16
+arithmetic multiplies it by K rows as K separate vector products, so that verifying 5 tokens costs five
+plain steps. Laid out beforehand, the same bytes are read once at the speed of memory, and 1 row and 8
+rows take nearly the same time.
 
-With bfloat16 arithmetic (AMX, AVX-512 BF16) it is oneDNN's layout: inputs and outputs of each product are rounded to
-bfloat16, as the model's own layers do, and a row comes out the same whatever rows share its pass. Without it, FBGEMM's:
-weights stay bfloat16 values, all else is float32, so it is never less exact than the arithmetic that it replaces.
+With bfloat16 arithmetic (AMX, AVX-512 BF16) it is oneDNN's layout: inputs and outputs of each product are
+rounded to bfloat16, as the model's own layers do, and a row comes out the same whatever rows share its pass.
+Without it, FBGEMM's: weights stay bfloat16 values, all else is float32, so it is never less exact than the
+arithmetic that it replaces.
 """
 
 from collections.abc import Callable
@@ -40,7 +43,8 @@ def should_pack(device: torch.device, dtype: torch.dtype) -> bool:
 class PackedLinear(nn.Module):
     """`y = x W^T + b` with W kept in packed form; x and y [..., in], [..., out] are float32.
 
-    A bfloat16 weight on a CPU that `has_bfloat16_products` is packed for oneDNN, any other in float16 for FBGEMM.
+    A bfloat16 weight on a CPU that `has_bfloat16_products` is packed for oneDNN, any
+    other in float16 for FBGEMM.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 """In which form the matrices of a model lie in memory while it decodes.
 
-`load_target` and `load_draft` decide on a format; target, draft and decoder hand it on; here each matrix gets it. A
-further format is a name in `WeightFormat`, a line in `weight_formats` and a line in `formatted`.
+`load_target` and `load_draft` decide on a format; target, draft and decoder hand it on; here each matrix gets
+it. A further format is a name in `WeightFormat`, a line in `weight_formats` and a line in `formatted`.
 """
 
 from typing import Literal
@@ -23,7 +23,10 @@ def weight_formats(device: torch.device, dtype: torch.dtype) -> tuple[WeightForm
 
 
 def choose_format(wanted: WeightFormat | None, device: torch.device, dtype: torch.dtype) -> WeightFormat:
-    """`wanted`, or by default the first of `weight_formats`. Raises `Pard2Error` for one that is not among them."""
+    """`wanted`, or by default the first of `weight_formats`.
+
+    Raises `Pard2Error` for one that is not among them.
+    """
     formats = weight_formats(device, dtype)
     if wanted is not None and wanted not in formats:
         raise Pard2Error(f"`weight_format` {wanted!r}: {dtype} weights on {device} can be {' or '.join(formats)}")

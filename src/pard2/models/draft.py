@@ -33,17 +33,20 @@ class DraftSpec:
 
     mask_token: id of the token that stands for one to be proposed.
     draft_tokens: K, the most tokens that it was trained to propose in one pass.
-    target_layers: which hidden states of the target feed the projection; None without a target-dependent mode.
+    target_layers: which hidden states of the target feed the projection; None
+        without a target-dependent mode.
     target_dim: their joint width.
     scale: the factor of a projected feature.
     bias: whether the projection has one.
-    shared_vocabulary: the checkpoint holds neither embedding nor head; both are the target's, but for the mask token's
-        embedding.
-    normalise_features: each hidden state of a feature is divided by its root mean square before it is projected.
+    shared_vocabulary: the checkpoint holds neither embedding nor head; both are the target's, but
+        for the mask token's embedding.
+    normalise_features: each hidden state of a feature is divided by its root mean
+        square before it is projected.
     mask_feature: mask tokens get one learned vector where others get their anchor's projected feature.
     vocabulary_size: D, how many tokens of its target's vocabulary it can propose; None for all.
     made_for: the target that its features come from (`identity.identity_keys`); None where it is not known.
-    template_arguments: the different `chat_template_kwargs` of its training data; None where they are not known.
+    template_arguments: the different `chat_template_kwargs` of its training data;
+        None where they are not known.
     """
 
     mask_token: int
@@ -61,7 +64,8 @@ class DraftSpec:
 
 
 class Projection(Protocol):
-    """What turns features into embeddings: an `nn.Linear`, or what behaves like one with this weight and bias.
+    """What turns features into embeddings: an `nn.Linear`, or what behaves like
+    one with this weight and bias.
 
     weight: [hidden, target_dim].
     bias: [hidden] or None.
@@ -77,7 +81,8 @@ class Projection(Protocol):
 
 
 class SharedEmbedding(nn.Module):
-    """The target's embedding table, but for the mask token's row, which is the draft's own: `mask_row` [hidden]."""
+    """The target's embedding table, but for the mask token's row, which is the draft's
+    own: `mask_row` [hidden]."""
 
     table: nn.Embedding
 
@@ -124,7 +129,8 @@ class Draft(nn.Module):
         name: str = "draft",
         mask_feature: Tensor | None = None,
     ) -> None:
-        """mask_feature: [hidden], for a draft that has a projection and whose spec says so, and for no other."""
+        """mask_feature: [hidden], for a draft that has a projection and whose spec
+        says so, and for no other."""
         super().__init__()
         if (mask_feature is not None) != (spec is not None and spec.mask_feature and projection is not None):
             raise ValueError("a draft has a learned mask feature if its spec says so and it has a projection")
@@ -206,10 +212,10 @@ class Draft(nn.Module):
         """Embeddings [B, S, hidden] that the LM reads: `embed(token) + scale * W f`.
 
         token_ids: [B, S].
-        features: [B, S, target_dim], f of each token: f[t-1] for a real token at position t, the anchor's for its mask
-            tokens. None in target-independent mode.
-        with_features: [B, S] bool, False for tokens that are to be read as in target-independent mode, bit for bit.
-            None: True for all.
+        features: [B, S, target_dim], f of each token: f[t-1] for a real token at position t, the anchor's for
+            its mask tokens. None in target-independent mode.
+        with_features: [B, S] bool, False for tokens that are to be read as in target-independent mode, bit
+            for bit. None: True for all.
         """
         embeddings = self.lm.get_input_embeddings()(token_ids)
         if features is None:
@@ -225,7 +231,8 @@ class Draft(nn.Module):
         return sums if with_features is None else torch.where(with_features[..., None], sums, embeddings)
 
     def forward(self, token_ids: Tensor, features: Tensor | None, num_logits: int = 0) -> Tensor:
-        """Logits [B, num_logits or S, vocabulary] of the last `num_logits` tokens (0: of all), by the LM's own code."""
+        """Logits [B, num_logits or S, vocabulary] of the last `num_logits` tokens (0: of
+        all), by the LM's own code."""
         return self.lm(inputs_embeds=self.embed(token_ids, features), use_cache=False, logits_to_keep=num_logits).logits
 
     @property
@@ -251,11 +258,15 @@ class Draft(nn.Module):
         return can_capture(self.decoder, self.lm.device)
 
     def use_graphs(self, most_sequences: int) -> None:
-        """Replay small passes of up to `most_sequences` as CUDA graphs. Raises `Pard2Error` where it cannot."""
+        """Replay small passes of up to `most_sequences` as CUDA graphs.
+
+        Raises `Pard2Error` where it cannot.
+        """
         self.decoder = graphed(self.decoder, self.name, self.lm.device, most_sequences)
 
     def convert(self, weight_format: WeightFormat) -> None:
-        """Bring the linear layers of a plain draft into this format: it can then be neither trained nor saved."""
+        """Bring the linear layers of a plain draft into this format: it can then be
+        neither trained nor saved."""
         if weight_format == "plain":
             return
         self._weight_format = weight_format
@@ -266,7 +277,8 @@ class Draft(nn.Module):
 
     @torch.no_grad()
     def run(self, batch: TokenBatch, features: Tensor | None, logit_rows: Tensor | None) -> Tensor | None:
-        """Run the new tokens of several sequences: logits [R, vocabulary] of those asked for, None where none were.
+        """Run the new tokens of several sequences: logits [R, vocabulary] of those
+        asked for, None where none were.
 
         batch: N tokens.
         features: [N, target_dim] as for `embed`, or None.
@@ -298,7 +310,8 @@ def _normalised(features: Tensor, layers: int) -> Tensor:
 
 
 class _Borrowed(nn.Module):
-    """Another model's module, used but not owned: it is not moved, saved or trained with the one that uses it."""
+    """Another model's module, used but not owned: it is not moved, saved or trained
+    with the one that uses it."""
 
     module: nn.Module
 

@@ -30,9 +30,11 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def identity_keys(name: str, weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """What the config of a draft says of the target that it is made for: its name, and some values of its weights.
+    """What the config of a draft says of the target that it is made for: its name,
+    and some values of its weights.
 
-    The values are bfloat16 in hexadecimal; in whatever dtype a model is loaded, it has the same but for rounding.
+    The values are bfloat16 in hexadecimal; in whatever dtype a model is loaded, it
+    has the same but for rounding.
 
     weights: the plain parameters by name; integer codes of quantised ones are left out.
     """
@@ -47,7 +49,8 @@ def identity_keys(name: str, weights: Iterable[tuple[str, Tensor]]) -> dict[str,
 
 
 def warn_of_another(draft: str, made_for: dict[str, str] | None, target: dict[str, str] | None) -> None:
-    """Warn (`Pard2Warning`) of a draft that was trained on another target's features; it is lossless all the same."""
+    """Warn (`Pard2Warning`) of a draft that was trained on another target's features; it
+    is lossless all the same."""
     if made_for and target and not _same(made_for[SAMPLES_KEY], target[SAMPLES_KEY]):
         warnings.warn(
             f"the draft {draft!r} was made for another target ({made_for[NAME_KEY]!r}, whose weights are not those of {target[NAME_KEY]!r}): "

@@ -1,8 +1,9 @@
 """A head for a part of the target's vocabulary.
 
-Answers of one kind use a few thousand tokens of fifty or a hundred and fifty thousand, and the head is the largest
-matrix that a small draft reads. Leaving out the others costs only the guesses that would have been one of them.
-(EAGLE-3, arXiv 2503.01840, has a draft vocabulary for the same reason; here the rows stay the target's.)
+Answers of one kind use a few thousand tokens of fifty or a hundred and fifty thousand, and the head
+is the largest matrix that a small draft reads. Leaving out the others costs only the guesses that
+would have been one of them. (EAGLE-3, arXiv 2503.01840, has a draft vocabulary for the same reason;
+here the rows stay the target's.)
 """
 
 import torch

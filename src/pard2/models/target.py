@@ -63,7 +63,10 @@ class Target:
         return can_capture(self.decoder, self.device)
 
     def use_graphs(self, most_sequences: int) -> None:
-        """Replay small passes of up to `most_sequences` as CUDA graphs. Raises `Pard2Error` where it cannot."""
+        """Replay small passes of up to `most_sequences` as CUDA graphs.
+
+        Raises `Pard2Error` where it cannot.
+        """
         self.decoder = graphed(self.decoder, self.name, self.device, most_sequences)
 
     # --- what it is -------------------------------------------------------------------------------
@@ -162,7 +165,8 @@ class Target:
         return self.decoder.run(batch, None, logit_rows, layers)
 
     def head(self, state: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of states [..., hidden] after the final norm, as the model computes them."""
+        """Logits [..., vocabulary] of states [..., hidden] after the final norm,
+        as the model computes them."""
         logits = self.model.get_output_embeddings()(state)
         cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma; absent elsewhere
         return logits if cap is None else torch.tanh(logits / cap) * cap

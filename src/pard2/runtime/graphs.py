@@ -1,7 +1,7 @@
 """Passes replayed as captured CUDA graphs: one launch in place of some hundred.
 
-Small passes (plain, draft and verify steps) are brought to one of few shapes (`PaddedBatch`), each captured when it first
-occurs; prompts, whose passes are large, run as they are.
+Small passes (plain, draft and verify steps) are brought to one of few shapes (`PaddedBatch`), each captured
+when it first occurs; prompts, whose passes are large, run as they are.
 """
 
 import weakref
@@ -24,9 +24,11 @@ Function = Callable[[], DecoderOutput]
 
 
 def new_capture() -> Callable[[Function], Function]:
-    """`capture(run)` gives a function that replays what `run` does, on the tensors that it did it on. CUDA only.
+    """`capture(run)` gives a function that replays what `run` does, on the tensors
+    that it did it on. CUDA only.
 
-    All that one `capture` has captured shares its memory, so an output must be used before anything else is replayed.
+    All that one `capture` has captured shares its memory, so an output must be used
+    before anything else is replayed.
     """
     pool = torch.cuda.graph_pool_handle()
 
@@ -52,7 +54,8 @@ def new_capture() -> Callable[[Function], Function]:
 
 @dataclass(frozen=True)
 class _Graph:
-    """inputs: embeddings [N, hidden] that the replay reads, padding included; None where it reads the batch's token ids."""
+    """inputs: embeddings [N, hidden] that the replay reads, padding included; None where it
+    reads the batch's token ids."""
 
     batch: PaddedBatch
     inputs: Tensor | None
@@ -115,10 +118,12 @@ def _tokens(count: int) -> int:
 
 
 def _context(batch: TokenBatch, made: list[int]) -> int:
-    """The length of context that a batch's shape is made for: one of those made already that fits, or a new power of two.
+    """The length of context that a batch's shape is made for: one of those made already that
+    fits, or a new power of two.
 
-    As long as the sequences may become, so that none outgrows its shape while it is decoded; but for a text that may become
-    very long not much longer than it is, because all of a shape's context is read in every pass.
+    As long as the sequences may become, so that none outgrows its shape while it is decoded; but
+    for a text that may become very long not much longer than it is, because all of a shape's
+    context is read in every pass.
     """
     longest = max(span.region.size for span in batch.spans)
     now = batch.max_context_len

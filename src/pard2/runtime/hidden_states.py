@@ -1,4 +1,5 @@
-"""Hidden states of a transformers model, picked up on the way, without keeping those that nobody asked for."""
+"""Hidden states of a transformers model, picked up on the way, without keeping
+those that nobody asked for."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,8 @@ from pard2.errors import Pard2Error
 class RecordedStates:
     """The hidden states of one pass that were asked for, [B, T, hidden] each, and the last one.
 
-    Layers are numbered as Hugging Face's `hidden_states`: 0 is the embedding's output, i the output of the i-th block, and
-    the last one (-1) the state AFTER the final norm (METHOD: section 1).
+    Layers are numbered as Hugging Face's `hidden_states`: 0 is the embedding's output, i the output of the
+    i-th block, and the last one (-1) the state AFTER the final norm (METHOD: section 1).
     """
 
     def __init__(self, layers: Sequence[int], num_states: int) -> None:
@@ -47,11 +48,13 @@ class RecordedStates:
 
 
 class HiddenStateRecorder:
-    """Finds the blocks of a causal LM, and hooks them for as long as a pass lasts whose hidden states are wanted."""
+    """Finds the blocks of a causal LM, and hooks them for as long as a pass lasts whose
+    hidden states are wanted."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.blocks_name, self.blocks = decoder_blocks(model)
-        # The module around the blocks ends with the final norm. It need not be `base_model`, which OPT passes by.
+        # The module around the blocks ends with the final norm. It need not be
+        # `base_model`, which OPT passes by.
         self._around = model.get_submodule(self.blocks_name.rpartition(".")[0])
 
     @property
@@ -60,7 +63,8 @@ class HiddenStateRecorder:
 
     @contextmanager
     def recording(self, layers: Sequence[int]) -> Iterator[RecordedStates]:
-        """What the pass inside this block says on the way; nothing of it is kept here, whether it ends or fails."""
+        """What the pass inside this block says on the way; nothing of it is kept here,
+        whether it ends or fails."""
         states = RecordedStates(layers, self.num_states)
         with ExitStack() as hooks:
             for number in sorted({layer % self.num_states for layer in layers} - {len(self.blocks)}):

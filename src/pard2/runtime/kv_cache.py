@@ -1,7 +1,7 @@
 """The past of many sequences in one fixed piece of memory.
 
-Each sequence owns a region: as many consecutive cache places as it may ever need. So no sequence pads another, none is
-evicted, a crop is a change of a number, and the attention of one sequence reads plain views.
+Each sequence owns a region: as many consecutive cache places as it may ever need. So no sequence pads
+another, none is evicted, a crop is a change of a number, and the attention of one sequence reads plain views.
 """
 
 from bisect import insort
@@ -28,7 +28,8 @@ class CacheRegion:
 
 
 class KVCache:
-    """Keys and values of `num_layers` layers, `num_places` in all; a layer's buffers are made when it is first written.
+    """Keys and values of `num_layers` layers, `num_places` in all; a layer's buffers are
+    made when it is first written.
 
     It knows where a sequence's past lies, not how much of its region is filled.
     """
@@ -82,7 +83,8 @@ class KVCache:
     # --- what they hold ---------------------------------------------------------------------------
 
     def layer(self, number: int, kv_heads: int, key_width: int, value_width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys [num_places + 2, kv_heads, key_width] and values [num_places + 2, kv_heads, value_width].
+        """A layer's keys [num_places + 2, kv_heads, key_width] and values [num_places
+        + 2, kv_heads, value_width].
 
         The last two places are `blank` and `scrap`.
 
@@ -113,7 +115,10 @@ class KVCache:
         return self._arrays[number]
 
     def move(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """In every layer, what lies at place sources[i] goes to destinations[i], as if all at once. Destinations are different places."""
+        """In every layer, what lies at place sources[i] goes to destinations[i], as if all at once.
+
+        Destinations are different places.
+        """
         moved = np.array([pair for pair in zip(sources, destinations, strict=True) if pair[0] != pair[1]], np.int64).reshape(-1, 2)
         if not len(moved):
             return

@@ -13,15 +13,16 @@ from pard2.runtime.decoder import DecoderOutput
 from pard2.runtime.llama_decoder import LlamaDecoder
 from pard2.runtime.token_batch import TokenBatch
 
-# Up to so many new tokens of a chain, and places seen by any token, our kernel attends, beyond that torch's. In plain decoding
-# and in verification alike: a token then comes out the same in both, bit for bit, and so does the text. Hence a tree of any size
-# is the kernel's. With more places torch's threads are twice as fast.
+# Up to so many new tokens of a chain, and places seen by any token, our kernel attends, beyond that torch's.
+# In plain decoding and in verification alike: a token then comes out the same in both, bit for bit, and so
+# does the text. Hence a tree of any size is the kernel's. With more places torch's threads are twice as fast.
 _FEW_TOKENS = 16
 _NEAR = 1024
 
 
 def has_kernels(model: PreTrainedModel, weight_format: WeightFormat) -> bool:
-    """Whether `LlamaCpuDecoder` can run a model: one that computes in float32 on a CPU, with numba installed (extra `cpu`)."""
+    """Whether `LlamaCpuDecoder` can run a model: one that computes in float32 on a CPU, with
+    numba installed (extra `cpu`)."""
     return model.device.type == "cpu" and (weight_format == "packed" or model.dtype == torch.float32) and find_spec("numba") is not None
 
 

@@ -1,8 +1,9 @@
 """The forward pass of Llama-like models in as few operations as it takes, for ragged batches.
 
-A pass over one row is some hundred small operations between matrices that are read once; run through transformers' modules,
-the small operations cost more than the matrices. This is the fast twin of `TransformersDecoder`, and the tests hold
-it against that. Query, key and value projection are one matrix here, gate and up another.
+A pass over one row is some hundred small operations between matrices that are read once; run through
+transformers' modules, the small operations cost more than the matrices. This is the fast twin of
+`TransformersDecoder`, and the tests hold it against that. Query, key and value projection are one
+matrix here, gate and up another.
 """
 
 from collections.abc import Callable
@@ -92,7 +93,8 @@ class LlamaDecoder:
         return self._output(states, logit_rows, layers)
 
     def linears(self) -> list[tuple[Linear, int, int]]:
-        """(product, inputs, outputs) of every matrix that a pass reads, in its order, the head last: what cannot be spared."""
+        """(product, inputs, outputs) of every matrix that a pass reads, in its order, the head
+        last: what cannot be spared."""
         hidden, heads = self._model.config.hidden_size, self._heads * self._head_dim
         found: list[tuple[Linear, int, int]] = []
         for layer in self._layers:
@@ -105,7 +107,7 @@ class LlamaDecoder:
         return [*found, (self._model.get_output_embeddings(), hidden, self._model.config.vocab_size)]
 
     def _output(self, states: dict[int, Tensor], logit_rows: Tensor | None, layers: tuple[int, ...]) -> DecoderOutput:
-        """Features of the layers asked for, and the head's word on the rows asked for."""
+        """Features of the layers asked for, and the logits of the rows asked for."""
         count = len(self._layers)
         features = torch.cat([states[layer % (count + 1)] for layer in layers], dim=-1) if layers else None
         if logit_rows is None:
@@ -115,7 +117,8 @@ class LlamaDecoder:
         return DecoderOutput(head(last if len(logit_rows) == len(last) else last[logit_rows]), features)
 
     def _rotation(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, head_dim / 2] of the rows' positions, in float32, from a table that doubles when outgrown."""
+        """Cosines and sines [N, head_dim / 2] of the rows' positions, in float32, from a table
+        that doubles when outgrown."""
         if not self._tables or batch.max_context_len > self._tables[-1].shape[1] or self._tables[-1].device != batch.device:
             # Inference tensors could not be used by a later pass outside of inference mode.
             with torch.inference_mode(False), torch.no_grad():

@@ -1,9 +1,10 @@
 """A token batch brought to a fixed shape, so that its attention is one call for all sequences.
 
-B sequences of T tokens each, over up to C tokens of context: what a batch lacks of these is padding, which reads a cache place
-of zeros and writes one that nobody reads. The host hands over a few numbers for each sequence; places, positions and masks are
-computed from them on the device, so that the host's work does not grow with the context and one captured graph serves every
-batch that fits the shape. The readable twin is `TokenBatch`.
+B sequences of T tokens each, over up to C tokens of context: what a batch lacks of these is padding,
+which reads a cache place of zeros and writes one that nobody reads. The host hands over a few numbers
+for each sequence; places, positions and masks are computed from them on the device, so that the host's
+work does not grow with the context and one captured graph serves every batch that fits the shape. The
+readable twin is `TokenBatch`.
 """
 
 from dataclasses import dataclass
@@ -37,13 +38,17 @@ class PaddedShape:
 
 
 class PaddedBatch(TokenBatch):
-    """Stands in for batches of up to `shape.sequences` spans: `load` one, then `prepare` the pass. All its tokens are N = B * T."""
+    """Stands in for batches of up to `shape.sequences` spans: `load` one, then `prepare` the pass.
+
+    All its tokens are N = B * T.
+    """
 
     def __init__(self, cache: KVCache, shape: PaddedShape, device: torch.device) -> None:
         super().__init__(cache, (), torch.zeros(shape.sequences * shape.tokens, dtype=torch.long, device=device))
         self.max_context_len = shape.max_context_len
         self._shape = shape
-        # Of each sequence: first place of its region, computed tokens, new tokens; with trees, the parent of each new token.
+        # Of each sequence: first place of its region, computed tokens, new tokens; with trees,
+        # the parent of each new token.
         self._table = torch.zeros(shape.sequences, 3 + shape.tokens * shape.trees, dtype=torch.long, device=device)
         self._views: dict[tuple[int | None, int], tuple[Tensor, Tensor]] = {}
 
@@ -66,7 +71,8 @@ class PaddedBatch(TokenBatch):
         return there[rows * columns :]
 
     def prepare(self) -> None:
-        """Compute places and positions from the numbers loaded, on the device: the first part of a pass, and of its graph."""
+        """Compute places and positions from the numbers loaded, on the device: the first part of
+        a pass, and of its graph."""
         first, computed, count = self._table[:, :3, None].unbind(1)
         index = torch.arange(self._shape.tokens, device=self.device)
         self._first, self._computed_tokens, self._end = first, computed, computed + count
@@ -78,12 +84,14 @@ class PaddedBatch(TokenBatch):
         self._views.clear()
 
     def _view(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cache places [B, S] that each sequence reads, and what is added to its scores, [B, 1, groups * T, S]: 0 or minus infinity."""
+        """Cache places [B, S] that each sequence reads, and what is added to its scores, [B, 1, groups *
+        T, S]: 0 or minus infinity."""
         if (window, groups) not in self._views:
             shape, computed = self._shape, self._computed_tokens
             width = shape.max_context_len if window is None else min(shape.max_context_len, window - 1 + shape.tokens)
             begin = 0 if window is None else (computed - window + 1).clamp(min=0)
-            # Which of its sequence's places, counted from the region's first, each column reads. In a chain that is its position.
+            # Which of its sequence's places, counted from the region's first, each column reads. In a
+            # chain that is its position.
             read = begin + torch.arange(-(-width // _ALIGNMENT) * _ALIGNMENT, device=self.device).expand(shape.sequences, -1)
             # Places behind the end may hold anything, NaN included, which no mask could keep out of a sum.
             places = torch.where(read < self._end, self._first + read, self.cache.blank)
@@ -115,7 +123,10 @@ class PaddedBatch(TokenBatch):
 
 
 def _ancestry(parents: Tensor) -> Tensor:
-    """[B, T, T] bool: token j (column) is token i (row) or one of its ancestors. parents: [B, T]; the root is its own."""
+    """[B, T, T] bool: token j (column) is token i (row) or one of its ancestors.
+
+    parents: [B, T]; the root is its own.
+    """
     index = torch.arange(parents.shape[1], device=parents.device)
     seen = (parents[..., None] == index) | (index[:, None] == index)  # as far as one step up
     steps = 1

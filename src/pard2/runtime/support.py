@@ -38,7 +38,8 @@ def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, 
 
 
 def can_capture(decoder: Decoder, device: torch.device) -> bool:
-    """Whether a decoder's passes can be CUDA graphs: other decoders may decide on the host what to run, as experts' routers do."""
+    """Whether a decoder's passes can be CUDA graphs: other decoders may decide on the host what to
+    run, as experts' routers do."""
     inner = decoder.decoder if isinstance(decoder, PaddedDecoder) else decoder
     return device.type == "cuda" and isinstance(inner, (LlamaDecoder, GraphedDecoder))
 
@@ -62,13 +63,15 @@ def context_limit(config: PreTrainedConfig) -> int:
     limit = config.max_position_embeddings
     rope = config.rope_parameters if hasattr(config, "rope_parameters") else None
     if rope and rope.get("rope_type") == "longrope":
-        # Beyond this length transformers switches every sequence of a batch to other frequencies, its cached past excepted.
+        # Beyond this length transformers switches every sequence of a batch to other
+        # frequencies, its cached past excepted.
         return min(limit, int(rope.get("original_max_position_embeddings") or limit))
     return limit
 
 
 def check_supported(model: PreTrainedModel, name: str) -> None:
-    """Raises `Pard2Error` for an architecture that ragged passes would run wrongly, as far as its config tells; see `new_decoder`."""
+    """Raises `Pard2Error` for an architecture that ragged passes would run wrongly, as far as its config
+    tells; see `new_decoder`."""
     config = model.config.get_text_config()
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
@@ -98,9 +101,11 @@ class _Trial(TokenBatch):
 
 @torch.no_grad()
 def _try(decoder: TransformersDecoder, name: str) -> None:
-    """Run three rows of two sequences, so that what a config does not tell is found before the first text, and not by its being wrong.
+    """Run three rows of two sequences, so that what a config does not tell is found before the first
+    text, and not by its being wrong.
 
-    Raises `Pard2Error` unless every layer attends through the batch, once, with the window that its config names.
+    Raises `Pard2Error` unless every layer attends through the batch, once, with the
+    window that its config names.
     """
     model = decoder.model
     windows = attention_windows(model.config.get_text_config())
@@ -122,18 +127,20 @@ def _try(decoder: TransformersDecoder, name: str) -> None:
         raise Pard2Error(f"{way}: it does not give the logits of chosen positions")
 
 
-# A tree whose nodes' places and positions differ much: eight children of the root, the last with a child and a grandchild, and
-# one more child of the first.
+# A tree whose nodes' places and positions differ much: eight children of the root, the last with a child and
+# a grandchild, and one more child of the first.
 _TREE = (-1, 0, 0, 0, 0, 0, 0, 0, 0, 8, 9, 1)
 _PATHS = ((0, 8, 9, 10), (0, 1, 11))
 
 
 @torch.no_grad()
 def check_trees(decoder: Decoder, name: str) -> None:
-    """Raises `Pard2Error`, by name, for a decoder that says something else of a tree's tokens than of the same tokens in a chain.
+    """Raises `Pard2Error`, by name, for a decoder that says something else of a tree's tokens than
+    of the same tokens in a chain.
 
-    Decoders of Llama's kind take trees. Of others, whose code is transformers', it is tried: positions that are counted and not
-    read from `position_ids`, and scores that depend on where a key lies, as ALiBi's do, would show.
+    Decoders of Llama's kind take trees. Of others, whose code is transformers', it is tried:
+    positions that are counted and not read from `position_ids`, and scores that depend on where a key
+    lies, as ALiBi's do, would show.
     """
     inner = decoder.decoder if isinstance(decoder, PaddedDecoder) else decoder
     if not isinstance(inner, TransformersDecoder):

@@ -1,8 +1,8 @@
 """The new tokens of several sequences in one forward pass, each attending to its own past alone.
 
-N tokens lie one after the other without padding, so that linear layers see one [N, hidden] matrix, and a sequence's result
-does not depend on what shares its batch. Where they stand and what they see is data: the next tokens of a text, a chunk of
-a prompt and a tree of proposals are the same thing to a decoder.
+N tokens lie one after the other without padding, so that linear layers see one [N, hidden] matrix, and a
+sequence's result does not depend on what shares its batch. Where they stand and what they see is data: the
+next tokens of a text, a chunk of a prompt and a tree of proposals are the same thing to a decoder.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,15 @@ from pard2.runtime.kv_cache import CacheRegion, KVCache
 class QuerySpan:
     """The new tokens of one sequence in a pass.
 
-    Token i goes to cache place `region.start + num_computed_tokens + i`. It sees the computed tokens, its ancestors and itself.
+    Token i goes to cache place `region.start + num_computed_tokens + i`. It sees the computed
+    tokens, its ancestors and itself.
 
     region: the sequence's part of the cache.
     num_computed_tokens: tokens whose keys and values the region holds already, from its start.
     count: new tokens.
-    parents: None for a chain, where each token's parent is the one before. For a tree, the index of each token's parent among
-        the new ones: -1 for the first one, the root, which follows the computed tokens, and an earlier token's for any other.
+    parents: None for a chain, where each token's parent is the one before. For a tree, the index of each
+        token's parent among the new ones: -1 for the first one, the root, which follows the computed tokens,
+        and an earlier token's for any other.
     """
 
     region: CacheRegion
@@ -72,7 +74,8 @@ class TokenBatch:
 
     cache: of the model that runs the pass.
     spans: one for each sequence.
-    token_ids: [N], span by span, on the model's device. In a pass that is given embeddings, those are what the model reads.
+    token_ids: [N], span by span, on the model's device. In a pass that is given embeddings,
+        those are what the model reads.
     """
 
     def __init__(self, cache: KVCache, spans: Sequence[QuerySpan], token_ids: Tensor) -> None:
@@ -137,10 +140,12 @@ class TokenBatch:
     # --- what a token sees ------------------------------------------------------------------------
 
     def visible(self, window: int | None = None) -> np.ndarray:
-        """[N, 3 + A], on the host: the cache places that each token sees, its own included, in the order of their positions.
+        """[N, 3 + A], on the host: the cache places that each token sees, its own included, in
+        the order of their positions.
 
-        Columns 0 and 1 are the begin and end of a stretch of places, column 2 says how many single places follow, columns 3 on
-        are these. A chain's tokens see a stretch alone, a tree's the computed tokens as a stretch and then their ancestors.
+        Columns 0 and 1 are the begin and end of a stretch of places, column 2 says how many single places
+        follow, columns 3 on are these. A chain's tokens see a stretch alone, a tree's the computed tokens as
+        a stretch and then their ancestors.
         """
         if window not in self._visible:
             deepest = max(int(span.depths.max()) + 1 for span in self.spans if span.parents is not None) if self.has_trees else 0
@@ -158,7 +163,8 @@ class TokenBatch:
         return self._visible[window]
 
     def _mask(self, number: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-        """[groups * count, places read] of a span: what is added to its scores, 0 or minus infinity; for each query head that shares keys."""
+        """[groups * count, places read] of a span: what is added to its scores, 0 or minus infinity; for each
+        query head that shares keys."""
         key = (number, window, groups)
         if key not in self._masks:
             span = self.spans[number]
@@ -184,7 +190,8 @@ class TokenBatch:
         queries: [N, H, D].
         keys, values: [N, KV, D].
         scale: of the scores.
-        window: a token sees itself and what stands less than `window` positions before it; None for everything.
+        window: a token sees itself and what stands less than `window` positions
+            before it; None for everything.
         softcap: scores become cap * tanh(score / cap) (Gemma 2).
         """
         held_keys, held_values = self.cache.layer(layer, keys.shape[1], keys.shape[2], values.shape[2], keys)
@@ -200,7 +207,10 @@ class TokenBatch:
     def attend_stored(
         self, held_keys: Tensor, held_values: Tensor, queries: Tensor, scale: float, window: int | None = None, softcap: float | None = None
     ) -> Tensor:
-        """`attend` with the tokens' keys and values stored already. held_keys, held_values: a layer of the cache, [places, KV, D]."""
+        """`attend` with the tokens' keys and values stored already.
+
+        held_keys, held_values: a layer of the cache, [places, KV, D].
+        """
         outputs = []
         groups = queries.shape[1] // held_keys.shape[1]
         row = 0
@@ -252,7 +262,8 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scal
     mask: [.., H / KV * T, S], added to the scores: once for each query head that shares a key head.
     softcap: as for `TokenBatch.attend`; torch has no kernel for it.
 
-    The query heads that share a key head become more rows of it: with a mask, torch's kernels for grouped heads would copy k and v.
+    The query heads that share a key head become more rows of it: with a mask, torch's kernels for
+    grouped heads would copy k and v.
     """
     sequences, heads, tokens, width = q.shape
     q = q.reshape(sequences, k.shape[1], -1, width)

@@ -1,4 +1,5 @@
-"""Ragged passes through transformers' own modeling code, for any architecture whose attention can be replaced."""
+"""Ragged passes through transformers' own modeling code, for any architecture whose
+attention can be replaced."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ def _ragged_attention(
     position_ids: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, N, D], key and value [1, KV, N, D] to ([1, N, H, D], None).
+    """transformers' attention interface: query [1, H, N, D], key and value [1, KV,
+    N, D] to ([1, N, H, D], None).
 
     Raises `Pard2Error` for what it is asked to do beside.
     """
@@ -40,7 +42,7 @@ def _ragged_attention(
         raise Pard2Error(f"{type(module).__name__} masks its attention in its own way")
     if is_causal is False or (hasattr(module, "is_causal") and not module.is_causal):
         raise Pard2Error(f"{type(module).__name__} lets tokens see those after them")
-    for name, other in others.items():  # what goes by without meaning for the attention is no tensor
+    for name, other in others.items():  # tensors change the attention, other arguments do not
         if isinstance(other, Tensor):
             raise Pard2Error(f"{type(module).__name__} has attention sinks" if name == "s_aux" else f"{type(module).__name__} attends by {name!r}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

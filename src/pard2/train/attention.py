@@ -132,7 +132,7 @@ def _compiled_flex_attention() -> Any:
     return torch.compile(flex_attention)
 
 
-@lru_cache(maxsize=1)  # all layers of a pass get the same tensor, and tensors are told apart by identity
+@lru_cache(maxsize=1)  # all layers of a pass get the same tensor, and tensors are compared by identity
 def _block_mask(spans: Tensor) -> BlockMask:
     return block_mask(spans[0, 0])
 

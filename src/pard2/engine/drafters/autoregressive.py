@@ -47,7 +47,8 @@ class AutoregressiveDrafter(ModelDrafter):
         return Drafted(selector.chains(self._device), tuple(passes))
 
     def _pass(self, states: Sequence[DraftState], guesses: Sequence[Tensor] | None = None, wanted: int = 0) -> tuple[Tensor | None, int]:
-        """Feed each sequence what is pending, or its latest guess [1]; logits after the first `wanted` of them, and how many tokens were fed."""
+        """Feed each sequence what is pending, or its latest guess [1]; logits after the first `wanted` of
+        them, and how many tokens were fed."""
         if not states:
             return None, 0
         spans, fed = [], []

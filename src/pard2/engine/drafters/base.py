@@ -1,7 +1,8 @@
 """What the engine knows of a drafter: it reads what each sequence says, and proposes how all of them go on.
 
-A drafter serves every sequence of a batch, and keeps for each what it has read. It knows nothing of the target but the hidden
-states that it is handed (features), and cannot change what is emitted: a bad proposal costs time, never correctness.
+A drafter serves every sequence of a batch, and keeps for each what it has read. It knows nothing of the
+target but the hidden states that it is handed (features), and cannot change what is emitted: a bad proposal
+costs time, never correctness.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ MOST_PENDING = 512
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """Tokens of a prompt that the target has just read, and the target's features at these very tokens, [n, F], if it wants any."""
+    """Tokens of a prompt that the target has just read, and the target's features at these very
+    tokens, [n, F], if it wants any."""
 
     state: DraftState
     token_ids: Sequence[int]
@@ -65,7 +67,8 @@ class Drafter(Protocol):
     def limit(self, length: int) -> int:
         """How many tokens it can propose after `length` tokens, at most; never grows with `length`.
 
-        Where this is 0 the drafter is not asked: a draft with a shorter context than its target's proposes nothing more there.
+        Where this is 0 the drafter is not asked: a draft with a shorter context than its target's
+        proposes nothing more there.
         """
         ...
 
@@ -76,10 +79,14 @@ class Drafter(Protocol):
     def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
         """Take note of tokens that the text goes on with: accepted ones, and the target's own.
 
-        features: [len(token_ids), F], row i the target's at the position that said token i, the one before it.
+        features: [len(token_ids), F], row i the target's at the position that
+            said token i, the one before it.
         """
         ...
 
     def propose(self, requests: Sequence[DraftRequest], selector: DraftSelector) -> Drafted:
-        """Guess what follows all that the drafter was told. selector: takes the guesses from the draft's logits."""
+        """Guess what follows all that the drafter was told.
+
+        selector: takes the guesses from the draft's logits.
+        """
         ...

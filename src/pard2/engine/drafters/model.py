@@ -34,12 +34,16 @@ class ModelDrafter:
         return max(0, self._context_length - length + 1)
 
     def _put_off(self, state: DraftState, token_ids: Sequence[int]) -> bool:
-        """Note tokens to be read with the next proposal. False where the text has outgrown the draft, which then reads no further."""
+        """Note tokens to be read with the next proposal.
+
+        False where the text has outgrown the draft, which then reads no further.
+        """
         assert state.region is not None
         if state.closed or state.num_computed_tokens + len(state.pending) + len(token_ids) > state.region.size:
             state.closed = True
             state.pending, state.features, state.last_feature = [], [], None
             return False
-        # A padded target vocabulary may exceed the draft's; a stand-in for such an id costs a guess, nothing else.
+        # A padded target vocabulary may exceed the draft's; a stand-in for such an id
+        # costs a guess, nothing else.
         state.pending += [min(token, self._last_token) for token in token_ids]
         return True

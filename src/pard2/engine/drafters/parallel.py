@@ -17,11 +17,12 @@ from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 
 class ParallelDrafter(ModelDrafter):
-    """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet to read and depth - 1 masks.
+    """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet
+    to read and depth - 1 masks.
 
-    Tokens are never shifted. Features are, by one: the real token at t comes with f[t-1], the first token with the zero
-    feature, and every mask with its anchor's. Attention in this pass is plain causal, so the first guesses do
-    not depend on how many masks follow.
+    Tokens are never shifted. Features are, by one: the real token at t comes with f[t-1], the first token
+    with the zero feature, and every mask with its anchor's. Attention in this pass is plain causal, so the
+    first guesses do not depend on how many masks follow.
 
     target_dependent: feed features (the draft must have a projection).
     """
@@ -61,7 +62,8 @@ class ParallelDrafter(ModelDrafter):
         return Drafted(selector.parallel(logits[:, : self._vocab_size], counts), passes)
 
     def _pass(self, requests: Sequence[DraftRequest]) -> tuple[Tensor | None, tuple[int, ...]]:
-        """Read what is pending, and `depth` - 1 masks behind it; logits [sum of depths, vocabulary], and the tokens of the pass made, if any."""
+        """Read what is pending, and `depth` - 1 masks behind it; logits [sum of depths, vocabulary], and the
+        tokens of the pass made, if any."""
         spans: list[QuerySpan] = []
         tokens: list[int] = []
         features: list[Tensor] = []
