@@ -8,20 +8,34 @@ import pytest
 from pard2 import __version__
 from pard2.checkpoints import embedded
 from pard2.cli import flags, options
+from pard2.cli.commands import COMMANDS
 from pard2.errors import Pard2Error
 
 
-def test_help_does_not_wait_for_torch():
-    """Importing torch takes seconds; a slip of one import at the top of a command
-    would cost them at every call."""
-    code = "import sys, pard2.cli.main; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pydantic_core')))"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0
+def _imported_by(code: str) -> set[str]:
+    code = f"import sys\n{code}\nprint('\\n', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_does_not_wait_for_torch_nor_for_what_draws():
+    """A slip of one import would cost its time at every call."""
+    code = "import pard2.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass"
+    assert not _imported_by(code) & {"torch", "transformers", "pydantic_core", "rich", "pard2.cli.bench"}
+
+
+def test_commands_are_known_without_torch():
+    code = "from pard2.cli.commands import COMMANDS, app\nimport typer\nfor name in COMMANDS: typer.main.get_command(app).get_command(None, name)"
+    imported = _imported_by(code)
+    assert {f"pard2.cli.{name}" for name in COMMANDS} <= imported and not imported & {"torch", "transformers", "pydantic_core"}
 
 
 def test_version_and_help(pard2):
     assert pard2("--version").out == f"pard2 {__version__}\n"
-    for command in ([], ["generate"], ["draft", "init"], ["draft", "info"], ["data", "preview"], ["train"], ["verify"]):
-        assert pard2(*command, "--help").code == 0
+    for command in (*([name] for name in COMMANDS), ["draft", "init"], ["draft", "info"], ["data", "preview"]):
+        done = pard2(*command, "-h")
+        assert done.code == 0 and " ".join(command) in done.out
+    assert all(f"  {name} " in pard2("--help").out for name in COMMANDS)
 
 
 def test_errors_may_hold_brackets(pard2):

@@ -1,6 +1,6 @@
 """The command `pard2`: its subcommands, and what every one of them does with errors and Ctrl-C.
 
-Commands import what they need when they run, so that `pard2 --help` does not wait for torch.
+A command is imported when it is asked for, and imports what it needs when it runs.
 """
 
 import contextlib
@@ -9,16 +9,26 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pard2 import __version__
-from pard2.cli import bench, chat, data, demo, draft, generate, interrupts, train, verify
-from pard2.cli.console import print_error, print_note
-from pard2.cli.flags import speak_flags_of
+from pard2.cli import interrupts
 from pard2.errors import BAD_INPUT, Pard2Error, Pard2Warning, first_line
+
+COMMANDS = {
+    "demo": "Four prompts with and without the embedded draft.",
+    "generate": "Answer prompts: the target's own text, faster.",
+    "chat": "Talk with the target; what its draft proposed is green.",
+    "train": "Train a draft, or go on with a run that was stopped.",
+    "verify": "Check that decoding says what the target itself says.",
+    "bench": "Measure how much faster than plain decoding it is.",
+    "draft": "Make drafts, and explain them.",
+    "data": "Make training data, and look at it.",
+}
 
 
 @contextmanager
@@ -39,6 +49,8 @@ def _told() -> Iterator[None]:
         if isinstance(error, ImportError) and not interrupts.seen:  # else it is what an import made of Ctrl-C
             raise
         message, code = "interrupted", interrupts.INTERRUPTED
+    from pard2.cli.console import print_error
+
     with contextlib.suppress(OSError):  # standard error may be full, too
         print_error(message)
     raise typer.Exit(code)
@@ -48,16 +60,28 @@ def show_warnings() -> None:
     """Our own warnings become notes of a line, told once among the processes of a run."""
     warnings.simplefilter("always" if os.environ.get("RANK", "0") == "0" else "ignore", Pard2Warning)
     usual = warnings.showwarning
-    warnings.showwarning = lambda told, kind, *place: print_note(f"note: {told}") if kind is Pard2Warning else usual(told, kind, *place)
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category is not Pard2Warning:
+            return usual(message, category, *place)
+        from pard2.cli.console import print_note
+
+        print_note(f"note: {message}")
+
+    warnings.showwarning = show  # type: ignore[assignment]  # it is called with places alone
 
 
 class _Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
+        from pard2.cli.flags import speak_flags_of
+
         speak_flags_of(self.params)
         return super().invoke(ctx)
 
 
 class _Commands(TyperGroup):
+    """The subcommands, each imported when it is asked for; to name them takes no import."""
+
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **more: Any) -> Any:
         with _told():  # which prints --help and --version
             for word in args:
@@ -69,6 +93,37 @@ class _Commands(TyperGroup):
         with _told():
             return super().invoke(ctx)
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands and cmd_name in COMMANDS:
+            self.commands[cmd_name] = _load(cmd_name)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(COMMANDS.items())
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Plain: what draws the boxes of the other help pages takes longer to import than all else here."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_options(ctx, formatter)
+
+
+def _load(name: str) -> Any:
+    """`pard2.cli.<name>` is one command, the function of that name, or a group of them, its `app`."""
+    module = import_module(f"pard2.cli.{name}")
+    group: typer.Typer | None = getattr(module, "app", None)
+    if group is None:
+        group = typer.Typer()
+        group.command(name)(getattr(module, name))
+    group._add_completion = False
+    for command in group.registered_commands:
+        command.cls = _Command
+    return typer.main.get_command(group)
+
 
 app = typer.Typer(
     cls=_Commands,
@@ -78,17 +133,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.add_typer(draft.app, name="draft")
-app.add_typer(data.app, name="data")
-app.command("train")(train.train)
-app.command("verify")(verify.verify)
-app.command("bench")(bench.bench)
-for group in (app, draft.app, data.app):
-    for command in group.registered_commands:
-        command.cls = _Command
 
 
 def _print_version(wanted: bool) -> None:
