@@ -1,32 +1,35 @@
 """Two source trees of pard2 against each other: is the new one slower?
 
-    python benchmarks/old_and_new.py OLD/src NEW/src --rounds 5 --json old_and_new.json
+    python benchmarks/old_and_new.py OLD/src NEW/src --rounds 6 --json old_and_new.json
 
-Every measurement is a fresh process with PYTHONPATH at one tree, old and new in turn, every other round the
-other way round. A process uses what both trees have: `Engine.from_pretrained` and `generate`, `python -m
+Each tree has processes of its own, with PYTHONPATH at it. Old and new take turns, every other round the other
+way round. A process uses what both trees have: `Engine.from_pretrained` and `generate`, `python -m
 pard2 train` and the `metrics.jsonl` of its run, `python -m pard2 --help`, and imports. Measured are
 
 - a plain step, and a cycle of TI and of TD with K proposals: seconds of cycles by their
-  number, one sequence at a time;
-- a training step: the median of a run's steps but the first;
+  number, one prompt a round;
+- a training step, one a round, but the first, which compiles;
 - start-up: wall time of `--help`, of `import pard2`, and of importing the engine, the
   interpreter's start included.
 
 The ratio is new over old, the median of the rounds' ratios; its interval is a 95 % bootstrap over rounds.
 More than LIMIT is marked. The two trees must say the same texts and reach the same losses; where they do
-not, the script says so and exits with 1. Both trees need the packages of this interpreter; a round takes two
-to three minutes on two cores.
+not, the script says so and exits with 1. Both trees need the packages of this interpreter.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +42,7 @@ PROMPTS = [
     "Write a Python function that returns the n-th Fibonacci number.",
     "Explain in three sentences why the sky is blue.",
 ]
+WARM_UP = "Count to ten."
 SMOLLM2_MASK = 16  # which no text contains
 METHODS = {"plain step": "ar", "TI cycle": "pard2-ti", "TD cycle": "pard2-td"}
 
@@ -48,24 +52,29 @@ Figures = dict[str, Any]  # milliseconds by measure, and what both trees must ag
 # --- in a process of one tree ------------------------------------------------------------------------
 
 
-def decode(args: argparse.Namespace) -> Figures:
-    """Milliseconds of a cycle by method, prompt by prompt in turn, and a digest of what was said."""
+def load_engines(args: argparse.Namespace) -> dict[str, Any]:
+    """An engine for each measure of decoding, of the same models, warmed up."""
     from pard2 import Engine, SamplingParams
 
     first = Engine.from_pretrained(args.target, args.draft, "pard2-td", args.dtype, draft_tokens=args.draft_tokens, max_batch=1)
     engines = {
         name: Engine(first.target, None if method == "ar" else first.draft, method, **_options(method, args)) for name, method in METHODS.items()
     }
-    params, said = SamplingParams(args.new_tokens, ignore_eos=True), hashlib.sha256()
-    taken: dict[str, list[float]] = {name: [] for name in engines}
     for engine in engines.values():
-        list(engine.generate(PROMPTS[:1], SamplingParams(8, ignore_eos=True)))
-    for prompt in PROMPTS:
-        for name, engine in engines.items():
-            (completion,) = engine.generate([prompt], params)
-            taken[name].append(1000 * completion.stats.decode_seconds / completion.stats.cycles)
-            said.update(json.dumps(completion.token_ids).encode())
-    return {"milliseconds": {name: median(times) for name, times in taken.items()}, "same": said.hexdigest()}
+        list(engine.generate([WARM_UP], SamplingParams(8, ignore_eos=True)))
+    return engines
+
+
+def decode(engines: dict[str, Any], prompt: str, new_tokens: int) -> Figures:
+    """Milliseconds of a cycle by method, and a digest of what was said."""
+    from pard2 import SamplingParams
+
+    said, taken = hashlib.sha256(), {}
+    for name, engine in engines.items():
+        (completion,) = engine.generate([prompt], SamplingParams(new_tokens, ignore_eos=True))
+        taken[name] = 1000 * completion.stats.decode_seconds / completion.stats.cycles
+        said.update(json.dumps(completion.token_ids).encode())
+    return {"milliseconds": taken, "same": said.hexdigest()}
 
 
 def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -88,22 +97,92 @@ def run(tree: Path, arguments: list[str]) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def decoding(tree: Path, args: argparse.Namespace) -> Figures:
-    shipped = tree / "pard2" / "assets" / "smollm2-draft"
-    options = ["--target", args.target, "--draft", args.draft or str(shipped), "--dtype", args.dtype]
-    options += ["--draft-tokens", str(args.draft_tokens), "--new-tokens", str(args.new_tokens)]
-    _, output = run(tree, [__file__, str(tree), str(tree), "--child", *options])
-    return json.loads(output.splitlines()[-1])
+class Decoding:
+    """A process of one tree that has its models loaded, and decodes the next prompt whenever it is called.
+
+    The other tree's process waits meanwhile.
+    """
+
+    def __init__(self, tree: Path, args: argparse.Namespace) -> None:
+        shipped = tree / "pard2" / "assets" / "smollm2-draft"
+        options = ["--target", args.target, "--draft", args.draft or str(shipped), "--dtype", args.dtype]
+        options += ["--draft-tokens", str(args.draft_tokens), "--new-tokens", str(args.new_tokens)]
+        command = [sys.executable, __file__, str(tree), str(tree), "--child", *options]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(tree)}, **pipes)
+        self._prompts = cycle(PROMPTS)
+        self._read()
+
+    def __call__(self) -> Figures:
+        assert self._process.stdin is not None
+        print(json.dumps(next(self._prompts)), file=self._process.stdin, flush=True)
+        return json.loads(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"decoding ended, {self._process.args}")
+        return line
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def training(tree: Path, args: argparse.Namespace) -> Figures:
-    with tempfile.TemporaryDirectory() as directory:
-        config = write_run(Path(directory), args.target, args.steps, args.layers)
-        run(tree, ["-m", "pard2", "train", str(config)])
-        return read_steps(Path(directory) / "run" / "metrics.jsonl")
+def serve(args: argparse.Namespace) -> None:
+    """The child of `Decoding`: a line for each line that it is given."""
+    import pard2
+
+    if not Path(pard2.__file__).is_relative_to(args.old):
+        raise SystemExit(f"this is {pard2.__file__}")
+    engines = load_engines(args)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(decode(engines, json.loads(line), args.new_tokens)), flush=True)
 
 
-def write_run(directory: Path, target: str, steps: int, layers: int) -> Path:
+class Training:
+    """A training run of one tree that makes a step whenever it is called, and rests (SIGSTOP) in between."""
+
+    def __init__(self, tree: Path, args: argparse.Namespace) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        config = write_run(Path(self._directory.name), args.target, args.rounds + 2, args.layers, args.max_length)
+        command = [sys.executable, "-m", "pard2", "train", str(config)]
+        self._process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(tree)}, stdout=subprocess.DEVNULL)
+        self._step()  # in which kernels are compiled
+
+    def __call__(self) -> Figures:
+        self._process.send_signal(signal.SIGCONT)
+        started = time.perf_counter()
+        loss = self._step()
+        return {"milliseconds": {"training step": 1000 * (time.perf_counter() - started)}, "same": round(loss, 2)}
+
+    def _step(self) -> float:
+        """Wait for the end of a step; its loss."""
+        metrics = Path(self._directory.name) / "run" / "metrics.jsonl"
+        before = steps = read_losses(metrics)
+        while len(steps) == len(before):
+            if self._process.poll() is not None:
+                raise SystemExit(f"training ended, {self._process.args}")
+            time.sleep(0.002)
+            steps = read_losses(metrics)
+        self._process.send_signal(signal.SIGSTOP)
+        return steps[-1]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._directory.cleanup()
+
+
+def read_losses(metrics: Path) -> list[float]:
+    """Of the steps so far."""
+    text = metrics.read_text() if metrics.exists() else ""
+    return [json.loads(line)["loss"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def write_run(directory: Path, target: str, steps: int, layers: int, max_length: int) -> Path:
     """The configuration of a small run on conversations that are written beside it."""
     with open(directory / "train.jsonl", "w") as file:
         for number in range(16):
@@ -113,8 +192,8 @@ def write_run(directory: Path, target: str, steps: int, layers: int) -> Path:
     config = {
         "target": {"name": target},
         "draft": {"layers": layers, "share_vocabulary": True} | ({"mask_token": SMOLLM2_MASK} if target == "smollm2" else {}),
-        "data": {"train": [str(directory / "train.jsonl")], "max_length": 512, "on_long": "cut"},
-        "objective": {"draft_tokens": 16},
+        "data": {"train": [str(directory / "train.jsonl")], "max_length": max_length, "on_long": "cut"},
+        "objective": {"draft_tokens": 8},
         "loop": {"output": str(directory / "run"), "steps": steps, "rows_per_step": 1, "evaluate_every": steps + 1, "save_every": steps + 1},
     }
     path = directory / "run.yaml"
@@ -122,17 +201,23 @@ def write_run(directory: Path, target: str, steps: int, layers: int) -> Path:
     return path
 
 
-def read_steps(metrics: Path) -> Figures:
-    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
-    losses = [round(step["loss"], 2) for step in steps]
-    return {"milliseconds": {"training step": 1000 * median(step["seconds"] for step in steps[1:])}, "same": losses}
-
-
 def starting(tree: Path, args: argparse.Namespace) -> Figures:
     return {"milliseconds": {name: 1000 * min(run(tree, words)[0] for _ in range(args.starts)) for name, words in STARTS.items()}, "same": None}
 
 
-MEASURES: dict[str, Callable[[Path, argparse.Namespace], Figures]] = dict(zip(PARTS, (decoding, training, starting), strict=True))
+@contextmanager
+def measures(part: str, trees: dict[str, Path], args: argparse.Namespace) -> Iterator[dict[str, Callable[[], Figures]]]:
+    """What measures a part once, by tree."""
+    if part == "start-up":
+        yield {name: partial(starting, tree, args) for name, tree in trees.items()}
+        return
+    kind = Decoding if part == "decoding" else Training
+    running = {name: kind(tree, args) for name, tree in trees.items()}
+    try:
+        yield running
+    finally:
+        for one in running.values():
+            one.close()
 
 
 # --- what it says ------------------------------------------------------------------------------------
@@ -165,14 +250,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("old", type=Path, help="a `src` directory")
     parser.add_argument("new", type=Path, help="another one")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--target", default="smollm2")
     parser.add_argument("--draft", default=None, help="by default the one that ships with each tree")
     parser.add_argument("--dtype", default="bfloat16", help="of decoding; training is in float32")
     parser.add_argument("--draft-tokens", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5, help="of a training run; the first is not counted")
     parser.add_argument("--layers", type=int, default=4, help="of the draft that is trained")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens of a packed sequence, one a step")
     parser.add_argument("--starts", type=int, default=3, help="of each kind in a round; the fastest counts")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # of `old`
@@ -182,12 +267,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if args.child:
-        import pard2
-
-        if not Path(pard2.__file__).is_relative_to(args.old):
-            raise SystemExit(f"this is {pard2.__file__}")
-        print(json.dumps(decode(args)))
-        return
+        return serve(args)
     from common import in_turn  # which a tree of other modules could not import
     from pard2.bench.result_file import write_result
     from pard2.environment import meta
@@ -196,10 +276,10 @@ def main() -> None:
     about, trees = meta(), {"old": args.old.resolve(), "new": args.new.resolve()}
     results: list[dict[str, Any]] = []
     for part in args.parts:
-        work = {name: lambda tree=tree, part=part: MEASURES[part](tree, args) for name, tree in trees.items()}
         for tree in trees.values():  # compiles its bytecode, and brings its files into memory
             run(tree, STARTS["import the engine"])
-        taken = in_turn(work, args.rounds)
+        with measures(part, trees, args) as work:
+            taken = in_turn(work, args.rounds)
         results += compare(taken["old"], taken["new"], lambda pairs: bootstrap(pairs, lambda s: s[..., 1] / s[..., 0]))
         if args.json:
             write_result(args.json, about, results, limit=LIMIT)

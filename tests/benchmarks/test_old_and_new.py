@@ -1,14 +1,14 @@
 """The comparison of two source trees: what a process of one measures, and what is made of both."""
 
-import json
+import time
+from pathlib import Path
 
 import pytest
 from train_runs import save_target
 
 import old_and_new
+import pard2
 from pard2.cli.main import main
-from pard2.config import load_config
-from pard2.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +26,45 @@ def arguments(*more):
     return old_and_new.parse(["old", "new", "--dtype", "float32", "--draft-tokens", "4", *map(str, more)])
 
 
-def test_a_method_is_not_timed(pair, monkeypatch):
-    monkeypatch.setattr(old_and_new, "PROMPTS", ["a", "bb"])
-    args = arguments("--target", pair / "target", "--draft", pair / "draft", "--new-tokens", 12)
-    one, other = (old_and_new.decode(args) for _ in range(2))
+def test_a_method_is_not_timed(pair):
+    args = arguments("--target", pair / "target", "--draft", pair / "draft")
+    engines = old_and_new.load_engines(args)
+    one, same, other = (old_and_new.decode(engines, prompt, 12) for prompt in ("a", "a", "cc"))
     assert list(one["milliseconds"]) == ["plain step", "TI cycle", "TD cycle"] and min(one["milliseconds"].values()) > 0
-    assert one["same"] == other["same"]
-    monkeypatch.setattr(old_and_new, "PROMPTS", ["a", "cc"])
-    assert old_and_new.decode(args)["same"] != one["same"]
+    assert one["same"] == same["same"] != other["same"]
 
 
-def test_the_training_run_is_one_that_trains(pair, tmp_path):
-    config = old_and_new.write_run(tmp_path, str(pair / "target"), 3, 2)
-    loop.train(load_config(config, ["data.max_length=64"]))
-    figures = old_and_new.read_steps(tmp_path / "run" / "metrics.jsonl")
-    assert figures["milliseconds"]["training step"] > 0 and len(figures["same"]) == 3
+@pytest.mark.slow
+def test_a_process_measures_another_tree(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(old_and_new, "PROMPTS", ["a"])
+    tree = Path(pard2.__file__).parents[1]
+    decoding = old_and_new.Decoding(tree, arguments("--target", pair / "target", "--draft", pair / "draft", "--new-tokens", 12))
+    try:
+        assert decoding()["milliseconds"].keys() == old_and_new.METHODS.keys()
+    finally:
+        decoding.close()
+    with pytest.raises(SystemExit, match="decoding ended"):
+        old_and_new.Decoding(tmp_path, arguments("--target", pair / "target", "--draft", pair / "draft"))
 
 
-def test_the_first_step_is_not_counted(tmp_path):
-    steps = [{"step": n, "loss": 1.0, "seconds": s} for n, s in enumerate((9.0, 0.1, 0.3, 0.2), 1)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    assert old_and_new.read_steps(tmp_path / "metrics.jsonl")["milliseconds"]["training step"] == pytest.approx(200)
+@pytest.mark.slow
+def test_a_training_run_goes_on_between_its_turns(pair):
+    training = old_and_new.Training(
+        Path(pard2.__file__).parents[1], arguments("--target", pair / "target", "--rounds", 2, "--layers", 2, "--max-length", 64)
+    )
+    try:
+        metrics = Path(training._directory.name) / "run" / "metrics.jsonl"
+        assert training()["milliseconds"]["training step"] > 0 and len(old_and_new.read_losses(metrics)) == 2
+        time.sleep(1)
+        assert len(old_and_new.read_losses(metrics)) == 2
+    finally:
+        training.close()
+
+
+def test_half_a_line_is_a_step(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1.5}\n{"lo')
+    assert old_and_new.read_losses(tmp_path / "metrics.jsonl") == [1.5]
+    assert old_and_new.read_losses(tmp_path / "none") == []
 
 
 def test_a_slower_tree_passes():
