@@ -2,7 +2,7 @@ r"""Proposals as trees against proposals as chains: acceptance length and speed,
 same draft on the same prompts.
 
     python benchmarks/trees.py \
-        --suites eval_gsm8k.jsonl eval_humaneval.jsonl eval_math500.jsonl eval_mt_bench.jsonl \\
+        --suites eval_gsm8k.jsonl eval_humaneval.jsonl eval_math500.jsonl eval_mt_bench.jsonl \
         --prompts 20 --json docs/results/trees.json
 
 Greedy, one sequence at a time, always with as many proposals as the draft was trained for; a tree holds its
