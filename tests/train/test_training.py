@@ -38,11 +38,16 @@ def refused(config, quiet) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("draft", [{}, {"share_vocabulary": True, "standardise_features": True}], ids=["whole", "shared"])
-def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, tmp_path):
+SHARED = {"share_vocabulary": True, "standardise_features": True}
+
+
+# A draft is trained in float32, whatever the target whose embedding and head it may use.
+@pytest.mark.parametrize(("draft", "dtype"), [({}, "float32"), (SHARED, "float32"), (SHARED, "bfloat16")])
+def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, dtype, tmp_path):
     """The finished draft is the trained weights rounded to bfloat16, the projection folded."""
     held_out = write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:1])
     config = make_config(
+        target={"dtype": dtype},
         draft=draft,
         data={"evaluation": str(held_out)},
         objective={"feature_drop": 0.0},
