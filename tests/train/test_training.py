@@ -41,7 +41,7 @@ def refused(config, quiet) -> str:
 SHARED = {"share_vocabulary": True, "standardise_features": True}
 
 
-# A draft is trained in float32, whatever the target whose embedding and head it may use.
+# A draft's weights are float32, whatever the precision of the target whose embedding and head it may use.
 @pytest.mark.parametrize(("draft", "dtype"), [({}, "float32"), (SHARED, "float32"), (SHARED, "bfloat16")])
 def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, dtype, tmp_path):
     """The finished draft is the trained weights rounded to bfloat16, the projection folded."""
@@ -51,7 +51,7 @@ def test_a_run_learns_and_leaves_a_draft_that_loads(make_config, quiet, draft, d
         draft=draft,
         data={"evaluation": str(held_out)},
         objective={"feature_drop": 0.0},
-        loop={"steps": 12, "rows_per_step": 2, "evaluate_every": 6, "evaluation_tokens": 4},
+        loop={"steps": 12, "rows_per_step": 2, "evaluate_every": 6, "evaluation_tokens": 4, "precision": dtype},
     )
     directory = train(config, quiet)
     lines = metrics(config)
