@@ -76,9 +76,9 @@ def grow_at_random(monkeypatch, target, seed):
     contexts: dict[int, list[int]] = {}
     update, propose = ParallelDrafter.update, ParallelDrafter.propose
 
-    def noting(self, state, token_ids, features):
+    def noting(self, state, token_ids, *features):
         contexts.setdefault(id(state), []).extend(token_ids)
-        update(self, state, token_ids, features)
+        update(self, state, token_ids, *features)
 
     def growing(self, requests, selector):
         drafted = propose(self, requests, selector)
@@ -108,6 +108,29 @@ def grow_at_random(monkeypatch, target, seed):
 
     monkeypatch.setattr(ParallelDrafter, "update", noting)
     monkeypatch.setattr(ParallelDrafter, "propose", growing)
+
+
+@pytest.mark.parametrize("tree", [0, 8])
+def test_a_drafter_is_told_the_features_of_another_place(monkeypatch, tree):
+    """The text is right whatever they are, and merely takes more cycles. Each token's are those that the
+    target, run over the whole text by its own code, has at the token before it."""
+    target = tiny_target()
+    told: dict[int, tuple[list[int], list[torch.Tensor]]] = {}
+    update = ParallelDrafter.update
+
+    def noting(self, state, token_ids, features, rows=None):
+        tokens, seen = told.setdefault(id(state), ([], []))
+        tokens += token_ids
+        seen.append(features[list(range(len(token_ids)) if rows is None else rows)])
+        update(self, state, token_ids, features, rows)
+
+    monkeypatch.setattr(ParallelDrafter, "update", noting)
+    engine = Engine(target, tiny_draft(target), "pard2-td", draft_tokens=4, max_batch=4, tree=tree)
+    done = list(engine.generate(PROMPTS, SamplingParams(20, ignore_eos=True)))
+    assert sum(one.stats.accepted for one in done) > 0 and len(told) == len(PROMPTS)
+    for tokens, seen in told.values():
+        features = target.forward(torch.tensor([tokens]), num_logits=0, layers=(-1, -2)).features[0]
+        torch.testing.assert_close(torch.cat(seen)[1:], features[:-1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

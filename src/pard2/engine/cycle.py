@@ -97,8 +97,7 @@ class Cycle:
         waited = time.perf_counter() - started
         for sequence, one, end in zip(sequences, verified, ends, strict=True):
             if self._is_sound(sequence, one):
-                said_at = None if output.features is None else output.features[end : end + 1]
-                self._drafter.update(_memory(sequence).draft, one.token_ids, said_at)
+                self._drafter.update(_memory(sequence).draft, one.token_ids, output.features, [end])
                 sequence.emit(one, seconds=sequence.prefill_seconds + waited)
 
     # --- answers ----------------------------------------------------------------------------------
@@ -180,12 +179,8 @@ class Cycle:
                     sources.append(span.first_place + node + 1)
                     destinations.append(span.first_place + place)
             sequence.num_computed_tokens += len(one.token_ids)
-            said_at = None
-            if features is not None:
-                straight = span.parents is None or one.path == list(range(one.accepted))
-                last = first_row + len(one.token_ids)
-                said_at = features[first_row:last] if straight else features[[first_row, *(first_row + node + 1 for node in one.path)]]
-            self._drafter.update(_memory(sequence).draft, one.token_ids, said_at)
+            rows = [first_row, *(first_row + node + 1 for node in one.path)]
+            self._drafter.update(_memory(sequence).draft, one.token_ids, features, rows)
         if sources:
             self._cache.move(sources, destinations)
 

@@ -28,7 +28,7 @@ class Proposal:
     q: Tensor | None = None
     probabilities: tuple[float, ...] = ()
 
-    @property
+    @cached_property
     def num_nodes(self) -> int:
         """k."""
         return len(self.token_ids)

@@ -33,8 +33,7 @@ def verify(sequences: ListOf[Sequence], logits: Tensor, proposals: ListOf[Propos
     highest, top = largest(logits)
     counts = [proposal.num_nodes + 1 for proposal in proposals]
     if all(s.params.greedy and not s.params.processed and s.params.logprobs is None for s in sequences):
-        values = torch.cat([highest.double(), top.double(), token_ids.double()]).tolist()
-        return _unpack_greedy(proposals, counts, values)
+        return _unpack_greedy(proposals, counts, torch.cat([highest.double(), top.double(), token_ids.double()]).cpu())
     parts: list[Tensor] = []
     of_each = zip(sequences, proposals, logits.split(counts), highest.split(counts), top.split(counts), strict=True)
     for sequence, proposal, rows, high, best in of_each:
@@ -84,15 +83,17 @@ def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:
     return torch.cat([logprobs.gather(-1, tokens[:, None]).double(), values.double(), ids.double()], dim=-1).flatten()
 
 
-def _unpack_greedy(proposals: ListOf[Proposal], counts: list[int], values: list[float]) -> list[Verification]:
+def _unpack_greedy(proposals: ListOf[Proposal], counts: list[int], values: Tensor) -> list[Verification]:
     """Of a batch that wants nothing else: three numbers for each row."""
-    total = sum(counts)
+    judged, said, proposed = values.view(3, -1)
+    finite, said_ids, proposed_ids = judged.isfinite().tolist(), said.long().tolist(), proposed.long().tolist()
     verified = []
     row = 0
     for proposal, count in zip(proposals, counts, strict=True):
-        judged, said, proposed = (values[at + row : at + row + count] for at in (0, total, 2 * total))
-        verified.append(_verification(proposal, agreeing_path(said, proposed[1:], proposal.parents), judged, said, proposed[1:]))
-        row += count
+        end = row + count
+        mine, guesses = said_ids[row:end], proposed_ids[row + 1 : end]
+        verified.append(_verification(proposal, agreeing_path(mine, guesses, proposal.parents), finite[row:end], mine, guesses))
+        row = end
     return verified
 
 
@@ -102,8 +103,9 @@ def _unpack(sequences: ListOf[Sequence], proposals: ListOf[Proposal], values: li
     for sequence, proposal in zip(sequences, proposals, strict=True):
         count = proposal.num_nodes + 1
         kept, judged, said, proposed = (list(islice(left, length)) for length in (1, count, count, count - 1))
-        path = agreeing_path(said, proposed, proposal.parents) if kept[0] == _ON_HOST else list(range(int(kept[0])))
-        one = _verification(proposal, path, judged, said, proposed)
+        said_ids, proposed_ids = list(map(int, said)), list(map(int, proposed))
+        path = agreeing_path(said_ids, proposed_ids, proposal.parents) if kept[0] == _ON_HOST else list(range(int(kept[0])))
+        one = _verification(proposal, path, list(map(math.isfinite, judged)), said_ids, proposed_ids)
         top = sequence.params.logprobs
         if top is not None:
             rows = [list(islice(left, 1 + 2 * top)) for _ in range(count)]
@@ -116,12 +118,17 @@ def _unpack(sequences: ListOf[Sequence], proposals: ListOf[Proposal], values: li
     return verified
 
 
-def _verification(proposal: Proposal, path: list[int], judged: list[float], said: list[float], proposed: list[float]) -> Verification:
-    depth = max(proposal.depths) if proposal.parents is not None else len(proposed)
-    if proposal.parents is None and NOTHING in proposed:
-        depth = proposed.index(NOTHING)
-    # Rows beside the path were computed from tokens that the target did not say.
-    last = path[-1] + 1 if path else 0
-    sound = all(math.isfinite(number) for number in (judged[0], *(judged[node + 1] for node in path)))
-    tokens = [*(int(proposed[node]) for node in path), int(said[last])]
+def _verification(proposal: Proposal, path: list[int], finite: list[bool], said: list[int], proposed: list[int]) -> Verification:
+    """finite: [k + 1], whether each row of logits is sound.
+
+    Rows beside the path were computed from tokens that the target did not say, and do not count.
+    """
+    if proposal.parents is None:
+        accepted = len(path)
+        depth = proposed.index(NOTHING) if NOTHING in proposed else len(proposed)
+        tokens, sound = [*proposed[:accepted], said[accepted]], all(finite[: accepted + 1])
+    else:
+        rows = [0, *(node + 1 for node in path)]
+        depth = max(proposal.depths)
+        tokens, sound = [*(proposed[node] for node in path), said[rows[-1]]], all(finite[row] for row in rows)
     return Verification(token_ids=tokens, path=path, proposed=depth, sound=sound)

@@ -23,7 +23,7 @@ class AutoregressiveDrafter(ModelDrafter):
             self._put_off(chunk.state, chunk.token_ids)
         self._pass([chunk.state for chunk in chunks if len(chunk.state.pending) >= MOST_PENDING])
 
-    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
+    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None, rows: Sequence[int] | None = None) -> None:
         # Guesses that stand are in the cache already, all but the last one proposed, which was never fed.
         kept = min(len(token_ids) - 1, state.num_guessed_tokens)
         state.num_computed_tokens += kept

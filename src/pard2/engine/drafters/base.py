@@ -76,11 +76,12 @@ class Drafter(Protocol):
         """Take note of the next tokens of prompts, and read what is long."""
         ...
 
-    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
+    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None, rows: Sequence[int] | None = None) -> None:
         """Take note of tokens that the text goes on with: accepted ones, and the target's own.
 
-        features: [len(token_ids), F], row i the target's at the position that
-            said token i, the one before it.
+        features: [N, F], of a pass of the target.
+        rows: for each token the row of `features` at the position that said it,
+            the one before it; None for rows 0, 1, ..
         """
         ...
 

@@ -47,12 +47,15 @@ class ParallelDrafter(ModelDrafter):
             self.update(state, token_ids, before)
         self._pass([DraftRequest(chunk.state, 0) for chunk in chunks])
 
-    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
+    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None, rows: Sequence[int] | None = None) -> None:
         # In the wrong mode everything would still run, and merely accept less.
         if (features is None) == bool(self.feature_layers):
             raise ValueError("features belong to target-dependent drafting, and to it alone")
         if self._put_off(state, token_ids) and features is not None:
-            state.features.append(features)
+            if state.features:  # which were not read since: their rows alone are kept
+                matrix, kept = state.features[-1]
+                state.features[-1] = matrix[list(kept)], range(len(kept))
+            state.features.append((features, range(len(token_ids)) if rows is None else rows))
 
     def propose(self, requests: Sequence[DraftRequest], selector: DraftSelector) -> Drafted:
         logits, passes = self._pass(requests)
@@ -66,7 +69,7 @@ class ParallelDrafter(ModelDrafter):
         tokens of the pass made, if any."""
         spans: list[QuerySpan] = []
         tokens: list[int] = []
-        features: list[Tensor] = []
+        features: list[tuple[Tensor, Sequence[int]]] = []
         logit_rows: list[int] = []
         for state, depth in ((request.state, request.depth) for request in requests):
             read = len(state.pending)
@@ -79,7 +82,8 @@ class ParallelDrafter(ModelDrafter):
             tokens += state.pending + [self._mask] * masks
             spans.append(QuerySpan(state.region, state.num_computed_tokens, read + masks))
             if self.feature_layers:
-                features += [*state.features, state.features[-1][-1:].expand(masks, -1)]
+                matrix, rows = state.features[-1]
+                features += [*state.features, (matrix, [rows[-1]] * masks)]
             # The masks' keys and values lie behind the tokens computed: forgotten.
             state.num_computed_tokens += read
             state.pending, state.features = [], []
@@ -87,4 +91,20 @@ class ParallelDrafter(ModelDrafter):
             return None, ()
         batch = TokenBatch(self.cache, spans, torch.tensor(tokens, device=self._device))
         wanted = torch.tensor(logit_rows, device=self._device) if logit_rows else None
-        return self.draft.run(batch, torch.cat(features) if features else None, wanted), (len(tokens),)
+        return self.draft.run(batch, _gathered(features) if features else None, wanted), (len(tokens),)
+
+
+def _gathered(chunks: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
+    """These rows of these matrices, one after the other: by one operation where all are of one matrix."""
+    starts: dict[int, int] = {}
+    matrices: list[Tensor] = []
+    places: list[int] = []
+    end = 0
+    for matrix, rows in chunks:
+        start = starts.setdefault(id(matrix), end)
+        if start == end:
+            matrices.append(matrix)
+            end += len(matrix)
+        places += [start + row for row in rows]
+    together = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+    return together[torch.tensor(places, device=together.device)]

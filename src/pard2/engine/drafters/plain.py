@@ -31,7 +31,7 @@ class PlainDrafter:
     def prefill(self, chunks: Sequence[PromptChunk]) -> None:
         pass
 
-    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None) -> None:
+    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None, rows: Sequence[int] | None = None) -> None:
         pass
 
     def propose(self, requests: Sequence[DraftRequest], selector: DraftSelector) -> Drafted:
