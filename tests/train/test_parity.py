@@ -31,10 +31,10 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]
     found: dict[tuple[int, ...], list[int]] = {}
     update, propose = ParallelDrafter.update, ParallelDrafter.propose
 
-    def spied_update(self, state, token_ids, features):
+    def spied_update(self, state, token_ids, *features):
         states.append(state)
         contexts.setdefault(id(state), []).extend(token_ids)
-        update(self, state, token_ids, features)
+        update(self, state, token_ids, *features)
 
     def spied_propose(self, requests, selector):
         drafted = propose(self, requests, selector)
