@@ -123,12 +123,9 @@ def _verification(proposal: Proposal, path: list[int], finite: list[bool], said:
 
     Rows beside the path were computed from tokens that the target did not say, and do not count.
     """
-    if proposal.parents is None:
-        accepted = len(path)
-        depth = proposed.index(NOTHING) if NOTHING in proposed else len(proposed)
-        tokens, sound = [*proposed[:accepted], said[accepted]], all(finite[: accepted + 1])
-    else:
-        rows = [0, *(node + 1 for node in path)]
-        depth = max(proposal.depths)
-        tokens, sound = [*(proposed[node] for node in path), said[rows[-1]]], all(finite[row] for row in rows)
+    depth = max(proposal.depths) if proposal.parents is not None else len(proposed)
+    if proposal.parents is None and NOTHING in proposed:
+        depth = proposed.index(NOTHING)
+    rows = [0, *(node + 1 for node in path)]
+    tokens, sound = [*(proposed[node] for node in path), said[rows[-1]]], all(finite[row] for row in rows)
     return Verification(token_ids=tokens, path=path, proposed=depth, sound=sound)
