@@ -28,7 +28,7 @@ def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_target(_name: str, *_where: object) -> Target:
         return target
 
-    def load_draft(_name: str, *_where: object) -> Draft:
+    def load_draft(_name: str, *_where: object, **_more: object) -> Draft:
         return draft
 
     monkeypatch.setattr(engine_module, "load_target", load_target)

@@ -183,7 +183,7 @@ def test_engine_options_reach_the_engine(run, monkeypatch):
 
     monkeypatch.setattr(Engine, "from_pretrained", build)
     options = ("--cache-tokens", 500, "--batch-size", 3, "--draft-sampling", "sampled", "--verification", "block")
-    expected = {"dtype": "float32", "device": "cpu", "method": None, "draft_tokens": "auto", "tree": 0, "cuda_graphs": None}
+    expected = {"dtype": "float32", "device": "cpu", "method": None, "draft_tokens": "auto", "tree": 0, "cuda_graphs": None, "weights": "auto"}
     expected |= {"max_batch": 3, "cache_tokens": 500, "draft_sampling": "sampled", "verification": "block"}
     assert json.loads(run("-p", "x", "--n", 8, *options).error) == expected
     assert json.loads(run("-p", "x", *options).error)["max_batch"] == 1  # one answer needs no memory for more

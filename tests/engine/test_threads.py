@@ -9,7 +9,8 @@ from pard2.engine import threads
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.threads import Threads, decoding_threads
-from pard2.kernels.packed import PackedLinear, should_pack
+from pard2.kernels.packed import PackedLinear, has_float16_products
+from pard2.kernels.weight_format import has_panels
 from pard2.models.target import Target
 from tiny import tiny_model
 
@@ -73,13 +74,13 @@ def test_torch_has_all_its_threads_between_passes():
 class OtherBits(PackedLinear):
     def __init__(self):
         nn.Module.__init__(self)
-        self.in_features = 8
+        self.in_features, self.panels = 8, None
 
     def forward(self, x):
         return x * (1 + torch.get_num_threads() / 1000)
 
 
-needs_packing = pytest.mark.skipif(not should_pack(torch.device("cpu"), torch.bfloat16), reason="no packed products on this CPU")
+needs_packing = pytest.mark.skipif(not has_float16_products(), reason="no products of FBGEMM on this CPU")
 
 
 def most_of(model, monkeypatch, **environment):
@@ -95,7 +96,7 @@ def most_of(model, monkeypatch, **environment):
 
 @needs_packing
 def test_the_number_is_fixed_where_it_would_be_wrong_to_change_it(monkeypatch):
-    packed = PackedLinear(torch.randn(16, 32, dtype=torch.bfloat16), None)
+    packed = PackedLinear(torch.randn(16, 32, dtype=torch.bfloat16), None, "fbgemm")
     assert most_of(packed, monkeypatch) == 2
     assert most_of(packed, monkeypatch, OMP_NUM_THREADS="2") == 1
     assert most_of(packed, monkeypatch, OMP_WAIT_POLICY="PASSIVE") == 1
@@ -106,7 +107,7 @@ def test_the_number_is_fixed_where_it_would_be_wrong_to_change_it(monkeypatch):
 @needs_packing
 def test_the_text_does_not_depend_on_the_threads(monkeypatch):
     torch.set_num_threads(2)
-    target = Target(tiny_model(seed=3).to(torch.bfloat16), weight_format="packed")
+    target = Target(tiny_model(seed=3).to(torch.bfloat16), weight_format="fbgemm")
     engine = Engine(target, None, "ar")
     params = SamplingParams(24, ignore_eos=True)
     usual = next(iter(engine.generate([[1, 2, 3]], params))).token_ids
@@ -116,3 +117,20 @@ def test_the_text_does_not_depend_on_the_threads(monkeypatch):
     engine._threads = Threads(2)
     assert next(iter(engine.generate([[1, 2, 3]], params))).token_ids == usual
     assert next(counts) in (1, 2)
+
+
+@pytest.mark.skipif(not has_panels(), reason="no numba, or a processor that our kernels are not written for")
+def test_our_own_kernels_take_the_threads_and_torch_takes_one(monkeypatch):
+    """Whatever the environment says of OpenMP: they are not its threads, and sleep when they wait."""
+    from pard2.kernels.team import in_place_of_torch, team_size
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    torch.set_num_threads(3)
+    ours, other = (Target(tiny_model(seed=3).to(torch.bfloat16), weight_format=form).model for form in ("panels", "plain"))
+    for target, draft, expected in ((ours, None, 1), (ours, ours, 1), (ours, other, 3), (other, ours, 3)):
+        with decoding_threads(target, draft).decoding():
+            assert (torch.get_num_threads(), team_size()) == (expected, 3)
+        assert (torch.get_num_threads(), team_size()) == (3, 3)
+    with in_place_of_torch(), in_place_of_torch():
+        assert (torch.get_num_threads(), team_size()) == (1, 3)
+    assert (torch.get_num_threads(), team_size()) == (3, 3)

@@ -88,9 +88,9 @@ def test_a_rotated_model_is_the_same_function():
     ],
     ids=["itself", "bfloat16", "float16", "rounded", "rotated", "tuned", "adapted", "foreign"],
 )
-@pytest.mark.parametrize("weight_format", ["plain", "packed"])
+@pytest.mark.parametrize("weight_format", ["plain", "fbgemm"])
 def test_another_target_is_noted_once_and_the_same_one_never(directory, make, noted, weight_format):
-    if weight_format == "packed" and "fbgemm" not in torch.backends.quantized.supported_engines:
+    if weight_format == "fbgemm" and "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch has no FBGEMM")
     target = Target(make(), name="mine", weight_format=weight_format)
     said = notes(load_draft, str(directory), target, torch.float32)

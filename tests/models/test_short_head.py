@@ -49,10 +49,10 @@ def test_places_find_each_chosen_token_and_no_other():
 def test_the_packed_head_is_the_head_whether_or_not_the_target_was_packed_before():
     whole, short = head()
     states = torch.randn(4, 16)
-    again = ShortHead(PackedLinear(whole.weight.detach(), None), CHOSEN, torch.float32)
+    again = ShortHead(PackedLinear(whole.weight.detach(), None, "fbgemm"), CHOSEN, torch.float32)
     assert again.weight.equal(short.weight)
     expected = short(states)
-    short.convert("packed")
+    short.convert("fbgemm")
     torch.testing.assert_close(short(states), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -5,16 +5,20 @@ import torch
 from torch import nn
 
 from pard2.kernels.fused import FusedLinear
-from pard2.kernels.packed import has_bfloat16_products
+from pard2.kernels.packed import PackedLinear, has_bfloat16_products
+from pard2.kernels.weight_format import has_panels
 from pard2.runtime.hidden_states import HiddenStateRecorder
 from pard2.runtime.kv_cache import KVCache
 from pard2.runtime.llama_cpu_decoder import LlamaCpuDecoder
 from pard2.runtime.llama_decoder import LlamaDecoder, is_llama_like
+from pard2.runtime.llama_panels_decoder import LlamaPanelsDecoder
 from pard2.runtime.support import new_decoder
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 from pard2.runtime.transformers_decoder import TransformersDecoder
 from tiny import tiny_model
 
+OURS = ["panels", "int8"] if has_panels() else []
+needs_bfloat16_products = pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU multiplies no bfloat16 numbers")
 LEAN = ["llama", "qwen2", "qwen3", "mistral"]
 LAYERS = (-1, 0, 1, -2)
 
@@ -32,6 +36,11 @@ def rough(architecture, **extra):
 
 def texts_of(*lengths):
     return [torch.randint(0, 60, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in lengths]
+
+
+def weight_of(layer):
+    """[out, in] of a packed layer, or of a part of one, in float32."""
+    return layer.weight if isinstance(layer, PackedLinear) else layer.whole.weight[layer._rows]
 
 
 def decoders(model):
@@ -154,16 +163,21 @@ def test_another_activation_is_left_to_its_own_code():
 
 
 @pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this torch has no FBGEMM")
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
-def test_packed_passes_are_the_plain_ones(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "form"), [(kind, "fbgemm") for kind in ("llama", "qwen2", "gemma2")] + [(kind, form) for kind in LEAN for form in OURS]
+)
+def test_packed_passes_are_the_plain_ones(architecture, form):
     plain, packed = rough(architecture), rough(architecture)
     for model in (plain, packed):  # values that float16 and float32 both hold
         model.load_state_dict({key: tensor.bfloat16().float() for key, tensor in model.state_dict().items()})
+    decoder = new_decoder(packed, "mine", HiddenStateRecorder(packed), form)
+    if form == "int8":  # rounded weights are weights, too
+        with torch.no_grad():
+            for name, module in plain.named_modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.copy_(weight_of(packed.get_submodule(name)))
     texts = texts_of(12, 5)
-    results = [
-        run(new_decoder(model, "mine", HiddenStateRecorder(model), weight_format), texts, [5, 3])
-        for model, weight_format in ((plain, "plain"), (packed, "packed"))
-    ]
+    results = [run(new_decoder(plain, "mine", HiddenStateRecorder(plain)), texts, [5, 3]), run(decoder, texts, [5, 3])]
     for expected, got in zip(*results, strict=True):
         for one, other in zip(expected, got, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
@@ -197,15 +211,15 @@ def test_recorders_of_one_model_do_not_disturb_each_other():
     assert first.features.equal(states[1]) and second.features.equal(torch.cat([states[2], states[0]], -1))
 
 
-@pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU multiplies no bfloat16 numbers")
-def test_rows_are_the_same_bits_in_plain_decoding_and_in_verification():
+@pytest.mark.parametrize("form", [*OURS, pytest.param("onednn", marks=needs_bfloat16_products)])
+def test_rows_are_the_same_bits_in_plain_decoding_and_in_verification(form):
     """In bfloat16 a last bit decides near-ties: what verification says of a token must
     be what a plain step says."""
     model = tiny_model(layers=3, hidden=64, vocab=300).bfloat16()
-    decoder = new_decoder(model, "tiny", HiddenStateRecorder(model), weight_format="packed")
-    assert isinstance(decoder, LlamaCpuDecoder)
+    decoder = new_decoder(model, "tiny", HiddenStateRecorder(model), form)
+    assert isinstance(decoder, LlamaPanelsDecoder if form in OURS else LlamaCpuDecoder)
     texts = texts_of(90)
     (plain,), (features,) = run(decoder, texts, [1])
-    for rows in (2, 7, 16):
+    for rows in (2, 7, 16, *([40, 90] if form in OURS else [])):
         (verified,), (theirs,) = run(decoder, texts, [rows])
         assert torch.equal(verified, plain) and torch.equal(theirs, features)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pard2.errors import Pard2Error
-from pard2.kernels import cpu as kernels
+from pard2.kernels.attention import attend
 from pard2.runtime.graphs import GraphedDecoder
 from pard2.runtime.hidden_states import HiddenStateRecorder
 from pard2.runtime.kv_cache import CacheRegion, KVCache
@@ -164,13 +164,14 @@ def test_the_kernel_says_of_places_apart_what_it_says_of_places_side_by_side(par
     visible = batch.visible(window)
     queries = torch.randn(len(parents), 4, 8, generator=generator).numpy()
     keys, values = (torch.randn(60, 2, 8, generator=generator).numpy() for _ in range(2))
-    attend, out = kernels.attention(8, 2), np.empty_like(queries)
-    attend(queries, keys, values, visible, 0.25, out)
+    scores, out = np.empty((2, 64), np.float32), np.empty_like(queries)
+    attend(queries, (keys.ctypes.data, values.ctypes.data, 2), visible, 0.25, scores, out, 0, 1)
     for node in range(len(parents)):
         places = [*range(past), *(past + at for at in path(parents, node))]
         places = [region.start + place for place in (places if window is None else places[-window:])]
         alone = np.empty_like(queries[:1])
-        attend(queries[node : node + 1], keys[places], values[places], np.array([[0, len(places), 0]]), 0.25, alone)
+        seen, here = np.array([[0, len(places), 0]]), (keys[places], values[places])
+        attend(queries[node : node + 1], (here[0].ctypes.data, here[1].ctypes.data, 2), seen, 0.25, scores, alone, 0, 1)
         assert np.array_equal(alone[0], out[node])
 
 

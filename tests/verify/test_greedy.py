@@ -115,16 +115,16 @@ def test_packed_layers_are_not_held_to_equality():
     target = tiny_target()
     assert demands_equality(target)
     if "fbgemm" in torch.backends.quantized.supported_engines:
-        convert_linears(target.model, "packed")
+        convert_linears(target.model, "fbgemm")
         assert target.model.dtype == torch.float32 and not demands_equality(target)
     assert not demands_equality(half_precision(tiny_target()))
 
 
 @pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this build of torch cannot pack")
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_packed_target_can_be_audited(architecture):
+@pytest.mark.parametrize(("architecture", "form"), [("llama", "fbgemm"), ("gpt2", "fbgemm"), ("llama", "panels"), ("llama", "int8")])
+def test_a_packed_target_can_be_audited(architecture, form):
     """Its own forward pass must still run where the decoder has taken its layers over."""
-    target = Target(tiny_model(architecture).to(torch.bfloat16), name="packed", weight_format="packed")
+    target = Target(tiny_model(architecture).to(torch.bfloat16), name="packed", weight_format=form)
     audits = list(audit(Engine(target), random_prompts(2), 12, near_tie=0.05, together=True))
     assert [one.lossless for one in audits] == [True] * 4
 

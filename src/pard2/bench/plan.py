@@ -63,6 +63,7 @@ class Plan:
     repeats: how many times each suite is run
     seed: of the first prompt; the next ones have the next numbers
     tree, cuda_graphs: as in `EngineOptions`, the tree for the methods that propose any
+    weights: the target's, as `Engine.from_pretrained` takes them
     """
 
     target: str
@@ -77,6 +78,7 @@ class Plan:
     seed: int = 0
     tree: TreeNodes = 0
     cuda_graphs: bool | None = None
+    weights: str = "auto"
 
     @property
     def prompts(self) -> int:

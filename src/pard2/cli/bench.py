@@ -8,7 +8,7 @@ import typer
 
 from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
-from pard2.cli.options import EMBEDDED, ForceOption, Models, SeedOption, choose_draft, parse_list
+from pard2.cli.options import EMBEDDED, ForceOption, Models, SeedOption, choose_draft, note_weights, parse_list
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method
 from pard2.engine.options import EngineOptions
@@ -122,7 +122,7 @@ def bench(
         from pard2.bench.suites import read_suites
 
     suites = read_suites(work.paths, work.prompts, arguments)
-    target, draft = _load(models, found if needs_draft else None, work.names)
+    target, draft = _load(models, found if needs_draft else None, work.names, max(work.sizes))
     check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
     plan = _plan(models, work, options, suites, draft)
     runner = Runner(plan, target, draft)
@@ -134,20 +134,23 @@ def bench(
     _run(runner, file, force)
 
 
-def _load(models: Models, draft: str | None, names: list[str] | None) -> "tuple[Target, Draft | None]":
+def _load(models: Models, draft: str | None, names: list[str] | None, sequences: int) -> "tuple[Target, Draft | None]":
     """The models.
 
     The draft's projection is required where a method wants it; where none does, it is not read.
     """
-    from pard2.checkpoints.loading import load_target, parse_dtype
+    from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
     from pard2.checkpoints.read import load_draft
+    from pard2.checkpoints.weight_choice import asked_format
 
     with working(f"loading {models.target}"):
-        target = load_target(models.target, models.dtype, models.device)
+        weight_format = asked_format(models.weights, parse_device(models.device), parse_dtype(models.dtype))
+        target = load_target(models.target, models.dtype, models.device, weight_format, sequences)
+        note_weights(target)
         if draft is None:
             return target, None
         wanted = None if names is None else any(METHODS[name].loads_projection for name in names)
-        return target, load_draft(draft, target, parse_dtype(models.dtype), wanted)
+        return target, load_draft(draft, target, parse_dtype(models.dtype), wanted, sequences=sequences)
 
 
 def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suite]", draft: "Draft | None") -> "Plan":
@@ -168,6 +171,7 @@ def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suit
         seed=work.seed,
         tree=options.tree,
         cuda_graphs=options.cuda_graphs,
+        weights=models.weights,
     )
 
 

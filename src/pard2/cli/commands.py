@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": "Measure how much faster than plain decoding it is.",
     "draft": "Make drafts, and explain them.",
     "data": "Make training data, and look at it.",
+    "env": "Show what decodes here, and how fast.",
 }
 
 

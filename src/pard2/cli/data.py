@@ -139,7 +139,7 @@ def synthesize(
 @with_records
 def regenerate(
     context: typer.Context,
-    models: Annotated[Models, Flags(help={"draft": _DRAFT_HELP})],
+    models: Annotated[Models, Flags("target", "draft", "dtype", "device", help={"draft": _DRAFT_HELP})],
     asked: Source,
     file: Output,
     params: Annotated[SamplingParams, Flags("max_tokens", "temperature", "top_p", max_tokens=512)],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from pard2.cli.console import working
+from pard2.cli.console import print_note, working
 from pard2.data.arguments import to_prompts
 from pard2.data.records import Message, Record, read_records
 from pard2.engine.methods import find_method
@@ -16,6 +16,7 @@ from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
+    from pard2.models.target import Target
 
 EMBEDDED = "smollm2"
 Part = TypeVar("Part", int, float, str, Path)
@@ -29,6 +30,10 @@ DraftOption = Annotated[
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16; by default bfloat16.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default the GPU where there is one.")]
+WeightsOption = Annotated[
+    str,
+    typer.Option("--weights", metavar="FORM", help="How a CPU keeps the target: auto or bf16, as it is, or int8, faster and nearly the same model."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that is already there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same text.")]
@@ -45,6 +50,7 @@ class Models:
     draft: DraftOption = None
     dtype: DtypeOption = None
     device: DeviceOption = None
+    weights: WeightsOption = "auto"
 
     def load(self, options: EngineOptions) -> "Engine":
         """An engine of these models."""
@@ -53,7 +59,15 @@ class Models:
 
         with working(f"loading {self.target}"):
             draft = choose_draft(self.target, self.draft, options.method)
-            return Engine.from_pretrained(self.target, draft, dtype=self.dtype, device=self.device, **vars(options))
+            engine = Engine.from_pretrained(self.target, draft, dtype=self.dtype, device=self.device, weights=self.weights, **vars(options))
+        note_weights(engine.target)
+        return engine
+
+
+def note_weights(target: "Target") -> None:
+    """Say so where the target is not quite the model that was named."""
+    if target.weight_format == "int8":
+        print_note(f"{target.name} in int8 is another model by a hair; decoding is lossless against that one")
 
 
 def choose_draft(target: str, draft: str | None, method: str | None) -> str | None:

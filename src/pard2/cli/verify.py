@@ -78,6 +78,7 @@ class Verdict:
 
     method: str
     dtype: str
+    weights: str
     rule: str
     near_tie: float | None
     audits: "list[PromptAudit]"
@@ -115,7 +116,8 @@ class Verdict:
         untold = f"too little to tell, though nothing is wrong so far ({'; '.join(filter(None, self.lacking.values()))})"
         verdict = "lossless" if self.lossless else untold if self.right else "NOT lossless"
         found = f"{_greedy_verdict(self.audits, self.rule)}; {_sampling_verdict(self.sampling)}; {self._proposals()}"
-        return f"{verdict}: {found} ({self.method}, {self.dtype})"
+        what = self.dtype if self.weights == "auto" else f"{self.dtype}, {self.weights} weights"
+        return f"{verdict}: {found} ({self.method}, {what})"
 
     def _proposals(self) -> str:
         if not METHODS[self.method].needs:
@@ -135,6 +137,7 @@ class Verdict:
             "tested": tested,
             "method": self.method,
             "dtype": self.dtype,
+            "weights": self.weights,
             "near_tie": self.near_tie,
             "batch_size": options.max_batch,
             "draft_tokens": draft_tokens,
@@ -182,6 +185,7 @@ def verify(
     verdict = Verdict(
         method=engine.method,
         dtype=models.dtype,
+        weights=models.weights,
         rule=rule,
         near_tie=None if exact else near_tie,
         audits=audits,

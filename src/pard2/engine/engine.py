@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from pard2.checkpoints.loading import load_target, parse_dtype
+from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
 from pard2.checkpoints.read import load_draft
+from pard2.checkpoints.weight_choice import asked_format
 from pard2.engine.capacity import cache_positions
 from pard2.engine.cycle import Cycle
 from pard2.engine.draft_length.adaptive import AdaptiveDraftLength
@@ -75,7 +76,7 @@ class Engine:
         target.check_layers(drafter.feature_layers)
         adaptive = draft_tokens == "auto" and self.draft_tokens > 0
         lengths = AdaptiveDraftLength(self.draft_tokens, chosen.sequential) if adaptive else None
-        self._threads = decoding_threads(target.model)
+        self._threads = decoding_threads(target.model, None if used is None else used.lm)
         self._scheduler = Scheduler(target, drafter, self.cache_tokens, max_batch, lengths)
         self._cycle = Cycle(target, drafter, self._scheduler.cache, self.draft_tokens, lengths, self.options)
         # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its
@@ -93,21 +94,26 @@ class Engine:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         draft_tokens: DraftTokens = "auto",
+        weights: str = "auto",
         **options: Any,
     ) -> "Engine":
         """Load both models by hub id or directory.
 
         dtype: bfloat16 by default.
         device: the GPU where there is one.
+        weights: in which form a CPU keeps the target's; "auto" and "bf16" as they are, "int8" with one
+            scale for each output, which is faster and another model by a hair: lossless against itself.
         The rest as for `Engine`. Raises `Pard2Error` for whatever cannot be loaded or does not fit together.
         """
         asked = EngineOptions(method=method, draft_tokens=draft_tokens, **options)
         asked.check_has_draft(draft is not None)  # before the long load
-        loaded = load_target(target, dtype, device)
+        weight_format = asked_format(weights, parse_device(device), parse_dtype(dtype))
+        loaded = load_target(target, dtype, device, weight_format, asked.max_batch)
         wanted = None if method is None else METHODS[method]
         found = None
         if draft is not None and (wanted is None or wanted.needs):
-            found = load_draft(draft, loaded, parse_dtype(dtype), None if wanted is None else wanted.loads_projection)
+            dependent = None if wanted is None else wanted.loads_projection
+            found = load_draft(draft, loaded, parse_dtype(dtype), dependent, sequences=asked.max_batch)
         return cls(loaded, found, **vars(asked))
 
     @property

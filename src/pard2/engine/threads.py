@@ -10,7 +10,7 @@ number of threads that adapts.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -68,15 +68,35 @@ class Threads:
             self._patience = 0.0
 
 
-def decoding_threads(model: nn.Module) -> Threads:
-    """For a model's passes.
-
-    The number is fixed on a GPU, where the environment says how OpenMP shall run, and where another number
-    would change the last bit of a sum.
+class TeamThreads:
+    """The threads of our own kernels, which sleep when they wait: always all of them, and torch's make
+    room.
     """
+
+    @staticmethod
+    def decoding() -> AbstractContextManager[None]:
+        from pard2.kernels.team import in_place_of_torch  # numba is an extra
+
+        return in_place_of_torch()
+
+
+def decoding_threads(target: nn.Module, draft: nn.Module | None = None) -> Threads | TeamThreads:
+    """For the passes of a target and its draft.
+
+    The number of torch's threads is fixed on a GPU, where the environment says how OpenMP shall run, and
+    where another number would change the last bit of a sum.
+    """
+    if _in_panels(target) and (draft is None or _in_panels(draft)):
+        return TeamThreads()
     most = torch.get_num_threads()
     said = any(name in os.environ for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_DYNAMIC"))
-    return Threads(1 if said or not _same_bits(model, most) else most)
+    return Threads(1 if said or not _same_bits(target, most) else most)
+
+
+def _in_panels(model: nn.Module) -> bool:
+    """Whether our own kernels multiply by all of a model's packed matrices."""
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    return bool(packed) and all(module.panels is not None for module in packed)
 
 
 def _same_bits(model: nn.Module, most: int) -> bool:

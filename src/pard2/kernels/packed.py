@@ -1,21 +1,28 @@
-"""Linear layers of half-precision weights in the layout that this CPU multiplies
-with; activations are float32.
+"""Linear layers of half-precision weights in a layout that this CPU multiplies with; activations are float32.
 
 PyTorch's own bfloat16 layers read their matrix as it lies in memory, and a CPU without bfloat16
 arithmetic multiplies it by K rows as K separate vector products, so that verifying 5 tokens costs five
 plain steps. Laid out beforehand, the same bytes are read once at the speed of memory, and 1 row and 8
-rows take nearly the same time.
+rows take nearly the same time. There are four such layouts:
 
-With bfloat16 arithmetic (AMX, AVX-512 BF16) it is oneDNN's layout: inputs and outputs of each product are
-rounded to bfloat16, as the model's own layers do, and a row comes out the same whatever rows share its pass.
-Without it, FBGEMM's: weights stay bfloat16 values, all else is float32, so it is never less exact than the
-arithmetic that it replaces.
+onednn: for bfloat16 arithmetic (AMX, AVX-512 BF16). Inputs and outputs of each product are rounded to
+    bfloat16, as the model's own layers do, and a row comes out the same whatever rows share its pass.
+fbgemm: weights become float16, which holds a bfloat16 weight's digits; all else is float32, so it is never
+    less exact than bfloat16 arithmetic.
+panels: our own kernels (`products`) with bfloat16 weights; all else is float32.
+int8: the same with int8 weights, one scale an output: half of the bytes, and another model by a hair.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pard2.kernels.panels import Panels
+
+PackedFormat = Literal["onednn", "fbgemm", "panels", "int8"]
 
 # A bfloat16 weight below 2**-14 becomes a float16 subnormal with an error of at most 2**-25:
 # less than the rounding of the float32 sum it enters.
@@ -30,12 +37,8 @@ def has_bfloat16_products() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16")) and torch.backends.mkldnn.is_available()
 
 
-def should_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """True on a CPU for half-precision weights that it multiplies faster in packed form."""
-    if device.type != "cpu" or dtype == torch.float32:
-        return False
-    if has_bfloat16_products():
-        return dtype == torch.bfloat16
+def has_float16_products() -> bool:
+    """True on a CPU for which FBGEMM has products with float16 weights."""
     has = torch.cpu.get_capabilities()
     return "fbgemm" in torch.backends.quantized.supported_engines and bool(has.get("avx2") and has.get("f16c"))
 
@@ -43,19 +46,24 @@ def should_pack(device: torch.device, dtype: torch.dtype) -> bool:
 class PackedLinear(nn.Module):
     """`y = x W^T + b` with W kept in packed form; x and y [..., in], [..., out] are float32.
 
-    A bfloat16 weight on a CPU that `has_bfloat16_products` is packed for oneDNN, any
-    other in float16 for FBGEMM.
+    panels: W as our own kernels read it, None for another library's form.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, weight_format: PackedFormat) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         self._unpack: Callable[[], Tensor]
-        if weight.dtype == torch.bfloat16 and has_bfloat16_products():
+        self.panels: Panels | None = None
+        if weight_format == "onednn":
             self._forward, self._unpack = _for_onednn(weight, bias)
-        else:
+        elif weight_format == "fbgemm":
             self._forward, self._unpack = _for_fbgemm(weight, bias)
+        else:
+            from pard2.kernels import panels  # numba is an extra
+
+            self.panels = own = panels.Panels(weight, bias, int8=weight_format == "int8")
+            self._forward, self._unpack = own.product, lambda: own.weight
 
     @property
     def weight(self) -> Tensor:
@@ -76,7 +84,8 @@ def _for_fbgemm(weight: Tensor, bias: Tensor | None) -> tuple[Callable[[Tensor],
 
 
 def _for_onednn(weight: Tensor, bias: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16().contiguous(), _ROWS)
+    bias = None if bias is None else bias.bfloat16()
     product = torch.ops.mkldnn._linear_pointwise.default._op
     return lambda x: product(x.bfloat16(), packed, bias, "none", [], "").float(), lambda: packed.to_dense().float()
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pard2.kernels.cpu import compiled, exp
+from pard2.kernels.elementwise import compiled, exp
 from pard2.objective.vocabulary import RowStatistics
 
 Array = np.ndarray

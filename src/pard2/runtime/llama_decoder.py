@@ -80,7 +80,7 @@ class LlamaDecoder:
     def run(self, batch: TokenBatch, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
         base = self._model.base_model
         x = base.embed_tokens(batch.token_ids) if embeddings is None else embeddings
-        cos, sin = (part[:, None].to(x.dtype) for part in self._rotation(batch))
+        cos, sin = self._rotation(batch)[:, :, None].to(x.dtype)
         wanted = {layer % (len(self._layers) + 1) for layer in layers}
         states = {}
         for index, layer in enumerate(self._layers):
@@ -116,8 +116,8 @@ class LlamaDecoder:
         head = self._model.get_output_embeddings()
         return DecoderOutput(head(last if len(logit_rows) == len(last) else last[logit_rows]), features)
 
-    def _rotation(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, head_dim / 2] of the rows' positions, in float32, from a table
+    def _rotation(self, batch: TokenBatch) -> Tensor:
+        """Cosines and sines, [2, N, head_dim / 2], of the rows' positions, in float32, from a table
         that doubles when outgrown."""
         if not self._tables or batch.max_context_len > self._tables[-1].shape[1] or self._tables[-1].device != batch.device:
             # Inference tensors could not be used by a later pass outside of inference mode.
@@ -126,7 +126,7 @@ class LlamaDecoder:
                 like = torch.empty(0, dtype=torch.float32, device=batch.device)
                 both = self._model.base_model.rotary_emb(like, positions[None])
                 self._tables.append(torch.stack([part[0, :, : self._head_dim // 2] for part in both]))
-        return self._tables[-1][0][batch.positions], self._tables[-1][1][batch.positions]
+        return self._tables[-1][:, batch.positions]
 
     def _attend(self, index: int, layer: _Layer, x: Tensor, batch: TokenBatch, cos: Tensor, sin: Tensor) -> Tensor:
         """[N, H * head_dim] from normalised states [N, hidden]. cos, sin: [N, 1, head_dim / 2]."""

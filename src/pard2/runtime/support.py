@@ -29,7 +29,12 @@ def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, 
     check_supported(model, name)
     decoder: Decoder
     if is_llama_like(model):
-        decoder = LlamaCpuDecoder(model, weight_format) if has_kernels(model, weight_format) else LlamaDecoder(model, weight_format)
+        if weight_format in ("panels", "int8"):
+            from pard2.runtime.llama_panels_decoder import LlamaPanelsDecoder  # numba is an extra
+
+            decoder = LlamaPanelsDecoder(model, weight_format)
+        else:
+            decoder = (LlamaCpuDecoder if has_kernels(model, weight_format) else LlamaDecoder)(model, weight_format)
     else:
         convert_linears(model, weight_format)
         decoder = TransformersDecoder(model, states)
