@@ -9,7 +9,7 @@ setting is a process of its own (OpenMP reads its environment once), loaded once
 round, first with nothing else running, then beside one process that never rests. Tokens a second are medians;
 `kept` is the median, over rounds, of a setting's speed over that of `torch's own` on the idle machine in the
 same round. The line `chosen` has no setting: there the engine itself gives up threads that have lost their
-cores (`pard2.engine.threads`).
+cores (`pard2.engine.threads`). `our kernels` are not torch's threads at all: they sleep when they wait.
 """
 
 import argparse
@@ -30,6 +30,7 @@ PROMPT = "A baker sells 14 loaves in the morning and twice as many in the aftern
 METHODS = ("ar", "pard2-td")
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 OWN = "torch's own"
+FORM = "PARD2_BUSY_FORM"  # of the weights; fbgemm where nothing is said
 # GOMP_SPINCOUNT of the GNU library that comes with torch: 300,000 turns where
 # nothing is said, 0 with PASSIVE.
 SETTINGS: dict[str, dict[str, str]] = {
@@ -40,6 +41,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     "spin 10,000": {"GOMP_SPINCOUNT": "10000"},
     "spin 100,000": {"GOMP_SPINCOUNT": "100000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
+    "our kernels": {FORM: "panels"},
+    "ours, int8": {FORM: "int8"},
 }
 
 
@@ -65,12 +68,15 @@ class Child:
 
 def serve() -> None:
     """A child's life: a line with a method and a number of tokens in, a line of figures out."""
+    import torch
+
     from pard2 import Engine, SamplingParams
     from pard2.checkpoints.loading import load_target
     from pard2.checkpoints.read import load_draft
 
-    target = load_target("smollm2", device="cpu")
-    draft = load_draft("smollm2", target, target.decoder_dtype)
+    form = os.environ.get(FORM, "fbgemm")
+    target = load_target("smollm2", device="cpu", weight_format=form)
+    draft = load_draft("smollm2", target, torch.bfloat16, weight_format=form)
     engines = {method: Engine(target, draft, method, max_batch=1, cache_tokens=512) for method in METHODS}
     for line in sys.stdin:
         method, tokens = line.split()
