@@ -67,7 +67,7 @@ class LlamaCpp:
 
     def __init__(self, python: Path, model: Path) -> None:
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-        command = [str(python), "-c", CHILD, "run", str(model), str(torch.get_num_threads())]
+        command = [str(python), "-I", "-c", CHILD, "run", str(model), str(torch.get_num_threads())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def answer(self, tokens: list[int], most: int, stops: list[int]) -> tuple[list[int], float]:
@@ -101,7 +101,7 @@ def quantised(python: Path, directory: Path) -> dict[str, Path]:
     found = {"Q4_1": embedded_gguf()}
     for name, number in _TYPES.items():
         found[name] = directory / f"{name}.gguf"
-        subprocess.run([str(python), "-c", CHILD, "quantise", str(found["Q4_1"]), str(found[name]), str(number)], check=True, capture_output=True)
+        subprocess.run([str(python), "-I", "-c", CHILD, "quantise", str(found["Q4_1"]), str(found[name]), str(number)], check=True, capture_output=True)
     return found
 
 
@@ -121,7 +121,7 @@ def main() -> None:
         files = quantised(args.python, Path(directory))
         about["megabytes"] = {name: round(file.stat().st_size / 1e6, 1) for name, file in files.items()}
         about["llama_cpp_python"] = subprocess.run(
-            [str(args.python), "-c", "import llama_cpp; print(llama_cpp.__version__)"], check=True, capture_output=True, text=True
+            [str(args.python), "-I", "-c", "import llama_cpp; print(llama_cpp.__version__)"], check=True, capture_output=True, text=True
         ).stdout.strip()
         runners: dict[str, Any] = {f"llama.cpp {name}": LlamaCpp(args.python, files[name]) for name in FORMS}
         for form, method in ((None, "ar"), (None, "pard2-td"), ("int8", "ar"), ("int8", "pard2-td")):
