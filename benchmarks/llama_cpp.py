@@ -101,7 +101,7 @@ def quantised(python: Path, directory: Path) -> dict[str, Path]:
     found = {"Q4_1": embedded_gguf()}
     for name, number in _TYPES.items():
         found[name] = directory / f"{name}.gguf"
-        subprocess.run([str(python), "-I", "-c", CHILD, "quantise", str(found["Q4_1"]), str(found[name]), str(number)], check=True, capture_output=True)
+        subprocess.run([str(python), "-I", "-c", CHILD, "quantise", *map(str, (found["Q4_1"], found[name], number))], check=True, capture_output=True)
     return found
 
 

@@ -110,8 +110,8 @@ def read_answers(args: argparse.Namespace) -> list[dict[str, Any]]:
 def answers(file: Path, target: Target, skip: int) -> Iterable[tuple[list[int], list[int]]]:
     """Prompt and answer of each record, as token ids."""
     for record in islice(read_records(file), skip, None):
-        context = encode_prompt(target, record.messages[:-1], False)
-        yield context, target.tokenizer.encode(record.messages[-1].content, add_special_tokens=False)
+        context = encode_prompt(target, record["messages"][:-1], False)
+        yield context, target.tokenizer.encode(record["messages"][-1]["content"], add_special_tokens=False)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Where completions end, what they report, and what the engine refuses."""
 
+import time
+
 import pytest
 import torch
 
@@ -163,6 +165,17 @@ def test_times_cover_the_cycle():
     target = tiny_target()
     stats = complete(Engine(target, tiny_draft(target), "pard2-td", 5)).stats
     assert min(stats.prefill_seconds, stats.draft_seconds, stats.verify_seconds, stats.other_seconds) > 0
+
+
+@pytest.mark.parametrize("budget", [64, 3])
+def test_the_time_of_the_first_token_covers_all_passes_over_the_prompt(monkeypatch, budget):
+    target = tiny_target()
+    run = target.run
+    monkeypatch.setattr(target, "run", lambda *given: time.sleep(0.03) or run(*given))
+    monkeypatch.setattr("pard2.engine.scheduler.PREFILL_TOKENS", budget)
+    (out,) = Engine(target, None, "ar").generate([[1, 2, 3, 4, 5, 6, 7]], SamplingParams(2))
+    passes = -(-7 // budget)
+    assert 0.03 * passes <= out.stats.prefill_seconds < 0.03 * passes + 0.025
 
 
 def test_target_reads_the_prompt_once_and_takes_features_only_for_td(monkeypatch):

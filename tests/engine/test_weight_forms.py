@@ -5,12 +5,13 @@ import torch
 
 from pard2 import Engine, SamplingParams
 from pard2.checkpoints.loading import load_target
+from pard2.checkpoints.pruning import cut_draft
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.weight_choice import WEIGHTS, asked_format, choose_format
 from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
-from pard2.kernels.weight_format import has_panels
-from tiny import pard_draft, random_prompts, tiny_draft, tiny_model, tiny_target
+from pard2.kernels.weight_format import has_panels, weight_formats
+from tiny import MASK, pard_draft, random_prompts, tiny_draft, tiny_model, tiny_target
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 needs_panels = pytest.mark.skipif(not has_panels(), reason="no numba, or a processor that our kernels are not written for")
@@ -63,6 +64,21 @@ def test_what_is_asked_for_is_loaded(directories):
         assert engine.target.weight_format == expected
     kept = {Engine.from_pretrained(directories[0], device="cpu", weights=weights).target.weight_format for weights in ("auto", "bf16")}
     assert len(kept) == 1 and kept < {"onednn", "fbgemm", "panels"}
+
+
+@pytest.mark.parametrize("form", ["plain", "fbgemm", "onednn", "panels", "int8"])
+def test_a_draft_shares_the_tables_of_a_target_in_any_form(tmp_path, form):
+    if form not in weight_formats(CPU, torch.bfloat16):
+        pytest.skip("this CPU has no such products")
+    made = tiny_target()
+    made.model.save_pretrained(tmp_path / "target")
+    shared = cut_draft(made, [0, 1], MASK, 6, (-1, -2), shared_vocabulary=True, vocabulary=torch.arange(0, 61, 2)).eval().requires_grad_(False)
+    save_draft(shared, tmp_path / "draft", vocabulary=False)
+    target = load_target(str(tmp_path / "target"), "bfloat16", "cpu", form)
+    draft = load_draft(str(tmp_path / "draft"), target, torch.bfloat16, weight_format=form)
+    assert draft.lm.get_input_embeddings().weight.dtype == torch.bfloat16
+    (out,) = Engine(target, draft, "pard2-td", 6).generate(random_prompts(1, seed=3), SamplingParams(12))
+    assert len(out.token_ids) == 12
 
 
 # --- what is refused ------------------------------------------------------------------------------

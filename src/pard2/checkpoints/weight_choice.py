@@ -45,7 +45,7 @@ def choose_format(
     """
     own = is_llama_like(model)
     if wanted is not None:
-        check_format(wanted, model.device, dtype)
+        check_format(wanted, model.device if model.device.type != "meta" else torch.device("cpu"), dtype)
         if wanted in ("panels", "int8") and not own:
             raise Pard2Error(
                 f"`weights` {wanted} needs a model of Llama's kind (Llama, Qwen2, Qwen3, Mistral), and {name!r} is a {type(model).__name__}"
@@ -69,4 +69,5 @@ def measured_times(formats: Sequence[WeightFormat]) -> Times:
 
 def _not_finite(model: nn.Module) -> str | None:
     """The name of a weight that holds NaN or infinity."""
-    return next((name for name, weight in model.named_parameters() if not bool(weight.abs().amax().isfinite())), None)
+    held = ((name, weight) for name, weight in model.named_parameters() if weight.device.type != "meta")
+    return next((name for name, weight in held if not bool(weight.abs().amax().isfinite())), None)

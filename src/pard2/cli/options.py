@@ -65,9 +65,11 @@ class Models:
 
 
 def note_weights(target: "Target") -> None:
-    """Say so where the target is not quite the model that was named."""
+    """Say so where the target is not quite the model that was named, or its file held another form of it."""
     if target.weight_format == "int8":
         print_note(f"{target.name} in int8 is another model by a hair; decoding is lossless against that one")
+    if target.origin and target.name.endswith(".gguf"):
+        print_note(f"{target.name}: {target.origin}")
 
 
 def choose_draft(target: str, draft: str | None, method: str | None) -> str | None:

@@ -78,27 +78,27 @@ class Cycle:
         self._drafter.prefill([PromptChunk(_memory(s).draft, part, f) for (s, _), part, f in zip(chunks, parts, features, strict=True)])
         for sequence, count in chunks:
             sequence.num_computed_tokens += count
-        self._say_first(done, ends, token_ids, output)
+        self._say_first(done, ends, token_ids, output, started)
         seconds = time.perf_counter() - started
         for sequence, _ in chunks:
             sequence.prefill_seconds += seconds
         self.totals += Totals(prefill_seconds=seconds)
 
-    def _say_first(self, sequences: list[Sequence], ends: list[int], token_ids: Tensor, output: DecoderOutput) -> None:
+    def _say_first(self, sequences: list[Sequence], ends: list[int], token_ids: Tensor, output: DecoderOutput, started: float) -> None:
         """The target's token after each prompt that has been read.
 
         ends: the row of its last token in the pass.
+        started: when the pass began; what came before is in the sequence's `prefill_seconds`.
         """
         if output.logits is None:
             return
-        started = time.perf_counter()
         nothing = Proposal(token_ids=token_ids[:0])
         verified = verify(sequences, output.logits, [nothing] * len(sequences), token_ids[self._tensor(ends)], self._options.verification)
-        waited = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         for sequence, one, end in zip(sequences, verified, ends, strict=True):
             if self._is_sound(sequence, one):
                 self._drafter.update(_memory(sequence).draft, one.token_ids, output.features, [end])
-                sequence.emit(one, seconds=sequence.prefill_seconds + waited)
+                sequence.emit(one, seconds=sequence.prefill_seconds + seconds)
 
     # --- answers ----------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from pard2.kernels.vectors import LANES
 
 Array = np.ndarray
 
+_PIECE = 2**18  # numbers
+
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight [out, in] as int8 [out, in] and a scale [out] for each output: weight = int8 * scale, as
@@ -22,8 +24,12 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = weight.abs().amax(1).float() / 127
     if not bool(scale.isfinite().all()):
         raise Pard2Error(f"a matrix {list(weight.shape)} holds NaN or infinity, which int8 cannot")
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    return (weight.float() * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+    inverse, values = torch.where(scale > 0, 1 / scale, 0), torch.empty(weight.shape, dtype=torch.int8)
+    step = max(1, _PIECE // weight.shape[1])
+    for start in range(0, len(weight), step):  # not all of it in float32 at once
+        rows = slice(start, start + step)
+        values[rows] = (weight[rows].float() * inverse[rows, None]).round_().clamp_(-127, 127)
+    return values, scale
 
 
 class Panels:

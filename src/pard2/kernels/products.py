@@ -38,6 +38,7 @@ from pard2.kernels.vectors import (
     load,
     loop,
     offset,
+    prefetch,
     splat,
     store,
 )
@@ -46,6 +47,7 @@ Array = np.ndarray
 
 PANEL = 2 * LANES  # outputs
 _MOST = 12 if LANES == 16 else 6  # rows of a block: two sums each, and a few registers for what is multiplied
+_AHEAD = 2048  # bytes of a panel that are asked for before they are needed: the sums of many rows leave memory idle
 _UNROLLED = 4  # inputs of a round of the inner loop
 
 
@@ -83,6 +85,9 @@ def _emit_block(builder: ir.IRBuilder, kind: types.Type, rows: int, panels: int,
     weights = [offset(builder, given["weight"], (given["inputs"], PANEL * size * panel)) for panel in range(panels)]
 
     def step(unrolled: int, k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        for weight in weights:
+            for line in range(0, unrolled * PANEL * size, 64):
+                prefetch(builder, offset(builder, weight, (k, PANEL * size), (_AHEAD + line, 1)))
         for ahead in range(unrolled):
             vectors = [vector for weight in weights for vector in read(builder, offset(builder, weight, (k, PANEL * size), (ahead, PANEL * size)))]
             splats = [splat(builder, load(builder, offset(builder, x, (k, 4), (ahead, 4)), FLOAT)) for x in xs]

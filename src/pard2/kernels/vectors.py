@@ -85,6 +85,13 @@ def store_lanes(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, mask:
     builder.call(function, [value, builder.inttoptr(address, VECTOR.as_pointer()), I32(4), mask])
 
 
+def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Ask for the cache line of an address, which need not be one of ours."""
+    pointer = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, pointer), I32(0), I32(3), I32(1)])
+
+
 def sum_of_lanes(builder: ir.IRBuilder, vectors: Sequence[ir.Value]) -> ir.Value:
     """[4]: of four vectors the sums over their lanes, halves upon halves."""
     undefined = [ir.Constant(vector.type, ir.Undefined) for vector in vectors]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pard2.errors import Pard2Error
+from pard2.kernels.half_embedding import HalfEmbedding
 from pard2.kernels.packed import PackedFormat, PackedLinear, can_pack, has_bfloat16_products, has_float16_products
 
 # plain: the layers as they were loaded, whose weights can be read and trained.
@@ -60,12 +61,17 @@ def formatted(weight: Tensor, bias: Tensor | None, weight_format: WeightFormat) 
 
 
 def convert_linears(model: nn.Module, weight_format: WeightFormat) -> None:
-    """Bring, in place, the linear layers of a frozen model into this format; the rest then runs in float32.
+    """Bring, in place, the linear layers of a frozen model into this format; the rest then runs in float32,
+    and embedding tables keep their precision.
 
     A layer that the model has in two places stays one.
     """
     if weight_format == "plain":
         return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Embedding and child.weight.dtype in (torch.bfloat16, torch.float16):
+                setattr(module, name, HalfEmbedding(child.weight))
     converted: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

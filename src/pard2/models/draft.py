@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
+from pard2.kernels.half_embedding import HalfEmbedding
 from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.models.draft_kind import DraftKind
 from pard2.models.short_head import ShortHead
@@ -84,9 +85,9 @@ class SharedEmbedding(nn.Module):
     """The target's embedding table, but for the mask token's row, which is the draft's
     own: `mask_row` [hidden]."""
 
-    table: nn.Embedding
+    table: nn.Embedding | HalfEmbedding
 
-    def __init__(self, table: nn.Embedding, mask_token: int, mask_row: Tensor) -> None:
+    def __init__(self, table: nn.Embedding | HalfEmbedding, mask_token: int, mask_row: Tensor) -> None:
         super().__init__()
         self.__dict__["table"] = table  # belongs to the target: neither moved, nor saved, nor trained with the draft
         self.mask_token = mask_token
@@ -191,7 +192,7 @@ class Draft(nn.Module):
 
         Raises `Pard2Error` for a target that scales its embeddings: the mask token's would not be scaled.
         """
-        if type(embedding) is not nn.Embedding:
+        if type(embedding) is not nn.Embedding and not isinstance(embedding, HalfEmbedding):
             raise Pard2Error(f"a draft cannot share a {type(embedding).__name__}; give it a vocabulary of its own (draft.share_vocabulary=false)")
         row = neutral_row(embedding.weight) if mask_row is None else mask_row
         self.lm.set_input_embeddings(SharedEmbedding(embedding, self.spec.mask_token, row))

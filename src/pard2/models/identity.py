@@ -25,7 +25,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(_scattered(tensor, 256, first=0).cpu().numpy().tobytes())
+        digest.update(scattered(tensor, 256, first=0).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -38,9 +38,19 @@ def identity_keys(name: str, weights: Iterable[tuple[str, Tensor]]) -> dict[str,
 
     weights: the plain parameters by name; integer codes of quantised ones are left out.
     """
-    tensors = [tensor for _, tensor in sorted(weights, key=lambda pair: pair[0]) if tensor.is_floating_point() and tensor.element_size() > 1]
-    tensors = tensors[:: 1 + len(tensors) // _MOST_TENSORS]
-    values = torch.cat([torch.empty(0), *(_scattered(tensor, max(1, _SAMPLES // len(tensors)), first=1).cpu() for tensor in tensors)])
+    tensors = {key: tensor for key, tensor in weights if tensor.is_floating_point() and tensor.element_size() > 1}
+    return identity_of(name, [scattered(tensors[key], count, first=1) for key, count in chosen_tensors(list(tensors)).items()])
+
+
+def chosen_tensors(names: list[str]) -> dict[str, int]:
+    """Of which tensors an identity holds values, and how many, in its order."""
+    chosen = sorted(names)[:: 1 + len(names) // _MOST_TENSORS]
+    return {name: max(1, _SAMPLES // len(chosen)) for name in chosen}
+
+
+def identity_of(name: str, samples: Iterable[Tensor]) -> dict[str, str]:
+    """`identity_keys` of what `scattered` takes, from the second value on, of each of `chosen_tensors`."""
+    values = torch.cat([torch.empty(0), *(sample.cpu() for sample in samples)])
     # A directory may be moved, and nobody else has it.
     return {
         NAME_KEY: Path(name).resolve().name if Path(name).is_dir() else name,
@@ -69,7 +79,7 @@ def _same(ours: str, theirs: str) -> bool:
     return False
 
 
-def _scattered(tensor: Tensor, count: int, first: int) -> Tensor:
+def scattered(tensor: Tensor, count: int, first: int) -> Tensor:
     """Up to `count` values of a tensor, in float32; evenly spaced ones might all lie in one column."""
     places = torch.arange(first, first + min(count, tensor.numel()), device=tensor.device) * 2_654_435_761 % max(1, tensor.numel())
     return tensor.detach().reshape(-1)[places].float()

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -33,6 +33,14 @@ class TargetOutput:
     last_state: Tensor
 
 
+class WeightSource(Protocol):
+    """What fills a model that has no weights yet, part by part, and knows afterwards which model it is."""
+
+    def fill(self, module: nn.Module) -> None: ...
+
+    def identity(self, name: str) -> dict[str, str]: ...
+
+
 class Target:
     """A causal LM that gives logits and, where they are asked for, hidden states of some layers.
 
@@ -41,14 +49,24 @@ class Target:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, name: str = "target", weight_format: WeightFormat = "plain"
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer | None = None,
+        name: str = "target",
+        weight_format: WeightFormat = "plain",
+        source: WeightSource | None = None,
     ) -> None:
+        """source: of the weights of a model that has none, for our own formats."""
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self._states = HiddenStateRecorder(model)
         self.weight_format = weight_format
-        if weight_format != "plain":
+        self.origin = ""  # of its weights, in words, where a file held them in another form
+        if source is not None:
+            self.decoder = new_decoder(model, name, self._states, weight_format, source.fill)
+            self.identity = source.identity(name)
+        elif weight_format != "plain":
             _ = self.identity  # of weights that can be read
             _ = self.decoder  # at once, before anybody reads weights
 

@@ -23,6 +23,7 @@ from pard2.runtime.token_batch import TokenBatch
 from pard2.runtime.windows import attention_windows
 
 Linear = Callable[[Tensor], Tensor]
+Fill = Callable[[nn.Module], None]
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"}
 
@@ -56,9 +57,10 @@ class LlamaDecoder:
     """Runs ragged batches with the weights of a transformers model.
 
     weight_format: of its matrices; the model's own layers get it, too.
+    fill: gives a part of a model without weights its own.
     """
 
-    def __init__(self, model: PreTrainedModel, weight_format: WeightFormat = "plain") -> None:
+    def __init__(self, model: PreTrainedModel, weight_format: WeightFormat = "plain", fill: Fill | None = None) -> None:
         config = model.config
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
@@ -68,10 +70,15 @@ class LlamaDecoder:
         self._model = model
         self._tables: list[Tensor] = []  # all that there were: captured graphs go on reading those outgrown
         layers = model.base_model.layers
-        fused = [
-            (fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], weight_format), fuse(layer.mlp, ["gate_proj", "up_proj"], weight_format))
-            for layer in layers
-        ]
+        fused = []
+        for layer in layers:  # one whole after the other: of a model that is filled here, no more than a layer is ever in another form
+            if fill is not None:
+                fill(layer)
+            qkv = fuse(layer.self_attn, ["q_proj", "k_proj", "v_proj"], weight_format)
+            fused.append((qkv, fuse(layer.mlp, ["gate_proj", "up_proj"], weight_format)))
+            convert_linears(layer, weight_format)
+        if fill is not None:
+            fill(model)
         convert_linears(model, weight_format)
         windows = attention_windows(config)
         self._windows = set(windows)

@@ -16,7 +16,7 @@ from pard2.kernels.weight_format import WeightFormat
 from pard2.runtime.decoder import DecoderOutput
 from pard2.runtime.kv_cache import KVCache
 from pard2.runtime.llama_cpu_decoder import most_seen
-from pard2.runtime.llama_decoder import LlamaDecoder
+from pard2.runtime.llama_decoder import Fill, LlamaDecoder
 from pard2.runtime.token_batch import TokenBatch
 
 _FEW_ROWS = 64  # of a pass whose workspace is kept
@@ -25,8 +25,8 @@ _FEW_ROWS = 64  # of a pass whose workspace is kept
 class LlamaPanelsDecoder(LlamaDecoder):
     """The same passes as `LlamaDecoder`'s, for weights in the formats `panels` and `int8`."""
 
-    def __init__(self, model: PreTrainedModel, weight_format: WeightFormat) -> None:
-        super().__init__(model, weight_format)
+    def __init__(self, model: PreTrainedModel, weight_format: WeightFormat, fill: Fill | None = None) -> None:
+        super().__init__(model, weight_format, fill)
         layers = model.base_model.layers
         self._panels = [[_panels(layer.self_attn.q_proj.whole), _panels(layer.self_attn.o_proj)] for layer in layers]
         for panels, layer in zip(self._panels, layers, strict=True):

@@ -13,15 +13,19 @@ from pard2.runtime.graphs import GraphedDecoder, new_capture
 from pard2.runtime.hidden_states import HiddenStateRecorder
 from pard2.runtime.kv_cache import CacheRegion, KVCache
 from pard2.runtime.llama_cpu_decoder import LlamaCpuDecoder, has_kernels
-from pard2.runtime.llama_decoder import LlamaDecoder, is_llama_like
+from pard2.runtime.llama_decoder import Fill, LlamaDecoder, is_llama_like
 from pard2.runtime.padded_batch import PaddedDecoder
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 from pard2.runtime.transformers_decoder import TransformersDecoder
 from pard2.runtime.windows import attention_windows
 
 
-def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, weight_format: WeightFormat = "plain") -> Decoder:
+def new_decoder(
+    model: PreTrainedModel, name: str, states: HiddenStateRecorder, weight_format: WeightFormat = "plain", fill: Fill | None = None
+) -> Decoder:
     """The decoder that suits a model, whose linear layers it brings into `weight_format`.
+
+    fill: for a Llama-like model without weights in our own formats: gives a part of it its own.
 
     Runs a model of an architecture that the lean decoder does not know once, over three tokens.
     Raises `Pard2Error`, by name, for one whose attention cannot be taken over.
@@ -32,7 +36,7 @@ def new_decoder(model: PreTrainedModel, name: str, states: HiddenStateRecorder, 
         if weight_format in ("panels", "int8"):
             from pard2.runtime.llama_panels_decoder import LlamaPanelsDecoder  # numba is an extra
 
-            decoder = LlamaPanelsDecoder(model, weight_format)
+            decoder = LlamaPanelsDecoder(model, weight_format, fill)
         else:
             decoder = (LlamaCpuDecoder if has_kernels(model, weight_format) else LlamaDecoder)(model, weight_format)
     else:
