@@ -32,7 +32,6 @@ from pard2.kernels.vectors import (
     store,
     store_lanes,
     sum_of_lanes,
-    when,
 )
 
 Array = np.ndarray
@@ -116,7 +115,8 @@ def _emit_values(builder: ir.IRBuilder, heads: int, given: dict[str, ir.Value]) 
 
     rest = sum_vectors(1, sum_vectors(most, I64(0)))
     left = builder.sub(width, rest)
-    when(builder, builder.icmp_signed(">", left, I64(0)), lambda: sum_places(1, rest, first_lanes(builder, left)))
+    with builder.if_then(builder.icmp_signed(">", left, I64(0))):
+        sum_places(1, rest, first_lanes(builder, left))
 
 
 _NAMES = ("score", "score_stride", "value", "value_stride", "count", "width", "out")

@@ -12,7 +12,7 @@ from numba import carray, types
 
 from pard2.kernels.attention import attend
 from pard2.kernels.elementwise import add_and_norm, norm, rotate_and_store, silu_and_multiply
-from pard2.kernels.products import PANEL, compiled, multiply
+from pard2.kernels.products import compiled, multiply_part
 from pard2.kernels.team import meet
 from pard2.kernels.vectors import intrinsic
 
@@ -27,12 +27,6 @@ def _floats(typing: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
 
     return types.CPointer(types.float32)(types.int64), emit
-
-
-@compiled
-def _multiply_part(like: Array, matrix: Array, x: Array, out: Array, part: int, parts: int) -> None:
-    count = (out.shape[1] + PANEL - 1) // PANEL
-    multiply(like, matrix, x, out, part * count // parts, (part + 1) * count // parts)
 
 
 class LayerWeights(NamedTuple):
@@ -96,7 +90,7 @@ def run_layers(
         else:
             add_and_norm(stream, update, weights.norms[0][layer], eps, normed)
         _note(stream, layer, asked, part)
-        _multiply_part(weights.like, matrices[0], normed, qkv, part, parts)
+        multiply_part(weights.like, matrices[0], normed, qkv, meeting, part, parts)
         meet(meeting, parts)
         key, value = rows.cache[layer, 0], rows.cache[layer, 1]
         keys, values = carray(_floats(key), (places, kv_heads, width)), carray(_floats(value), (places, kv_heads, width))
@@ -105,14 +99,14 @@ def run_layers(
         meet(meeting, parts)
         attend(queries, (key, value, kv_heads), rows.visible[weights.windows[layer]], scale, scores[part], attended, part, parts)
         meet(meeting, parts)
-        _multiply_part(weights.like, matrices[1], flat, update, part, parts)
+        multiply_part(weights.like, matrices[1], flat, update, meeting, part, parts)
         meet(meeting, parts)
         add_and_norm(stream, update, weights.norms[3][layer], eps, normed)
-        _multiply_part(weights.like, matrices[2], normed, gate_up, part, parts)
+        multiply_part(weights.like, matrices[2], normed, gate_up, meeting, part, parts)
         meet(meeting, parts)
         silu_and_multiply(gate_up, hidden, part, parts)
         meet(meeting, parts)
-        _multiply_part(weights.like, matrices[3], hidden, update, part, parts)
+        multiply_part(weights.like, matrices[3], hidden, update, meeting, part, parts)
         meet(meeting, parts)
     add_and_norm(stream, update, weights.last_norm, eps, normed)
     _note(normed, layers, asked, part)

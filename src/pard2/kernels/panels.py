@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pard2.errors import Pard2Error
-from pard2.kernels.products import PANEL, multiply
+from pard2.kernels.products import PANEL, multiply_part
 from pard2.kernels.team import run_together, team_size
 from pard2.kernels.vectors import LANES
 
@@ -77,12 +77,8 @@ class Panels:
         rows = np.ascontiguousarray(x.detach().reshape(-1, self.in_features).float().numpy())
         out = np.empty((len(rows), self.padded_features), np.float32)
         if len(rows):
-            run_together(team_size(), _part, self.like, self.numbers, rows, out, self.count)
+            run_together(team_size(), multiply_part, self.like, self.numbers, rows, out)
         return torch.from_numpy(out)[:, : self.out_features].reshape(*x.shape[:-1], self.out_features)
-
-
-def _part(like: Array, numbers: Array, x: Array, out: Array, count: int, _meeting: Array, part: int, parts: int) -> None:
-    multiply(like, numbers, x, out, part * count // parts, (part + 1) * count // parts)
 
 
 def _laid_out(values: Tensor) -> Tensor:

@@ -168,3 +168,10 @@ def multiply(like: Array, matrix: Array, x: Array, out: Array, first: int, last:
                 )
             row += some
         panel += count
+
+
+@compiled
+def multiply_part(like: Array, matrix: Array, x: Array, out: Array, _meeting: Array, part: int, parts: int) -> None:
+    """One part of `multiply` with all panels that fill `out`, as `team.Team.run` calls it."""
+    count = out.shape[1] // PANEL
+    multiply(like, matrix, x, out, part * count // parts, (part + 1) * count // parts)

@@ -141,12 +141,6 @@ def loop(
     return results
 
 
-def when(builder: ir.IRBuilder, condition: ir.Value, emit: Callable[[], None]) -> None:
-    """Run what `emit` writes where the condition holds."""
-    with builder.if_then(condition):
-        emit()
-
-
 def choose(builder: ir.IRBuilder, number: ir.Value, cases: Mapping[int, Callable[[], None]]) -> None:
     """Run what the case of this number writes."""
     end = builder.append_basic_block("end")
