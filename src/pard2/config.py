@@ -171,6 +171,9 @@ class LoopConfig(_Section):
     evaluate_every: PositiveInt = Field(200, description="steps between evaluations by real decoding")
     evaluation_prompts: PositiveInt = Field(8, description="prompts decoded at each evaluation")
     evaluation_tokens: PositiveInt = Field(64, description="new tokens for each of them")
+    evaluation_weights: Literal["auto", "bf16", "int8"] = Field(
+        "auto", description="auto: evaluate with the target that trains; the others with a copy in this form, as a CPU would serve it"
+    )
     device: str | None = Field(None, description="cpu, cuda, cuda:N; by default the GPU where there is one")
 
     @model_validator(mode="after")

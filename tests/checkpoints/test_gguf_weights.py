@@ -1,6 +1,7 @@
 """A GGUF file read straight into int8 is the model that its expanded form becomes in int8."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,18 @@ def test_the_straight_way_leads_to_the_same_model(tmp_path, cache, architecture,
     ]
     assert straight.eos_token_ids == around.eos_token_ids and configs[0] == configs[1]
     assert straight.tokenizer.get_vocab() == around.tokenizer.get_vocab()
-    assert straight.origin == f"read straight from {quantisation}" and straight.weight_format == "int8"
+    assert straight.origin.startswith(f"read straight from {quantisation}, off its weights by ") and straight.weight_format == "int8"
+
+
+def test_how_far_int8_is_from_the_file_is_said(tmp_path, cache):
+    name = written(tmp_path, "Q8_0")
+    plain, int8 = (load_target(str(dequantised(Path(name))), "float32", "cpu", form) for form in ("plain", "int8"))
+    squares = torch.zeros(2, dtype=torch.float64)
+    for layer, other in zip(plain.model.model.layers, int8.model.model.layers, strict=True):
+        exact, kept = layer.mlp.down_proj.weight.double(), other.mlp.down_proj.weight.double()
+        squares += torch.stack([(exact - kept).square().sum(), exact.square().sum()])
+    said = float(re.search(r"off its weights by (\d+\.\d+)% ", load_target(name, "float32", "cpu", "int8").origin)[1]) / 100
+    assert said == pytest.approx(float((squares[0] / squares[1]).sqrt()), rel=0.25) and said > 0
 
 
 def test_what_is_expanded_is_said(tmp_path):

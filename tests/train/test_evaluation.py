@@ -20,10 +20,11 @@ from pard2.data.chat import prompt_ids
 from pard2.data.corpus import Example
 from pard2.engine.request import Completion
 from pard2.errors import Pard2Error
+from pard2.kernels.weight_format import has_panels
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train import evaluate as evaluation
-from pard2.train.evaluate import TIMED_PROMPTS, acceptance, evaluate, held_out_prompts, speed
+from pard2.train.evaluate import TIMED_PROMPTS, acceptance, check_evaluation, evaluate, evaluation_target, held_out_prompts, speed
 from pard2.train.loop import train
 from pard2.train.optimizer import Optimizer
 from tiny import tiny_draft, tiny_target
@@ -252,3 +253,25 @@ def test_a_record_that_is_no_prompt_stops_the_run_at_its_first_evaluation(target
         held_out_prompts(target, [{"id": "x", "messages": [{"role": "system", "content": "y"}]}])
     with pytest.raises(Pard2Error, match="data.evaluation: record 'y': the prompt has 5.. tokens, the context of .* is 256"):
         held_out_prompts(target, [{"id": "y", "messages": [{"role": "user", "content": "y" * 500}]}])
+
+
+@pytest.mark.skipif(not has_panels(), reason="no numba, or a processor that our kernels are not written for")
+def test_evaluating_with_int8_leaves_the_training_as_it_is(make_config, quiet, tmp_path):
+    """`loop.evaluation_weights` decodes with a copy."""
+    held_out = write_records(tmp_path / "held-out.jsonl", CONVERSATIONS[:2])
+    target, runs = {"name": str(save_target(tmp_path / "target", "llama"))}, []
+    for form in ("auto", "int8"):
+        loop = {"output": str(tmp_path / form), "evaluate_every": 3, "evaluation_tokens": 6, "evaluation_weights": form}
+        runs.append(make_config(target=target, draft={"mask_token": MASK_ID}, data={"evaluation": str(held_out)}, loop=loop))
+        train(runs[-1], quiet)
+    assert '"evaluation"' in (tmp_path / "int8" / "metrics.jsonl").read_text()
+    assert_bit_for_bit(*(run.loop.output for run in runs))
+    assert evaluation_target(runs[0], trained := tiny_target()) is trained
+    assert evaluation_target(runs[1], trained).weight_format == "int8"
+
+
+def test_evaluating_with_int8_on_a_gpu_is_refused_before_anything_is_read(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = make_config(loop={"output": str(tmp_path / "run"), "device": "cuda", "evaluation_weights": "int8"})
+    with pytest.raises(Pard2Error, match="^`loop.evaluation_weights` int8 is for decoding on a CPU, not on cuda; say `device` cpu"):
+        check_evaluation(config)

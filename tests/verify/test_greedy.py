@@ -8,7 +8,7 @@ import torch
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
-from pard2.kernels.weight_format import convert_linears
+from pard2.kernels.weight_format import convert_linears, has_panels
 from pard2.models.target import Target
 from pard2.verify.greedy import audit, demands_equality, first_difference, gaps_to_first_choice, greedy_reference
 from tiny import greedy, perfect_draft, random_prompts, set_eos, tiny_draft, tiny_model, tiny_target
@@ -127,6 +127,24 @@ def test_a_packed_target_can_be_audited(architecture, form):
     target = Target(tiny_model(architecture).to(torch.bfloat16), name="packed", weight_format=form)
     audits = list(audit(Engine(target), random_prompts(2), 12, near_tie=0.05, together=True))
     assert [one.lossless for one in audits] == [True] * 4
+
+
+@pytest.mark.skipif(not has_panels(), reason="no numba, or a processor that our kernels are not written for")
+@pytest.mark.parametrize("form", ["panels", "int8"])
+def test_our_own_forms_are_held_to_equality_with_plain_decoding(form, monkeypatch):
+    """A token that a near-tie would let pass, and that plain decoding does not say."""
+    target = Target(half_precision(tiny_target()).model, weight_format=form)
+    engine, prompts = Engine(target, max_batch=2), random_prompts(2)
+    assert all(one.lossless for one in audit(engine, prompts, 12, near_tie=100.0, together=True))
+    generate = Engine.generate
+
+    def differs(self, prompts, params=None, raw=False):
+        for completion in generate(self, prompts, params, raw):
+            yield dataclasses.replace(completion, token_ids=wrong_fifth(list(completion.token_ids))) if self is engine else completion
+
+    monkeypatch.setattr(Engine, "generate", differs)
+    found = list(audit(engine, prompts, 12, near_tie=100.0, together=True))
+    assert [one.first_difference for one in found] == [4] * 4 and found[0].largest_gap > 0
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pard2.errors import Pard2Error, first_line
+from pard2.kernels.panels import quantised
 from pard2.models.identity import chosen_tensors, identity_of, scattered
 
 _PIECE = 2**18  # numbers that are expanded at once; the library takes several times their bytes
+_EVERY = 64  # rows, of which one tells how far int8 is from them
 _PERMUTED = ("llama", "mistral")  # whose rows of queries and keys the format interleaves, for its own way of rotating them
 
 
@@ -26,6 +28,8 @@ class GgufWeights:
     """What fills a model that has no weights yet.
 
     identity: of the model, once it is whole (`identity.identity_keys`).
+    int8_distance: of int8 from the file's own values, root mean square over that of the values; told by every
+        64th row of each matrix that was filled.
     """
 
     def __init__(self, path: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -57,6 +61,7 @@ class GgufWeights:
         self.format = _most_bytes(self._tensors.values())
         self._chosen = chosen_tensors(list(self._tensors))
         self._samples: dict[str, Tensor] = {}
+        self._squares = torch.zeros(2, dtype=torch.float64)  # of what int8 changes, and of the values
 
     def fill(self, module: nn.Module) -> None:
         """Give a part of the model its weights; parts that have theirs keep them."""
@@ -89,7 +94,15 @@ class GgufWeights:
             expanded = expanded.view(count, shape[0] // count // 2, 2, *shape[1:]).transpose(1, 2).reshape(shape)
         if name in self._chosen:
             self._samples[name] = scattered(expanded, self._chosen[name], first=1)
+        if expanded.dim() == 2:
+            some = expanded[::_EVERY]
+            values, scale = quantised(some)
+            self._squares += torch.stack([part.double().square().sum() for part in (values * scale[:, None] - some.float(), some)])
         return expanded
+
+    @property
+    def int8_distance(self) -> float:
+        return float((self._squares[0] / self._squares[1]).sqrt())
 
     def identity(self, name: str) -> dict[str, str]:
         return identity_of(name, [self._samples[tensor] for tensor in self._chosen])

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, described, gguf_file
-from pard2.checkpoints.gguf_weights import GgufWeights, stored_format
+from pard2.checkpoints.gguf_weights import stored_format
 from pard2.checkpoints.quantisation import check_quantisation, check_unread
 from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
@@ -188,6 +188,8 @@ def load_target(
 
 def _load_straight(file: Path, name: str, dtype: torch.dtype) -> Target:
     """A target in int8 from a GGUF file, of which never more than a layer is in memory in another form."""
+    from pard2.checkpoints.gguf_weights import GgufWeights
+
     directory = str(described(file))
     with load_errors(name):
         model = empty_model(load_config(directory), name).eval().requires_grad_(False)
@@ -197,7 +199,7 @@ def _load_straight(file: Path, name: str, dtype: torch.dtype) -> Target:
     model.base_model.rotary_emb = type(rotary)(config=model.config)  # computed, and in no file
     weights = GgufWeights(file, model, dtype)
     target = Target(model, load_tokenizer(directory), name, weight_format, weights)
-    target.origin = f"read straight from {weights.format}"
+    target.origin = f"read straight from {weights.format}, off its weights by {weights.int8_distance:.2%} (root mean square)"
     return target
 
 

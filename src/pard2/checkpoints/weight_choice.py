@@ -15,22 +15,26 @@ from pard2.runtime.llama_decoder import is_llama_like
 WEIGHTS = ("auto", "bf16", "int8")
 
 
-def asked_format(weights: str, device: torch.device, dtype: torch.dtype) -> WeightFormat | None:
+def asked_format(weights: str, device: torch.device, dtype: torch.dtype, parameter: str = "weights") -> WeightFormat | None:
     """What the word `auto`, `bf16` or `int8` means for a target; None for the fastest that keeps its
     weights as they are.
+
+    parameter: its name, for errors.
 
     Raises `Pard2Error` for another word, and where it does not go with device and dtype.
     """
     if weights not in WEIGHTS:
-        raise Pard2Error(f"`weights` {weights!r} is not one of {', '.join(WEIGHTS)}")
+        raise Pard2Error(f"`{parameter}` {weights!r} is not one of {', '.join(WEIGHTS)}")
     if weights == "int8":
         if device.type != "cpu":
-            raise Pard2Error(f"`weights` int8 is for decoding on a CPU, not on {device}; say `device` cpu, or leave `weights` away")
+            raise Pard2Error(f"`{parameter}` int8 is for decoding on a CPU, not on {device}; say `device` cpu, or leave `{parameter}` away")
         if not has_panels():
-            raise Pard2Error("`weights` int8 needs the package numba (pip install 'pard2[cpu]') and a processor with AVX2 and FMA, or of ARM's kind")
+            raise Pard2Error(
+                f"`{parameter}` int8 needs the package numba (pip install 'pard2[cpu]') and a processor with AVX2 and FMA, or of ARM's kind"
+            )
         return "int8"
     if weights == "bf16" and dtype != torch.bfloat16:
-        raise Pard2Error(f"`weights` bf16 does not go with `dtype` {str(dtype).removeprefix('torch.')}; leave one of them away")
+        raise Pard2Error(f"`{parameter}` bf16 does not go with `dtype` {str(dtype).removeprefix('torch.')}; leave one of them away")
     return None
 
 

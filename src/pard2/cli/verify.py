@@ -170,7 +170,7 @@ def verify(
     arguments = parse_template_args(checks.template_arguments)
     with working("importing torch"):
         from pard2.engine.prompts import encode_prompt
-        from pard2.verify.greedy import NEAR_TIE, demands_equality
+        from pard2.verify.greedy import NEAR_TIE, demands_equality, rows_are_alike
 
     texts = checks.read(arguments)
     engine = models.load(options)
@@ -179,6 +179,7 @@ def verify(
     exact = demands_equality(engine.target)
     near_tie = NEAR_TIE if checks.near_tie is None else checks.near_tie
     rule = "tokens equal to transformers' greedy generate" if exact else f"every token the first choice or within {near_tie} logits of it"
+    rule += ", and equal to plain decoding's" if rows_are_alike(engine.target) else ""
     assert models.dtype is not None
     print_note(_plan(f"{engine.method}, {models.dtype}", rule, len(encoded), checks, exact, together=options.max_batch > 1 and len(encoded) > 1))
     audits = _audit(engine, encoded, checks.max_new_tokens, near_tie)

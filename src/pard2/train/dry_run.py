@@ -4,7 +4,7 @@ import dataclasses
 
 from pard2.config import TrainConfig
 from pard2.data.records import read_records
-from pard2.train.evaluate import held_out_prompts
+from pard2.train.evaluate import check_evaluation, held_out_prompts
 from pard2.train.plan import Plan, make_plan
 from pard2.train.run_checkpoint import check_output
 from pard2.train.stand_ins import absent, planned_examples, planned_pair
@@ -19,6 +19,7 @@ def dry_run(config: TrainConfig) -> Plan:
     Raises `Pard2Error` for what the run itself would refuse, as far as can be told without weights.
     """
     check_output(config)
+    check_evaluation(config)
     missing: list[str] = []
     target, draft = planned_pair(config, missing)
     examples = planned_examples(config, target, draft, missing)

@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from pard2.checkpoints.loading import load_target, parse_device
+from pard2.checkpoints.weight_choice import asked_format
+from pard2.config import TrainConfig
 from pard2.data.arguments import with_arguments
 from pard2.data.chat import prompt_ids
 from pard2.data.conversations import Record, template_arguments, up_to_user
@@ -49,6 +54,20 @@ def held_out_prompts(
     if others:
         examples.notes["evaluation prompts with `chat_template_kwargs` that no training conversation has"] = others
     return prompts
+
+
+def check_evaluation(config: TrainConfig) -> None:
+    """Raises `Pard2Error` for `loop.evaluation_weights` that this device does not have."""
+    if config.loop.evaluation_weights != "auto":
+        asked_format(config.loop.evaluation_weights, parse_device(config.loop.device), torch.bfloat16, "loop.evaluation_weights")
+
+
+def evaluation_target(config: TrainConfig, trained: Target) -> Target:
+    """What evaluations decode with: the target of the training itself, or a copy in the form asked for."""
+    form = config.loop.evaluation_weights
+    if form == "auto":
+        return trained
+    return load_target(config.target.name, "bfloat16", trained.device, asked_format(form, trained.device, torch.bfloat16), _BATCH)
 
 
 def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from pard2.config import TrainConfig
 from pard2.data.features import DocumentStates, joined, online_states
 from pard2.errors import Pard2Error
 from pard2.files import claim, whole_directory
+from pard2.models.target import Target
 from pard2.train.allocator import keep_freed_memory
-from pard2.train.evaluate import evaluate
+from pard2.train.evaluate import check_evaluation, evaluate, evaluation_target
 from pard2.train.metrics import MetricsLog, step_figures
 from pard2.train.optimizer import learning_rate
 from pard2.train.packed_sequences import DROPOUT, PackedSequence, generator
@@ -58,6 +60,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         keep_freed_memory()
     if processes.is_main:
         check_output(config)
+    check_evaluation(config)
     with processes.together(), claim(output) if processes.is_main else nullcontext():
         if config.loop.rows_per_step % processes.count:
             raise Pard2Error(f"loop.rows_per_step={config.loop.rows_per_step} cannot be shared out evenly among {processes.count} processes")
@@ -235,6 +238,10 @@ class TrainingLoop:
         """Write the draft as it stands, or the mean of its weights."""
         self.learner.save_draft(self.output / "draft", self.progress.done, self.run.origin)
 
+    @cached_property
+    def _evaluation_target(self) -> Target:
+        return evaluation_target(self.config, self.run.target)
+
     def evaluate(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Acceptance by real decoding with the saved draft, in both modes; the best draft so far is kept.
 
@@ -243,8 +250,9 @@ class TrainingLoop:
         self.save_draft()
         results: list[dict[str, Any]] | None = None
         if self.processes.is_main:
-            target = self.run.target
-            draft = load_draft(str(self.output / "draft"), target, target.model.dtype, weight_format="plain")
+            target = self._evaluation_target
+            dtype = torch.bfloat16 if target is not self.run.target else target.model.dtype
+            draft = load_draft(str(self.output / "draft"), target, dtype, weight_format=target.weight_format)
             results = evaluate(target, draft, self.run.held_out, self.config.loop.evaluation_tokens)
             warning = implausible(record["accuracy_by_depth"], results)
             if warning:

@@ -23,7 +23,7 @@ from pard2.files import recover, whole_directory
 from pard2.train.origin import Origin
 
 # What may differ between a run and its continuation.
-_EVALUATED = ("evaluation_prompts", "evaluation_tokens")
+_EVALUATED = ("evaluation_prompts", "evaluation_tokens", "evaluation_weights")
 _FREE_FIELDS = {
     "target": {"shape"},
     "draft": {"shape"},
