@@ -55,7 +55,8 @@ class Cycle:
         self._tree_size = TreeSize() if options.tree == "auto" else None
         self._target_times = PassTimes() if lengths is None else lengths.target_times
         self._draft_seconds = 0.0  # of the cycle before
-        self._watch = Stopwatch(target.device)
+        self._device = target.device  # to ask a model for it costs a walk over its modules
+        self._watch = Stopwatch(self._device)
 
     # --- prompts ----------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class Cycle:
         return one.sound
 
     def _tensor(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, device=self._target.device)
+        return torch.tensor(numbers, device=self._device)
 
 
 def _memory(sequence: Sequence) -> Memory:

@@ -2,6 +2,8 @@
 threads.
 """
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ class LlamaPanelsDecoder(LlamaDecoder):
             last_norm=model.base_model.norm.weight.detach().numpy(),
             windows=np.array([self._kinds.index(layer.window) for layer in self._layers]),
         )
+        self._known: tuple[Callable[[], KVCache | None], np.ndarray] = (lambda: None, np.empty(0))
         self._work: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
 
     def run(self, batch: TokenBatch, embeddings: Tensor | None, logit_rows: Tensor | None, layers: tuple[int, ...] = ()) -> DecoderOutput:
@@ -64,12 +67,15 @@ class LlamaPanelsDecoder(LlamaDecoder):
         return DecoderOutput(self._model.get_output_embeddings()(last if len(logit_rows) == len(last) else last[logit_rows]), made)
 
     def _addresses(self, cache: KVCache) -> np.ndarray:
-        """[layers, 2] of a cache's keys and values."""
+        """[layers, 2] of a cache's keys and values; as long as the cache lives they stay where they are."""
+        if cache is self._known[0]():
+            return self._known[1]
         like, found = torch.empty(0), []
         for index in range(len(self._layers)):
             cache.layer(index, self._kv_heads, self._head_dim, self._head_dim, like)
             found.append([array.ctypes.data for array in cache.arrays(index)])
-        return np.array(found)
+        self._known = weakref.ref(cache), np.array(found)
+        return self._known[1]
 
     def _workspace(self, rows: int, parts: int, seen: int) -> tuple[np.ndarray, ...]:
         """Arrays for what `run_layers` writes on the way. Those of small passes are kept for the next one."""

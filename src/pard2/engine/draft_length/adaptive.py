@@ -49,7 +49,7 @@ class AdaptiveDraftLength:
     """
 
     _TRIALS = 0.007  # share of the time that trials may lose
-    _HORIZON = 32  # cycles over which reading a long backlog is to pay
+    _HORIZON = 64  # cycles over which reading a long backlog is to pay
     _REST = 3  # cycles without a comparison, after one in which proposing nothing was clearly the best
     _SMALL = 2  # tokens a sequence that the start proposes for the second point of the times
 
@@ -89,15 +89,15 @@ class AdaptiveDraftLength:
         if self._rest > 0:
             self._rest -= 1
             return [0] * len(limits)
-        # A backlog longer than a cycle's is read once, for the good of many cycles.
-        usual = self.maximum + 1
-        spread = [min(unread, usual) + max(0, unread - usual) / self._HORIZON for unread in backlog]
         chances = [acceptance.chances() for acceptance in acceptances]
+        # A backlog longer than what a cycle emits is read once, for the good of many cycles.
+        usual = [1 + sum(chance) for chance in chances]
+        spread = [min(unread, new) + max(0, unread - new) / self._HORIZON for unread, new in zip(backlog, usual, strict=True)]
         best = self._best(chances, limits, spread)
         self._speed = best.speed
         trial = self._trial(best.lengths, limits, backlog)
         expected = expected_tokens(trial, chances)
-        seconds = expected_seconds(trial, backlog, self.draft_times.estimate, self.target_times.estimate, self.sequential)
+        seconds = expected_seconds(trial, spread, self.draft_times.estimate, self.target_times.estimate, self.sequential)
         if seconds - expected / self._speed > self._credit:
             # Without proposals little is learnt that could change a clear choice, and choosing costs most.
             self._rest = self._REST if best.clearly_none else 0
