@@ -128,7 +128,7 @@ def _load(name: str) -> Any:
 
 app = typer.Typer(
     cls=_Commands,
-    help="Train PARD-2 drafts, decode losslessly with them, measure them, hand them on.",
+    help="Train PARD-2 drafts, decode losslessly with them, measure them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
