@@ -23,12 +23,14 @@ SMALL = {
     "-n 64": "-n 2",
     "--max-new-tokens 256": "--max-new-tokens 48",
     "--max-new-tokens 768": "--max-new-tokens 12",
-    "pard2 verify": "pard2 verify --samples 0 --max-new-tokens 8",
+    "pard2 verify": "pard2 verify --samples 0 --max-new-tokens 32",
     "pard2 bench": "pard2 bench --max-new-tokens 16",
+    "lr: 3.0e-5": "lr: 2.0e-2",
+    "epochs: 4": "epochs: 12",
     "max_length: 1024": "max_length: 128",
     "row_length: 4096": "row_length: 512",
     "save_every: 100": "save_every: 2",
-    "evaluate_every: 250": "evaluate_every: 2",
+    "evaluate_every: 250": "evaluate_every: 6",
     "evaluation_tokens: 256": "evaluation_tokens: 6",
     "rows_per_step: 16": "rows_per_step: 1",
 }
@@ -48,7 +50,8 @@ def write_model(directory: Path, layers: int) -> Path:
             block.mlp.down_proj.weight[0] = 0.0
         head = model.get_output_embeddings().weight
         head[:, 0] = -8.0
-        head[said, 0] = 0.0
+        head[:, 1:] *= 0.3
+        head[said, 0] = torch.tensor([0.6] + [0.0] * (len(said) - 1))  # often a space
     model.generation_config.eos_token_id = END_ID
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -67,7 +70,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     records = "".join(f'{{"messages": [{{"role": "user", "content": "question {n}"}}]}}\n' for n in range(6))
     (tmp_path / "data" / "users.jsonl").write_text(records)
     target, sibling = write_model(tmp_path / "target", 2), write_model(tmp_path / "sibling", 1)
-    with fake_endpoint([str(target)]) as server:
+    with fake_endpoint(str(target)) as server:
         yield SMALL | {"Qwen/Qwen3-8B": str(target), "Qwen/Qwen3-0.6B": str(sibling), "http://localhost:8000/v1": server.address}
 
 
@@ -97,7 +100,7 @@ def test_a_command_of_the_page_fails_or_leaves_nothing(pard2, small, tmp_path):
             else:
                 subprocess.run(adapted(line), shell=True, check=True, cwd=tmp_path)
             run += 1
-    assert run >= 16 and not unused, unused
+    assert run == 15 and not unused, (run, unused)
     left = {path.name for path in (tmp_path / "runs" / "my8b").iterdir()}
     assert {"draft", "best", "checkpoints", "metrics.jsonl", "curve.svg", "train.log"} <= left
     # All prompts but the held-out ones were answered, those that the model wrote itself among them.

@@ -52,4 +52,4 @@ def test_the_command_writes_over_a_file(pard2, tmp_path):
     assert pard2(*command, "--force").code == 0 and len(rest.read_text().splitlines()) == 40
     assert "name the same file" in pard2(*command[:-1], rest).error
     assert "it is the input itself" in pard2(*command[:-1], source, "--force").error
-    assert "--count 50" in pard2("data", "split", "-i", source, "-n", 50, "-o", tmp_path / "a", "--held-out", tmp_path / "b").error
+    assert "-n 50: there are 50" in pard2("data", "split", "-i", source, "-n", 50, "-o", tmp_path / "a", "--held-out", tmp_path / "b").error

@@ -122,7 +122,7 @@ def test_a_terminal_gets_log_lines_or_a_log_gets_escape_codes(log, clock):
     assert "\x1b[" not in log.file.getvalue()
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [72, 80, 120])
 def test_the_last_figure_is_cut_off_on_a_narrow_terminal(clock, width):
     """The command's console wraps no line, and whatever stands in a live display beyond the edge is lost."""
     screen = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, soft_wrap=True)

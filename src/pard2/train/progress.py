@@ -38,7 +38,8 @@ class TrainingProgress:
     def __enter__(self) -> "TrainingProgress":
         self._began = self._clock()
         self.doing(f"step {self._done + 1:,}")
-        self._say(f"step {self._done + 1:,} of {self._total:,} begins")
+        if self._done < self._total:
+            self._say(f"step {self._done + 1:,} of {self._total:,} begins")
         if self._live is not None:
             self._live.start(refresh=True)
         return self
