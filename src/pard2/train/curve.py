@@ -103,8 +103,8 @@ def picture(curves: dict[str, list[Point]], by_tokens: bool = False) -> str:
     top += _PANEL
     lengths = [1.0, *(p.teacher_forced_al for p in every), *(al for p in every for al in p.evaluated.values())]
     up = _Axis(lengths, top + _PANEL - _BOTTOM - _TOP, top)
-    rings = "; rings: real decoding of held-out prompts, large target-dependent, small independent" if any(p.evaluated for p in every) else ""
-    parts += [*_frame(f"acceptance length, teacher-forced{rings}", up), *lines(lambda p: p.teacher_forced_al)]
+    rings = "; rings: held-out prompts decoded, large TD, small TI" if any(p.evaluated for p in every) else ""
+    parts += [*_frame(f"acceptance length: line teacher-forced{rings}", up), *lines(lambda p: p.teacher_forced_al)]
     for number, points in enumerate(curves.values()):
         for x, point in zip(_at(points, by_tokens), points, strict=True):
             for method, length in point.evaluated.items():
@@ -142,8 +142,9 @@ class _Axis:
         if logarithmic:
             return
         span = max(self._high - self._low, 1e-3 * max(1.0, abs(self._high)))
-        power = 10.0 ** math.floor(math.log10(span / 4))
-        self._step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= span / 5)
+        most = span / (5 if start > end else 10)  # upwards fewer ticks than across
+        power = 10.0 ** math.floor(math.log10(most))
+        self._step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= most)
         if start > end:  # upwards: from tick to tick
             self._low = math.floor(self._low / self._step) * self._step
             self._high = max(self._low + self._step, math.ceil(self._high / self._step - 1e-9) * self._step)
