@@ -1,4 +1,4 @@
-"""The commands of docs/draft_for_8b.md, run in their order from the page itself: a model of two layers stands for the 8B."""
+"""The commands of docs/draft_for_8b.md, run from the page itself: a model of two layers stands for the 8B."""
 
 import re
 import shlex
