@@ -1,7 +1,7 @@
 """Figures that are too good to be true, told before days are spent on them.
 
 A mask that lets a slot see what it predicts, or features shifted the wrong way, give a very good training
-accuracy and a draft whose proposals are hardly ever accepted. Conversations learnt by heart look the same
+accuracy and a draft whose proposals are hardly ever accepted. Conversations memorised look the same
 from here.
 """
 
@@ -32,12 +32,12 @@ def implausible(accuracy_by_depth: list[float], evaluation: list[dict[str, Any]]
     if evaluation and promised >= _PROMISED and evaluation[0]["acceptance_length"] - 1 < _KEPT * promised:
         return (
             f"accuracy in training promises an acceptance length of {1 + promised:.1f}, decoding held-out prompts gives "
-            f"{evaluation[0]['acceptance_length']:.1f} ({evaluation[0]['method']}): either the training conversations are learnt by heart or were "
+            f"{evaluation[0]['acceptance_length']:.1f} ({evaluation[0]['method']}): either the training conversations are memorised or were "
             f"not answered by this target in this template (`pard2 data preview`), or training sees what decoding does not; {_COMPARE}"
         )
     if first > _FIRST:
         return (
-            f"accuracy at depth 0 is {first:.0%}: either the conversations are learnt by heart (too few of them, too many epochs), "
+            f"accuracy at depth 0 is {first:.0%}: either the conversations are memorised (too few of them, too many epochs), "
             f"or slots see the tokens that they predict; evaluate on held-out prompts (data.evaluation), and {_COMPARE}"
         )
     if len(accuracy_by_depth) >= _FEW_DEPTHS and first > _GOOD and last > _FLAT * first:
