@@ -1,6 +1,11 @@
 r"""llama.cpp without a draft against ours, on the same GGUF file and the same prompts, in turn.
 
-    python -m venv .llama && .llama/bin/pip install llama-cpp-python==0.3.36     # compiles for half an hour
+    python -m venv .llama && .llama/bin/pip install llama-cpp-python==0.3.36     # compiles for ten minutes and more
+
+(Built so on a Xeon with AMX, llama.cpp died of an illegal instruction as it decoded; there it was built with CMAKE_ARGS=
+"-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON
+-DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON".)
+
     python benchmarks/llama_cpp.py --python .llama/bin/python --suites eval_gsm8k.jsonl eval_humaneval.jsonl \
         --json docs/results/llama_cpp.json --picture docs/results/llama_cpp.svg
 
@@ -17,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -115,6 +121,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--picture", type=Path, help="an SVG; needs matplotlib")
     args = parser.parse_args()
+    if args.picture and find_spec("matplotlib") is None:  # said before the long run
+        parser.error("--picture needs matplotlib: pip install matplotlib")
     about, suites = meta(), read_suites(args.suites, args.prompts)
     draft, rows = args.draft or embedded_draft(), []
     with tempfile.TemporaryDirectory() as directory:
