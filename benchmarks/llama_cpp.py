@@ -1,11 +1,6 @@
 r"""llama.cpp without a draft against ours, on the same GGUF file and the same prompts, in turn.
 
-    python -m venv .llama && .llama/bin/pip install llama-cpp-python==0.3.36     # compiles for ten minutes and more
-
-(Built so on a Xeon with AMX, llama.cpp died of an illegal instruction as it decoded; there it was built with CMAKE_ARGS=
-"-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON
--DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON".)
-
+    python -m venv .llama && .llama/bin/pip install llama-cpp-python==0.3.36     # compiles for many minutes
     python benchmarks/llama_cpp.py --python .llama/bin/python --suites eval_gsm8k.jsonl eval_humaneval.jsonl \
         --json docs/results/llama_cpp.json --picture docs/results/llama_cpp.svg
 
@@ -14,6 +9,9 @@ PARD-2 TD, with bfloat16 and with int8 weights, K chosen by the engine. All are 
 tokens, one at a time, on as many threads as torch takes; a rate is of what follows the first token. For each
 prompt everybody comes once, in an order that turns round. The children are processes that stay loaded and
 sleep between prompts; OpenBLAS gets one thread there, since its idle threads spin.
+
+On a Xeon with AMX that build died of an illegal instruction as it decoded. There: CMAKE_ARGS="-DGGML_NATIVE=OFF"
+with -DGGML_X=ON for each X of AVX, AVX2, FMA, F16C, BMI2, AVX512, AVX512_VBMI, AVX512_VNNI, AVX512_BF16.
 """
 
 import argparse
