@@ -10,8 +10,8 @@ tokens, one at a time, on as many threads as torch takes; a rate is of what foll
 prompt everybody comes once, in an order that turns round. The children are processes that stay loaded and
 sleep between prompts; OpenBLAS gets one thread there, since its idle threads spin.
 
-On a Xeon with AMX that build died of an illegal instruction as it decoded. There: CMAKE_ARGS="-DGGML_NATIVE=OFF"
-with -DGGML_X=ON for each X of AVX, AVX2, FMA, F16C, BMI2, AVX512, AVX512_VBMI, AVX512_VNNI, AVX512_BF16.
+On a Xeon with AMX that build died of an illegal instruction as it decoded. There:
+CMAKE_ARGS="-DGGML_NATIVE=OFF" with -DGGML_X=ON for each X of AVX, AVX2, FMA, F16C, BMI2, AVX512, AVX512_VBMI, AVX512_VNNI, AVX512_BF16.
 """
 
 import argparse
