@@ -11,7 +11,8 @@ prompt everybody comes once, in an order that turns round. The children are proc
 sleep between prompts; OpenBLAS gets one thread there, since its idle threads spin.
 
 On a Xeon with AMX that build died of an illegal instruction as it decoded. There:
-CMAKE_ARGS="-DGGML_NATIVE=OFF" with -DGGML_X=ON for each X of AVX, AVX2, FMA, F16C, BMI2, AVX512, AVX512_VBMI, AVX512_VNNI, AVX512_BF16.
+CMAKE_ARGS="-DGGML_NATIVE=OFF" with -DGGML_X=ON for each X of AVX, AVX2, FMA, F16C, BMI2, AVX512,
+AVX512_VBMI, AVX512_VNNI, AVX512_BF16.
 """
 
 import argparse
