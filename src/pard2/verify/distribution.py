@@ -21,8 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import DynamicCache
 
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
@@ -233,7 +233,7 @@ def compare(p: Tensor, counts: Counter[int]) -> ChiSquare:
 
 def _distributions(target: Target, prompt: list[int], texts: list[tuple[int, ...]], temperature: float) -> Tensor:
     """The target's distribution before each token of each text, [B, T, V] float64, by transformers."""
-    cache = DynamicCache(config=target.config)
+    cache = transformers.DynamicCache(config=target.config)
     first = target.forward(torch.tensor([prompt], device=target.device), cache, num_logits=1).logits
     assert first is not None
     logits = first.expand(len(texts), -1, -1)
