@@ -12,6 +12,7 @@ import typer
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.flags import Flags, with_records
 from pard2.cli.options import JsonOption, Models, read_prompts
+from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS
 from pard2.engine.options import EngineOptions
@@ -255,7 +256,6 @@ def _sampling_verdict(test: "DistributionTest | None") -> str:
 def _print_table(audits: "list[PromptAudit]", exact: bool) -> None:
     """At most 80 columns wide. exact: equality was demanded, so there are no near-ties to show."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     ties = () if exact else ("near-\nties", "largest\ngap")
@@ -267,4 +267,4 @@ def _print_table(audits: "list[PromptAudit]", exact: bool) -> None:
         numbers = [one.prompt_tokens, one.new_tokens, one.proposed, one.accepted, f"{one.acceptance_length:.2f}"]
         numbers += [] if exact else [one.near_ties, f"{one.largest_gap:.3f}"]
         table.add_row(str(number % alone + 1), "together" if one.together else "alone", *map(str, numbers), where)
-    Console().print(table)
+    output_console().print(table)
