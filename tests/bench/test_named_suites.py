@@ -1,10 +1,14 @@
 """Suites by name: from the hub as it is published, or, without a network, prompts of our own."""
 
+import io
 import json
+import urllib.error
+import urllib.request
 import warnings
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from pard2.bench.named_suites import NAMED_SUITES
 from pard2.bench.suites import check_suites, read_suites
@@ -27,7 +31,9 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("PARD2_CACHE", str(tmp_path / "cache"))
     rows = {suite.origin: ROWS[name] for name, suite in NAMED_SUITES.items()}
 
-    def download(repo, file, repo_type):
+    def download(repo, file, repo_type, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError(file)
         path = tmp_path / repo / "snapshots" / "abc123" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.endswith(".parquet"):
@@ -39,7 +45,11 @@ def hub(tmp_path, monkeypatch):
             path.write_text(json.dumps(rows[repo]) + "\n")
         return str(path)
 
+    def answers(address, timeout):
+        return io.BytesIO((json.dumps(rows[address]) + "\n").encode() if address in rows else b"the hub is there")
+
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(urllib.request, "urlopen", answers)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return rows
 
@@ -64,13 +74,9 @@ def test_columns_of_the_hub_become_a_conversation(hub, name, asked):
     assert suite.as_dict()["source"] == f"{NAMED_SUITES[name].origin} abc123/{NAMED_SUITES[name].file}"
 
 
-def test_a_file_at_an_address_is_fetched_once(hub, monkeypatch, tmp_path):
-    import urllib.request
-
-    published = tmp_path / "question.jsonl"
-    published.write_text(json.dumps(ROWS["spec_bench"]) + "\n")
+def test_a_file_at_an_address_is_fetched_again(hub, monkeypatch):
     real, asked = urllib.request.urlopen, []
-    monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: asked.append(address) or real(published.as_uri()))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: asked.append(address) or real(address, timeout))
     for _ in range(2):
         (suite,) = read_suites(["spec_bench"])
         assert suite.name == "spec_bench" and suite.prompts[0][0]["content"] == "First?"
@@ -115,13 +121,33 @@ def test_a_name_that_nobody_has(tmp_path, monkeypatch):
 
 
 def test_the_hub_refuses(hub, monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("403 Forbidden\nmore")
+    def refuse(*_, local_files_only=False, **__):
+        raise LocalEntryNotFoundError("x") if local_files_only else RuntimeError("403 Forbidden\nmore")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(Pard2Error, match="`suites` gsm8k: cannot read openai/gsm8k: 403 Forbidden; the path of a JSONL"):
         read_suites(["gsm8k"])
-    monkeypatch.undo()
+
+
+def test_an_address_refuses(hub, monkeypatch):
+    def refuse(address, timeout):
+        raise urllib.error.HTTPError(address, 404, "Not Found", {}, None)
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(Pard2Error, match="question.jsonl answers 404"):
+        read_suites(["spec_bench"])
+    assert read_suites(["gsm8k"])[0].name == "gsm8k"  # a hub that answers anything is there
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("Name or service not known"), TimeoutError(), ConnectionResetError()])
+@pytest.mark.parametrize("name", ["gsm8k", "spec_bench"])
+def test_a_network_that_is_down_is_waited_for(hub, monkeypatch, name, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    with pytest.warns(Pard2Warning, match="no network"):
+        assert read_suites([name])[0].name.startswith("own-")
 
 
 def test_rows_of_another_form(hub):

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
     try:
         file, source = _published(suite, name)
     except _NoNetworkError:
-        records = [record for own in suite.own for record in read_records(_OWN / f"{own}.jsonl")]
+        kinds = [read_records(_OWN / f"{own}.jsonl") for own in suite.own]
+        records = [record for one_of_each in zip(*kinds, strict=True) for record in one_of_each]  # so that the first few are mixed, too
         number = "ten" if len(records) == 10 else len(records)
         warnings.warn(f"no network: {number} prompts of our own in place of {name}", Pard2Warning, stacklevel=2)
         return f"own-{suite.own[0] if len(suite.own) == 1 else 'mixed'}", records, f"written for pard2, in place of {name}"
@@ -78,20 +80,16 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
 def _published(suite: NamedSuite, name: str) -> tuple[Path, str]:
     """A file of the rows, kept for the next time, and which one it is."""
     import urllib.error
-    import urllib.request
 
-    import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    kept = cache_directory() / "suites" / f"{name}.jsonl"
     try:
         if suite.file:
-            kept = Path(huggingface_hub.hf_hub_download(suite.origin, suite.file, repo_type="dataset"))
-        elif not kept.exists():
-            if huggingface_hub.constants.HF_HUB_OFFLINE:
-                raise _NoNetworkError
-            with urllib.request.urlopen(suite.origin, timeout=20) as answer:
-                write_whole(kept, answer.read())
+            kept = _from_hub(suite.origin, suite.file)
+        else:
+            kept = cache_directory() / "suites" / f"{name}.jsonl"
+            if not kept.exists():
+                write_whole(kept, _download(suite.origin))
     except (_NoNetworkError, Pard2Error):
         raise
     except urllib.error.HTTPError as error:
@@ -102,6 +100,31 @@ def _published(suite: NamedSuite, name: str) -> tuple[Path, str]:
         raise _refused(name, f"cannot read {suite.origin}: {first_line(error)}") from None
     version = kept.as_posix().partition("/snapshots/")[2]
     return kept, f"{suite.origin} {version or suite.file}".strip()
+
+
+def _from_hub(repository: str, file: str) -> Path:
+    import urllib.error
+
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, repo_type="dataset", local_files_only=True))
+    except LocalEntryNotFoundError:
+        with suppress(urllib.error.HTTPError):  # whatever it answers, it is there
+            _download(huggingface_hub.constants.ENDPOINT)  # the hub's library would try for half a minute to reach it
+        return Path(huggingface_hub.hf_hub_download(repository, file, repo_type="dataset"))
+
+
+def _download(address: str) -> bytes:
+    import urllib.request
+
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise _NoNetworkError
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return answer.read()
 
 
 def _refused(name: str, why: str) -> Pard2Error:

@@ -148,7 +148,8 @@ def bench(
         from pard2.bench.runner import Runner
         from pard2.bench.suites import read_suites
 
-    suites = read_suites(work.suite_names, work.prompts, arguments)
+    with working("reading the suites"):
+        suites = read_suites(work.suite_names, work.prompts, arguments)
     target, loaded = _load(models, found if needs_draft else {}, work.names, max(work.sizes))
     for draft in loaded.values() or [None]:
         check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
