@@ -134,6 +134,7 @@ SHOWN = {
     "bench_drafts": lambda: bench_table(two_drafts()),
     "bench_markdown": lambda: print(results_markdown(runs(("gsm8k", "mt_bench")), TITLE)),
     "verify": lambda: verify._print_table(audits(), True),
+    "verify_alone": lambda: verify._print_table(audits()[:3], True),
     "verify_half": lambda: verify._print_table(audits(), False),
     "demo": lambda: demo._print_summary(output_console(), demo_runs()),
     "env": show_env,
