@@ -108,9 +108,9 @@ class _Common:
                 continue
             if one.param_type_name == "argument":
                 one.display_type_rich = lambda ctx: None  # its name says it
-            elif one.metavar is None:
+            elif one.metavar is None and not one.is_flag:
                 kind = re.sub(r"^<(?:list\[)?|\]?>$| range", "", one.display_type(ctx))
-                one.metavar = "" if one.is_flag else _PLAIN.get(kind, kind)
+                one.metavar = _PLAIN.get(kind, kind)
         return params
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
