@@ -7,6 +7,8 @@ import json
 import huggingface_hub
 import pytest
 
+from pard2.bench import named_suites
+
 
 @pytest.fixture
 def suite_file(tmp_path):
@@ -106,10 +108,14 @@ def test_formats_for_papers(bench, draft_directory):
 
 
 def test_a_suite_by_name_without_a_network(bench, tmp_path, monkeypatch):
+    """The results cannot be taken for the suite's."""
     monkeypatch.setenv("PARD2_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    result = bench("-s", "mt_bench", "--prompts", 1, "--json", tmp_path / "r.json")
-    assert "the prompt has" in result.error or result.code == 0
-    result = bench("-s", "gsm8k", "--prompts", 1, "--json", tmp_path / "r.json")
-    assert "no network: ten prompts of our own in place of gsm8k" in result.err
-    assert "--suites 'gsm9k'" in bench("-s", "gsm9k").error or "-s 'gsm9k'" in bench("-s", "gsm9k").error
+    monkeypatch.setattr(named_suites, "_OWN", tmp_path)  # the tiny model reads no prompt as long as ours
+    (tmp_path / "arithmetic.jsonl").write_text('{"messages": [{"role": "user", "content": "2+2"}]}\n' * 10)
+    result = bench("-s", "gsm8k", "--json", tmp_path / "r.json")
+    assert result.code == 0 and "no network: ten prompts of our own in place of gsm8k" in result.err and "own-arithmetic" in result.out
+    held = json.loads((tmp_path / "r.json").read_text())
+    assert held["plan"]["suites"][0]["source"] == "written for pard2, in place of gsm8k" and held["results"][0]["suite"] == "own-arithmetic"
+    unknown = bench("-s", "gsm8k,gsm9k").error
+    assert unknown.startswith("-s 'gsm9k': there is no suite of that name; known are gsm8k, ") and unknown.endswith("a path to JSONL works, too")
