@@ -1,4 +1,4 @@
-"""pard2: train PARD-2 drafts, decode losslessly with them, measure them, hand them on."""
+"""pard2: train PARD-2 drafts, decode losslessly with them, measure them."""
 
 from importlib import import_module
 

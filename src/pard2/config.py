@@ -5,12 +5,14 @@ unknown or mistyped key is an error that names the nearest known one.
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from pard2.config_paths import place
 from pard2.errors import Pard2Error
 
 _WARMUP_STEPS = 20
@@ -214,6 +216,9 @@ class TrainConfig(_Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML run and apply `section.field=value` overrides, whose values are YAML too.
 
+    Relative paths in the file lead from its directory (from the working directory, if it is a pipe); those
+    of overrides from the working directory, as everywhere on a command line.
+
     Raises `Pard2Error`, one line, for a file that is no YAML mapping, an override that is no
     assignment, an unknown key (with the nearest known one), or a value of the wrong type.
     """
@@ -225,12 +230,30 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         raise Pard2Error(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(TrainConfig.model_fields)})")
-    for override in overrides or []:
+    place(document, os.path.dirname(path) if os.path.isfile(path) else "")
+    return config_of(document, overrides or [], str(path))
+
+
+def config_of(document: dict[str, Any], overrides: list[str], where: str) -> TrainConfig:
+    """A run out of its sections, changed by `section.field=value` overrides.
+
+    where: the sections come from; errors begin with it.
+
+    Raises `Pard2Error` as `load_config` does.
+    """
+    for override in overrides:
         _apply(document, override)
     try:
         return TrainConfig.model_validate(document)
     except ValidationError as error:
-        raise Pard2Error(f"{path}: {_explain(error)}") from None
+        raise Pard2Error(f"{where}: {_explain(error)}") from None
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The run with all its paths absolute, to be found from any directory."""
+    document = config.model_dump()
+    place(document, os.getcwd())
+    return TrainConfig.model_validate(document)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:

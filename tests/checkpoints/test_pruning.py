@@ -135,6 +135,15 @@ def test_no_unused_token_is_an_error_and_not_a_guess():
             unused_token(target)
 
 
+def test_a_mask_token_is_asked_for_without_saying_which_might_serve():
+    """Not those that the template writes, nor the one that ends an answer."""
+    tokenizer = byte_tokenizer(special=("<|file|>", "<|repo|>"))
+    tokenizer.chat_template = "<|repo|>" + tokenizer.chat_template
+    target = Target(tiny_model(vocab=len(tokenizer)), tokenizer)
+    with pytest.raises(Pard2Error, match=r"`mask_token`; special tokens that its chat template does not use: 258 \(<\|file\|>\)$"):
+        unused_token(target)
+
+
 def test_a_small_lm_becomes_a_draft_that_says_what_it_said():
     """Its width need not be the target's; the new projection is zero, so features change nothing yet."""
     target, lm = tiny_target(), tiny_lm_draft(hidden=16).eval()

@@ -2,6 +2,7 @@
 what of these is missing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -14,7 +15,7 @@ from pard2.errors import Pard2Error
 from pard2.train import plan
 from pard2.train.dry_run import dry_run
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -31,9 +32,10 @@ def nothing_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_there")
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_cannot_be_planned_without_its_models(recipe):
-    config = load_config(recipe)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_cannot_be_planned_without_its_models(recipe, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    config = load_config(shutil.copy(recipe, "recipes"))  # whose data lies beside that directory
     planned = dry_run(config)
     expected = [config.target.name, *filter(None, [config.draft.path]), config.data.train[0], *filter(None, [config.data.evaluation])]
     assert len(planned.missing) == len(expected)
@@ -47,7 +49,7 @@ def test_a_recipe_cannot_be_planned_without_its_models(recipe):
 
 
 def test_comments_of_a_recipe_name_hardware_and_time():
-    for recipe in RECIPES.glob("*.yaml"):
+    for recipe in RECIPES:
         comments = " ".join(line for line in recipe.read_text().splitlines() if line.startswith("#"))
         assert any(word in comments for word in ("H100", "H200", "EPYC", "assets/smollm2-draft/README.md")), recipe
         assert any(word in comments for word in ("hours", "seconds")) and "xpected" in comments, recipe

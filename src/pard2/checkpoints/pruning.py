@@ -17,6 +17,7 @@ from pard2.models.target import Target
 from pard2.runtime.hidden_states import decoder_blocks
 
 _COMPARED = 8  # tokens that a cut and its target are run over
+_SHOWN_CANDIDATES = 8  # tokens that might serve as mask
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2  # of the largest logit, in float32 and in half precision; both run the same code
 
 
@@ -53,7 +54,7 @@ def unused_token(target: Target) -> int:
     """An id that no text contains: a padding row of the embedding behind the tokenizer's
     last token, or a reserved token.
 
-    Raises `Pard2Error` where there is none to be sure of.
+    Raises `Pard2Error` where there is none to be sure of; it names the special tokens that are likely.
     """
     way_out = "name one that no text contains with `mask_token`"
     if target.tokenizer is None:
@@ -65,8 +66,18 @@ def unused_token(target: Target) -> int:
     added = target.tokenizer.get_added_vocab()
     reserved = sorted(number for token, number in added.items() if "reserved" in token or "unused" in token)
     if not reserved:
-        raise Pard2Error(f"{target.name!r} has no padding row and no reserved token to serve as mask; {way_out}")
+        candidates = ", ".join(f"{number} ({token})" for token, number in _not_in_template(target, target.tokenizer)[:_SHOWN_CANDIDATES])
+        likely = f"; special tokens that its chat template does not use: {candidates}" if candidates else ""
+        raise Pard2Error(f"{target.name!r} has no padding row and no reserved token to serve as mask; {way_out}{likely}")
     return reserved[0]
+
+
+def _not_in_template(target: Target, tokenizer: Tokenizer) -> list[tuple[str, int]]:
+    """Special tokens, with their ids, that neither the chat template nor the end of an answer is made of."""
+    template = str(tokenizer.chat_template or "")
+    used = {*target.eos_token_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    special = [(str(token), number) for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return [(token, number) for token, number in special if token not in template and number not in used]
 
 
 def cut_draft(

@@ -21,8 +21,10 @@ def cache(
     where it was stopped.
     """
     from pard2.config import load_config
+    from pard2.train.first_draft import check_draft_made
 
     run = load_config(config, overrides or [])
+    check_draft_made(run, config)
     speak_fields()
     if run.features.cache is None:
         raise Pard2Error(f"{config} says not where the hidden states shall go; give features.cache=DIR")

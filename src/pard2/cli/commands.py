@@ -192,7 +192,7 @@ def _load(name: str) -> Any:
 
 app = typer.Typer(
     cls=_Commands,
-    help="Train PARD-2 drafts, decode losslessly with them, measure them, hand them on.",
+    help="Train PARD-2 drafts, decode losslessly with them, measure them.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

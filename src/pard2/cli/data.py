@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pard2.cli import cache, prepare
+from pard2.cli import cache, prepare, split
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.flags import Flags, with_records
 from pard2.cli.options import ForceOption, Models, SeedOption
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 app.command("prepare")(prepare.prepare)
 app.command("preview")(prepare.preview)
+app.command("split")(split.split)
 app.command("cache")(cache.cache)
 
 # Many sequences at once leave a draft little to win, so none is taken unasked.

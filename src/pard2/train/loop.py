@@ -28,6 +28,7 @@ from pard2.errors import Pard2Error
 from pard2.files import claim, whole_directory
 from pard2.models.target import Target
 from pard2.train.allocator import keep_freed_memory
+from pard2.train.curve import draw_curve
 from pard2.train.evaluate import check_evaluation, evaluate, evaluation_target
 from pard2.train.metrics import MetricsLog, step_figures
 from pard2.train.optimizer import learning_rate
@@ -37,6 +38,7 @@ from pard2.train.preparation import PreparedRun, prepare_run
 from pard2.train.processes import Processes
 from pard2.train.progress import TrainingProgress
 from pard2.train.run_checkpoint import check_output, save_checkpoint
+from pard2.train.run_log import RunLog
 from pard2.train.step import trained_slots
 from pard2.train.stopping import Stopped, StopSignals
 
@@ -61,10 +63,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     if processes.is_main:
         check_output(config)
     check_evaluation(config)
-    with processes.together(), claim(output) if processes.is_main else nullcontext():
+    with processes.together(), claim(output) if processes.is_main else nullcontext(), RunLog(console, processes.is_main) as log:
         if config.loop.rows_per_step % processes.count:
             raise Pard2Error(f"loop.rows_per_step={config.loop.rows_per_step} cannot be shared out evenly among {processes.count} processes")
-        TrainingLoop(prepare_run(config, processes, console), console).steps()
+        TrainingLoop(prepare_run(config, processes, log), log).steps()
     return output / "draft"
 
 
@@ -79,11 +81,11 @@ class _Seconds:
 class TrainingLoop:
     """The steps of one run."""
 
-    def __init__(self, run: PreparedRun, console: Console) -> None:
-        self.run, self.console = run, console
+    def __init__(self, run: PreparedRun, log: RunLog) -> None:
+        self.run, self.log = run, log
         self.config, self.processes, self.learner, self.progress = run.config, run.processes, run.learner, run.progress
         self.output = Path(run.config.loop.output)
-        self._stop, self._stop_asked = StopSignals(console.print if run.processes.is_main else lambda line: None), False
+        self._stop, self._stop_asked = StopSignals(log.print), False
         self._ahead: Future[Fetched] | None = None
 
     # --- steps ------------------------------------------------------------------------------------
@@ -94,25 +96,33 @@ class TrainingLoop:
         Raises `Stopped` after a step in which a signal came, unless it was the last.
         """
         loop, is_main, progress = self.config.loop, self.processes.is_main, self.progress
-        log = MetricsLog(self.output, self.config.log.tensorboard, self.config.log.wandb, self.config.model_dump(mode="json")) if is_main else None
-        bar = TrainingProgress(self.console, loop.steps, progress.done) if is_main else None
-        with log or nullcontext(), bar or nullcontext(), self.run.cache or nullcontext(), ThreadPoolExecutor(1) as executor, self._stop:
-            if log is not None:
-                log.forget_after(progress.done)
+        log = self.config.log
+        metrics = MetricsLog(self.output, log.tensorboard, log.wandb, self.config.model_dump(mode="json")) if is_main else None
+        self.log.open(self.output / "train.log")
+        bar = TrainingProgress(self.log, loop.steps, progress.done)
+        with metrics or nullcontext(), bar, self.run.cache or nullcontext(), ThreadPoolExecutor(1) as executor, self._stop:
+            if metrics is not None:
+                metrics.forget_after(progress.done)
             self._executor = executor
             for step in range(progress.done, loop.steps):
+                bar.doing(f"step {step + 1:,}")
                 record = self.step(step)
                 progress.done = step + 1
                 last = progress.done == loop.steps
                 due = self.config.data.evaluation is not None and (progress.done % loop.evaluate_every == 0 or last)
                 if due and (last or not self._stopping()):  # whoever stops a run may not wait for an evaluation
+                    bar.doing("evaluating")
                     record["evaluation"] = self.evaluate(record)
-                if log is not None and bar is not None:
-                    log.write(record)
-                    bar.update(record)
+                if metrics is not None:
+                    metrics.write(record)
+                bar.update(record)
                 stopping = self._stopping() and not last
-                if progress.done % loop.save_every == 0 or last or stopping:
+                saved = progress.done % loop.save_every == 0 or last or stopping
+                if saved:
+                    bar.doing("writing a checkpoint")
                     self.save_checkpoint()
+                if is_main and (saved or "evaluation" in record):
+                    draw_curve(self.output)
                 if stopping:
                     # The main process has written the checkpoint by then: a launcher ends all when one ends.
                     self.processes.from_main(progress.done)
@@ -203,7 +213,7 @@ class TrainingLoop:
         progress.skipped += 1
         optimizer.skip()
         if self.processes.is_main:
-            self.console.print(f"step {step + 1}: loss or gradient is not finite; step skipped ({progress.skipped} in all)")
+            self.log.print(f"step {step + 1}: loss or gradient is not finite; step skipped ({progress.skipped} in all)")
         if progress.bad == _MAX_BAD_STEPS:
             raise Pard2Error(f"loss or gradient not finite in {_MAX_BAD_STEPS} steps in a row; lower optimizer.lr. The last checkpoint is whole")
         return norm
@@ -256,7 +266,7 @@ class TrainingLoop:
             results = evaluate(target, draft, self.run.held_out, self.config.loop.evaluation_tokens)
             warning = implausible(record["accuracy_by_depth"], results)
             if warning:
-                self.console.print(f"[bold yellow]warning:[/] {warning}")
+                self.log.print(f"[bold yellow]warning:[/] {warning}")
             length = results[0]["acceptance_length"]
             if length > self.progress.best:
                 self.progress.best = length

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from pard2.checkpoints.loading import load_target
 from pard2.config import TrainConfig
@@ -26,6 +25,7 @@ from pard2.train.plan import make_plan, render, run_steps
 from pard2.train.processes import Processes
 from pard2.train.projection import StandardisedProjection, feature_std
 from pard2.train.run_checkpoint import RunCheckpoint, RunProgress, load_checkpoint
+from pard2.train.run_log import RunLog
 from pard2.train.step import Teacher
 
 _CALIBRATION_DOCUMENTS = 16
@@ -58,7 +58,7 @@ class PreparedRun:
     progress: RunProgress
 
 
-def prepare_run(config: TrainConfig, processes: Processes, console: Console) -> PreparedRun:
+def prepare_run(config: TrainConfig, processes: Processes, log: RunLog) -> PreparedRun:
     """A new run, or one to resume; the main process shows its plan.
 
     Raises `Pard2Error` for models that do not fit each other, data without a token to predict, a cache that
@@ -66,17 +66,21 @@ def prepare_run(config: TrainConfig, processes: Processes, console: Console) -> 
     """
     with processes.main_first():
         pair = meta_pair(config)
-    examples = run_examples(config, *pair)
+    with log.doing("reading the conversations"):
+        examples = run_examples(config, *pair)
     torch.manual_seed(config.loop.seed)
-    target, checkpoint = _load(config, processes)
+    with log.doing(f"loading {config.target.name}"):
+        target, checkpoint = _load(config, processes)
     held_out = _held_out(config, target, examples) if processes.is_main else []
-    draft, attention = _initial_draft(config, processes, target, examples)
+    with log.doing("comparing the draft as it trains with how it decodes"):
+        draft, attention = _initial_draft(config, processes, target, examples)
     found = len(examples)
     cache = _open_cache(config, target, draft)
     if cache is not None:
         examples = cache.admit(examples)
     if config.draft.standardise_features:
-        _standardise(draft, target, examples)
+        with log.doing(f"reading the features of {_CALIBRATION_DOCUMENTS} conversations"):
+            _standardise(draft, target, examples)
     teacher = Teacher.of(target, draft)
     max_length = config.data.row_length or config.data.max_length
     corpus = PackedCorpus(examples, examples.lengths, max_length, config.objective, config.loop.seed, teacher.columns)
@@ -88,9 +92,9 @@ def prepare_run(config: TrainConfig, processes: Processes, console: Console) -> 
     if checkpoint is not None:
         learner.restore(checkpoint)
     if processes.is_main:
-        console.print(render(make_plan(config, target, draft, examples, not_cached=found - len(examples))))
+        log.print(render(make_plan(config, target, draft, examples, not_cached=found - len(examples))))
         if checkpoint is not None:
-            console.print(_resumed_line(checkpoint))
+            log.print(_resumed_line(checkpoint))
     return PreparedRun(
         config=config,
         processes=processes,

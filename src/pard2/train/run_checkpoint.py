@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pard2.config import TrainConfig
+from pard2.config import TrainConfig, absolute, config_of
 from pard2.environment import meta
 from pard2.errors import Pard2Error
 from pard2.files import recover, whole_directory
@@ -32,9 +32,10 @@ _FREE_FIELDS = {
     "features": {"cache", "on_generate"},
     "log": {"tensorboard", "wandb"},
 }
+_SHOWN_DIFFERENCES = 4
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError)
 # What a run leaves in its directory.
-_LEFT = {"checkpoints", "draft", "best", "metrics.jsonl", "tensorboard", "wandb", "wandb-run"}
+_LEFT = {"checkpoints", "draft", "best", "metrics.jsonl", "train.log", "curve.svg", "tensorboard", "wandb", "wandb-run"}
 
 
 @dataclass
@@ -136,9 +137,42 @@ def save_checkpoint(directory: Path, config: TrainConfig, checkpoint: RunCheckpo
     counts = {"skipped": progress.skipped, "bad": progress.bad, "best": progress.best}
     with whole_directory(directory / _name(progress.done)) as beside:
         torch.save(tensors, beside / "state.pt")
-        (beside / "run.json").write_text(json.dumps(run_record(config, progress.done, checkpoint.origin) | counts, indent=1))
+        record = run_record(absolute(config), progress.done, checkpoint.origin) | counts
+        (beside / "run.json").write_text(json.dumps(record, indent=1))
     for old in _saved(directory)[: -config.loop.keep_last]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def resumed_config(output: Path, overrides: list[str]) -> TrainConfig:
+    """The run of the newest checkpoint in `output`, changed by `section.field=value` overrides.
+
+    Its directory may have been moved since. What it reads is found where it was.
+
+    Raises `Pard2Error` where there is no run, or nothing of it to go on with.
+    """
+    newest = _newest(output / "checkpoints")
+    if newest is None:
+        raise Pard2Error(f"{output} holds no run to resume: there is no checkpoint in it; start a run with its YAML file")
+    try:
+        saved = _Saved.model_validate_json((newest / "run.json").read_bytes()).config
+    except _UNREADABLE:
+        raise _unreadable(newest) from None
+    # Without defaults: a field that the run left out may have another value in the draft that it began with.
+    document = absolute(saved).model_dump(exclude_defaults=True)
+    document["loop"]["output"] = str(output)
+    return config_of(document, overrides, str(newest / "run.json"))
+
+
+def _newest(directory: Path) -> Path | None:
+    """The last whole checkpoint, None without one."""
+    if directory.is_dir():
+        for set_aside in directory.glob(".step-*-old"):
+            recover(directory / set_aside.name[1:].removesuffix("-old"))
+    return max(_saved(directory), default=None)
+
+
+def _unreadable(checkpoint: Path) -> Pard2Error:
+    return Pard2Error(f"{checkpoint} is no readable checkpoint; remove it to go on from the one before, or name another loop.output")
 
 
 def load_checkpoint(directory: Path, config: TrainConfig) -> RunCheckpoint | None:
@@ -146,18 +180,17 @@ def load_checkpoint(directory: Path, config: TrainConfig) -> RunCheckpoint | Non
 
     Raises `Pard2Error` if it belongs to a run with another configuration or cannot be read.
     """
-    if directory.is_dir():
-        for set_aside in directory.glob(".step-*-old"):
-            recover(directory / set_aside.name[1:].removesuffix("-old"))
-    saved = _saved(directory)
-    if not saved:
+    newest = _newest(directory)
+    if newest is None:
         return None
-    newest = saved[-1]
     try:
         run = _Saved.model_validate_json((newest / "run.json").read_bytes())
         differing = _difference(run.config, config)
         if differing:
-            raise Pard2Error(f"{directory.parent} holds a run with another {differing[0]}; name another loop.output, or remove it")
+            raise Pard2Error(
+                f"{directory.parent} holds a run with another {_named(differing)}; go on with that run by `pard2 train --resume {directory.parent}`, "
+                "or name another loop.output"
+            )
         if newest.name != _name(run.step) or not run.bad <= run.skipped <= run.step <= run.config.loop.steps:
             raise ValueError
         tensors = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
@@ -166,7 +199,7 @@ def load_checkpoint(directory: Path, config: TrainConfig) -> RunCheckpoint | Non
         if not finite or bool(average) != (config.optimizer.ema is not None):
             raise ValueError
     except _UNREADABLE:
-        raise Pard2Error(f"{newest} is no readable checkpoint; remove it to go on from the one before, or name another loop.output") from None
+        raise _unreadable(newest) from None
     origin, best = run.origin, run.best
     if any(getattr(run.config.loop, field) != getattr(config.loop, field) for field in _EVALUATED):
         # Evaluations to come are of other prompts or lengths, as was asked for: `best` is chosen among them.
@@ -189,14 +222,22 @@ def _saved(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*"))
 
 
-def _difference(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Fields that differ.
+def _difference(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ, with what they were and are.
 
     A run's number of steps, if it is given in epochs, is known only when the data is.
     """
-    then, now = old.model_dump(), new.model_dump()
+    then, now = absolute(old).model_dump(), absolute(new).model_dump()
     for words, config in ((then, old), (now, new)):
         words["optimizer"]["warmup_steps"] = config.optimizer.warmup(old.loop.steps)
     if new.loop.steps is None:
         now["loop"] |= {"steps": old.loop.steps, "epochs": old.loop.epochs}
-    return [f"{s}.{field}" for s in now for field in now[s] if field not in _FREE_FIELDS.get(s, ()) and then[s][field] != now[s][field]]
+    fields = [(section, field) for section in now for field in now[section] if field not in _FREE_FIELDS.get(section, ())]
+    return {f"{s}.{field}": (then[s][field], now[s][field]) for s, field in fields if then[s][field] != now[s][field]}
+
+
+def _named(differing: dict[str, tuple[Any, Any]]) -> str:
+    """The first of them in words."""
+    shown = [f"{field} ({then}, not {now})" for field, (then, now) in list(differing.items())[:_SHOWN_DIFFERENCES]]
+    more = len(differing) - len(shown)
+    return ", ".join(shown) + (f" and {more} more fields" if more else "")
