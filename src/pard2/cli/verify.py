@@ -18,6 +18,7 @@ from pard2.engine.methods import METHODS
 from pard2.engine.options import EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
+from pard2.verify import FEWEST_SAMPLES
 
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
@@ -60,8 +61,6 @@ class Checks:
 
     def read(self, arguments: dict[str, Any]) -> "list[Prompt]":
         """The prompts. Raises `Pard2Error` for them, and for a test of sampling that tests nothing."""
-        from pard2.verify.distribution import FEWEST_SAMPLES
-
         if 0 < self.samples < FEWEST_SAMPLES:
             raise Pard2Error(f"--samples {self.samples} are too few to tell anything; give at least {FEWEST_SAMPLES}, or 0 for no test of sampling")
         if self.samples and SamplingParams(temperature=self.temperature).greedy:

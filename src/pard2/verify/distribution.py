@@ -29,11 +29,11 @@ from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
+from pard2.verify import FEWEST_SAMPLES
 
 FALSE_ALARM = 1e-4
 _BINS = 16  # of the histogram of ranks
-_EXPECTED = 10.0  # in each cell: fewer, and the statistic's tail is no longer chi-square's
-FEWEST_SAMPLES = int(2 * _EXPECTED)  # completions of a prompt: with fewer, not even the first token is tested by itself
+_EXPECTED = FEWEST_SAMPLES / 2  # in each cell: fewer, and the statistic's tail is no longer chi-square's
 _MOST_CELLS = 64  # of one prefix
 _LOGITS = 2**24  # in memory at once
 
