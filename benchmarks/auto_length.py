@@ -59,11 +59,11 @@ def main() -> None:
         repeats=args.repeats,
     )
     file = ResultFile(args.json, plan)
-    run(Runner(plan, target, draft), file, Console(stderr=True))
+    run(Runner(plan, target, {None: draft}), file, Console(stderr=True))
     held = json.loads(args.json.read_text())
     auto = [compare(file.measurements, suite.name, size) for suite in plan.suites for size in args.batch_sizes]
     write_result(args.json, held["meta"], held["results"], auto=auto, plan=held["plan"], chunks=held["chunks"])
-    Console(width=150).print(results_table(held["results"]))
+    Console(width=150).print(results_table(held["results"], 150))
     for one in auto:
         interval = "" if one["interval"] is None else "{:.3f} to {:.3f}".format(*one["interval"])
         print(f"{one['suite']}, batch {one['batch_size']}: auto is {one['ratio']:.3f} of the best fixed K, {one['best_fixed']} {interval}")

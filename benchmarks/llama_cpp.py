@@ -1,6 +1,6 @@
 r"""llama.cpp without a draft against ours, on the same GGUF file and the same prompts, in turn.
 
-    python -m venv .llama && .llama/bin/pip install llama-cpp-python==0.3.36     # compiles for half an hour
+    python -m venv .llama && .llama/bin/pip install llama-cpp-python==0.3.36     # compiles for many minutes
     python benchmarks/llama_cpp.py --python .llama/bin/python --suites eval_gsm8k.jsonl eval_humaneval.jsonl \
         --json docs/results/llama_cpp.json --picture docs/results/llama_cpp.svg
 
@@ -9,6 +9,10 @@ PARD-2 TD, with bfloat16 and with int8 weights, K chosen by the engine. All are 
 tokens, one at a time, on as many threads as torch takes; a rate is of what follows the first token. For each
 prompt everybody comes once, in an order that turns round. The children are processes that stay loaded and
 sleep between prompts; OpenBLAS gets one thread there, since its idle threads spin.
+
+On a Xeon with AMX that build died of an illegal instruction as it decoded. There:
+CMAKE_ARGS="-DGGML_NATIVE=OFF" with -DGGML_X=ON for each X of AVX, AVX2, FMA, F16C, BMI2, AVX512,
+AVX512_VBMI, AVX512_VNNI, AVX512_BF16.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -115,6 +120,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--picture", type=Path, help="an SVG; needs matplotlib")
     args = parser.parse_args()
+    if args.picture and find_spec("matplotlib") is None:  # said before the long run
+        parser.error("--picture needs matplotlib: pip install matplotlib")
     about, suites = meta(), read_suites(args.suites, args.prompts)
     draft, rows = args.draft or embedded_draft(), []
     with tempfile.TemporaryDirectory() as directory:

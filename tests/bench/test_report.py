@@ -59,7 +59,7 @@ def test_acceptance_length_leaves_the_targets_own_token_out_or_averages_prompts(
 def test_one_chunk_pretends_to_know_an_interval():
     result = summary(two_chunks()[:2])[1]
     assert result["speedup_interval"] is None and result["prompts"] == 1
-    results_table([result])
+    results_table([result], 80)
 
 
 def test_prompt_that_differs_in_one_repeat_counts_as_equal():
@@ -98,7 +98,7 @@ def test_answers_of_one_token_divide_by_zero():
     made = [Measurement.of(c, chunk, [one], [one], Totals(prefill_seconds=1.0), 1.0) for c in (AR, TD)]
     for result in summary(made):
         assert result["speedup"] is None and result["acceptance_length"] is None and result["tokens_per_second"] == 0
-        results_table([result])
+        results_table([result], 80)
 
 
 def test_bootstrap_covers_too_little_or_too_much():

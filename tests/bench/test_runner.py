@@ -17,7 +17,7 @@ from tiny import tiny_draft
 @pytest.fixture(scope="module")
 def pair():
     target = chat_target()
-    return target, tiny_draft(target, [0, 2], draft_tokens=6, projection=0.05, mask_token=MASK_ID)
+    return target, {None: tiny_draft(target, [0, 2], draft_tokens=6, projection=0.05, mask_token=MASK_ID)}
 
 
 def quiet() -> Console:
@@ -103,7 +103,7 @@ def test_caches_larger_than_the_memory_are_tried(pair, monkeypatch):
 def test_failed_answers_are_measured(pair):
     target = chat_target(seed=3)
     target.model.lm_head.weight.data.fill_(float("nan"))
-    runner = Runner(plan(methods=()), target, None)
+    runner = Runner(plan(methods=()), target, {})
     with pytest.raises(Pard2Error, match="`method` ar failed: .*NaN"):
         runner.measure(Chunk("gsm8k", 0, 1, 0, 2), lambda one: None)
 

@@ -1,8 +1,13 @@
 """`bench`: what it writes and prints, and what a user can get wrong."""
 
+import csv
+import io
 import json
 
+import huggingface_hub
 import pytest
+
+from pard2.bench import named_suites
 
 
 @pytest.fixture
@@ -66,3 +71,51 @@ def test_bad_input_is_one_line_with_the_flag(bench, draft_directory, lm_director
 def test_refused_run_leaves_a_file(bench, draft_directory, tmp_path):
     bench("-d", draft_directory, "--draft-tokens", "7", "--json", tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
+
+
+def test_several_drafts_run_in_turn(bench, draft_directory, lm_directory, tmp_path):
+    file = tmp_path / "r.json"
+    result = bench("-d", f"new={draft_directory}", "-d", lm_directory, "--json", file)
+    assert result.code == 0, result
+    held = json.loads(file.read_text())
+    assert held["plan"]["draft"] == {"new": str(draft_directory), "lm": str(lm_directory)}
+    assert [(r["method"], r["draft"]) for r in held["results"]] == [("ar", None), ("pard2-td", "new"), ("vsd", "lm")]
+    assert [c["configuration"].get("draft") for c in held["chunks"]] == [None, "new", "lm"] * 2  # chunk by chunk
+    assert "draft" in result.out and "new" in result.out and "lm" in result.out
+    before = file.read_bytes()
+    assert bench("-d", f"new={draft_directory}", "-d", lm_directory, "--json", file).code == 0 and file.read_bytes() == before
+
+
+def test_one_draft_has_no_name_in_the_file(bench, draft_directory, tmp_path):
+    assert bench("-d", f"new={draft_directory}", "--json", tmp_path / "r.json").code == 0
+    held = json.loads((tmp_path / "r.json").read_text())
+    assert held["plan"]["draft"] == str(draft_directory) and "draft" not in held["results"][0]
+    assert all("draft" not in one for one in (*held["plan"]["configurations"], *(chunk["configuration"] for chunk in held["chunks"])))
+
+
+def test_drafts_that_cannot_be_told_apart(bench, draft_directory):
+    assert "another draft is called 'draft' already; name them" in bench("-d", draft_directory, "-d", draft_directory).error
+    assert "not of the form NAME=DRAFT" in bench("-d", "a=", "-d", "b=x").error
+
+
+def test_formats_for_papers(bench, draft_directory):
+    rows = list(csv.DictReader(io.StringIO(bench("-d", draft_directory, "--format", "csv").out)))
+    assert [row["method"] for row in rows] == ["ar", "pard2-td"] and float(rows[1]["tokens_per_second"]) > 0
+    lines = bench("-d", draft_directory, "--format", "markdown").out.splitlines()
+    assert lines[0].endswith("small, batch 1, K auto, temperature 0") and lines[2].startswith("| method | tokens/s | speed-up (95 %) |")
+    assert lines[4].startswith("| ar |") and lines[5].startswith("| pard2-td |")
+    assert "--format 'latex' is not one of table, markdown, csv" in bench("--format", "latex").error
+
+
+def test_a_suite_by_name_without_a_network(bench, tmp_path, monkeypatch):
+    """The results cannot be taken for the suite's."""
+    monkeypatch.setenv("PARD2_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(named_suites, "_OWN", tmp_path)  # the tiny model reads no prompt as long as ours
+    (tmp_path / "arithmetic.jsonl").write_text('{"messages": [{"role": "user", "content": "2+2"}]}\n' * 10)
+    result = bench("-s", "gsm8k", "--json", tmp_path / "r.json")
+    assert result.code == 0 and "no network: ten prompts of our own in place of gsm8k" in result.err and "own-arithmetic" in result.out
+    held = json.loads((tmp_path / "r.json").read_text())
+    assert held["plan"]["suites"][0]["source"] == "written for pard2, in place of gsm8k" and held["results"][0]["suite"] == "own-arithmetic"
+    unknown = bench("-s", "gsm8k,gsm9k").error
+    assert unknown.startswith("-s 'gsm9k': there is no suite of that name; known are gsm8k, ") and unknown.endswith("a path to JSONL works, too")

@@ -1,5 +1,8 @@
 """Decoding with weights in our own forms: every method says what plain decoding says, to the token."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -146,3 +149,16 @@ def test_parallel_drafts_of_any_kind_decode_in_int8():
     prompts, params = random_prompts(3, seed=3), SamplingParams(20)
     expected = [out.token_ids for out in Engine(target, None, "ar").generate(prompts, params)]
     assert [out.token_ids for out in Engine(target, draft, "pard", 5).generate(prompts, params)] == expected
+
+
+def test_everything_but_our_own_kernels_does_without_numba(directories):
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from pard2 import Engine, SamplingParams\n"
+        "engine = Engine.from_pretrained(sys.argv[1], sys.argv[2], device='cpu')\n"
+        "(one,) = engine.generate([[1, 2, 3]], SamplingParams(4, ignore_eos=True))\n"
+        "print(engine.target.weight_format, len(one.token_ids))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *directories], capture_output=True, text=True, timeout=250)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.split()[0] not in ("panels", "int8") and run.stdout.split()[1] == "4"

@@ -81,7 +81,7 @@ class Measurement:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"configuration": self.configuration.as_dict()}
 
     @classmethod
     def from_dict(cls, values: object) -> "Measurement":

@@ -4,7 +4,7 @@ It runs nothing.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -25,17 +25,22 @@ class Configuration:
     """A way to decode.
 
     draft_tokens: as in `EngineOptions`; 0 for `ar`, which proposes nothing
+    draft: name of the draft that proposes, where a run has several
     """
 
     method: str
     batch_size: int
     draft_tokens: DraftTokens
     temperature: float
+    draft: str | None = None
 
     @property
     def base(self) -> "Configuration":
         """Plain decoding under the same conditions, which speed is compared with."""
         return Configuration(PLAIN, self.batch_size, 0, self.temperature)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "draft" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Chunk:
 class Plan:
     """All that decides what is measured.
 
-    target, draft: as they were named
+    target, draft: as they were named; several drafts by the names that configurations have for them
     dtype, device: names
     max_new_tokens: of an answer
     ignore_eos: answers of exactly max_new_tokens
@@ -67,7 +72,7 @@ class Plan:
     """
 
     target: str
-    draft: str | None
+    draft: str | Mapping[str, str] | None
     dtype: str
     device: str
     suites: tuple[Suite, ...]
@@ -79,6 +84,12 @@ class Plan:
     tree: TreeNodes = 0
     cuda_graphs: bool | None = None
     weights: str = "auto"
+
+    @property
+    def title(self) -> str:
+        """What all results have in common that they do not say themselves."""
+        draft = f", draft {self.draft}" if isinstance(self.draft, str) else ""
+        return f"{self.target}{draft}, {self.dtype} on {self.device}, up to {self.max_new_tokens} tokens"
 
     @property
     def prompts(self) -> int:
@@ -112,19 +123,27 @@ class Plan:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {
             "suites": [suite.as_dict() for suite in self.suites],
-            "configurations": [dataclasses.asdict(configuration) for configuration in self.configurations],
+            "configurations": [configuration.as_dict() for configuration in self.configurations],
         }
 
 
 def configurations(
-    methods: Sequence[str], batch_sizes: Sequence[int], draft_tokens: Sequence[DraftTokens], temperatures: Sequence[float]
+    methods: Sequence[str] | Mapping[str | None, Sequence[str]],
+    batch_sizes: Sequence[int],
+    draft_tokens: Sequence[DraftTokens],
+    temperatures: Sequence[float],
 ) -> tuple[Configuration, ...]:
-    """Every combination once, with `ar` as the base of each batch size and temperature."""
+    """Every combination once, with `ar` as the base of each batch size and temperature.
+
+    methods: those of each draft, by its name, where there are several
+    """
+    by_draft: Mapping[str | None, Sequence[str]] = methods if isinstance(methods, Mapping) else {None: methods}
     found = []
     for size in batch_sizes:
         for temperature in temperatures:
             found.append(Configuration(PLAIN, size, 0, temperature))
-            found += [Configuration(method, size, k, temperature) for method in methods if method != PLAIN for k in draft_tokens]
+            for draft, names in by_draft.items():
+                found += [Configuration(name, size, k, temperature, draft) for name in names if name != PLAIN for k in draft_tokens]
     return tuple(dict.fromkeys(found))
 
 

@@ -51,12 +51,13 @@ class LiveTable:
         self._refresh(self._where)
 
     def announce(self, configuration: Configuration) -> None:
-        name = f"{configuration.method}, batch {configuration.batch_size}, K {configuration.draft_tokens}"
+        of = f" of {configuration.draft}" if configuration.draft else ""
+        name = f"{configuration.method}{of}, batch {configuration.batch_size}, K {configuration.draft_tokens}"
         self._refresh(f"{self._where}: {name}, temperature {configuration.temperature:g}")
 
     def _refresh(self, line: str) -> None:
         text = Text(printable(line), style="dim")
-        self._live.update(Group(results_table(self._results), text) if self._results else text, refresh=True)
+        self._live.update(Group(results_table(self._results, self._live.console.width), text) if self._results else text, refresh=True)
 
 
 @contextmanager

@@ -19,17 +19,20 @@ def summarise(plan: Plan, measurements: Sequence[Measurement]) -> list[Result]:
     """One result for each suite and configuration measured so far, in the shape that docs/bench.md
     describes.
     """
-    results = []
+    results, several = [], any(configuration.draft is not None for configuration in plan.configurations)
     for suite in plan.suites:
         found: dict[Configuration, list[Measurement]] = {}
-        for one in measurements:
-            if one.chunk.suite == suite.name:
-                found.setdefault(one.configuration, []).append(one)
-        results += [_result(suite.name, found[c], found[c.base]) for c in plan.configurations if c in found]
+        for measured in measurements:
+            if measured.chunk.suite == suite.name:
+                found.setdefault(measured.configuration, []).append(measured)
+        for one in plan.configurations:
+            if one in found:
+                named = {"suite": suite.name} | ({"draft": one.draft} if several else {})
+                results.append(named | _result(found[one], found[one.base]))
     return results
 
 
-def _result(suite: str, ours: list[Measurement], base: list[Measurement]) -> Result:
+def _result(ours: list[Measurement], base: list[Measurement]) -> Result:
     """ours, base: measurements of the same chunks, in the same order"""
     configuration = ours[0].configuration
     totals = sum((one.totals for one in ours), Totals())
@@ -43,7 +46,6 @@ def _result(suite: str, ours: list[Measurement], base: list[Measurement]) -> Res
     counts = [(sum(a.accepted for a in tries), sum(a.cycles for a in tries)) for tries in answers.values()]
     counts = [count for count in counts if count[1]]
     return {
-        "suite": suite,
         "method": configuration.method,
         "batch_size": configuration.batch_size,
         "draft_tokens": configuration.draft_tokens,

@@ -4,7 +4,7 @@ So a machine that changes its speed changes it for all configurations alike.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
@@ -28,7 +28,9 @@ _WARM_UP_TOKENS = 32
 
 
 class Runner:
-    """One engine for each configuration, all on the same two models.
+    """One engine for each configuration, all on the same models.
+
+    drafts: by the names that configurations have for them; the only one has the name None
 
     Engines live as long as the run, and so does what `auto` learns.
 
@@ -36,7 +38,7 @@ class Runner:
     do not fit the memory.
     """
 
-    def __init__(self, plan: Plan, target: Target, draft: Draft | None) -> None:
+    def __init__(self, plan: Plan, target: Target, drafts: Mapping[str | None, Draft]) -> None:
         self.plan = plan
         self._prompts = {suite.name: [_encode(target, i, p) for i, p in zip(suite.ids, suite.prompts, strict=True)] for suite in plan.suites}
         longest = max(len(prompt) for prompts in self._prompts.values() for prompt in prompts) + plan.max_new_tokens
@@ -46,7 +48,7 @@ class Runner:
             # Room for a whole batch, however the gaps between its members lie.
             positions = (2 * one.batch_size - 1) * longest
             method = METHODS[one.method]
-            used = draft if method.needs else None
+            used = drafts.get(one.draft) if method.needs else None
             self._engines[one] = Engine(
                 target,
                 used,

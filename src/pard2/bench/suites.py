@@ -1,13 +1,15 @@
-"""Suites: the prompts that a benchmark asks, read from JSONL files. It knows no tokenizer."""
+"""Suites: the prompts that a benchmark asks, from files or by a known name. It knows no tokenizer."""
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pard2.bench.named_suites import NAMED_SUITES, read_named
 from pard2.data.arguments import distinct_arguments, to_prompts
 from pard2.data.records import Message, Record, read_records
 from pard2.errors import Pard2Error
@@ -21,11 +23,13 @@ class Suite:
     ids: of the records
     prompts: of each record messages that end with a user's; a whole record where the template gets more than
         these
+    source: where the prompts of a suite that was asked for by its name are from; None for a file
     """
 
     name: str
     ids: tuple[str, ...]
     prompts: tuple[list[Message] | Record, ...]
+    source: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -33,29 +37,45 @@ class Suite:
         return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """What results say of it; the different `chat_template_kwargs` only where there are any."""
+        """What results say of it; the different `chat_template_kwargs`, and the source, only where there are
+        any.
+        """
         arguments = distinct_arguments(self.prompts)
         said = {"name": self.name, "prompts": len(self.prompts), "digest": self.digest}
-        return said | ({"chat_template_kwargs": arguments} if any(arguments) else {})
+        return said | ({"source": self.source} if self.source else {}) | ({"chat_template_kwargs": arguments} if any(arguments) else {})
 
 
-def read_suites(paths: Sequence[Path], most: int | None = None, arguments: dict[str, Any] | None = None) -> list[Suite]:
-    """Each file as a suite, named for the file (`eval_gsm8k.jsonl` is gsm8k).
+def read_suites(names: Sequence[str | Path], most: int | None = None, arguments: dict[str, Any] | None = None) -> list[Suite]:
+    """Each name of `NAMED_SUITES`, or file, as a suite; a file's is named for it (`eval_gsm8k.jsonl` is
+    gsm8k).
 
-    most: how many records of each file, the first ones; None for all
+    most: how many records of each, the first ones; None for all
     arguments: what the chat template gets, where a record does not say otherwise
 
-    Raises `Pard2Error` for a file without records, a record without a user's message, and two files of one
-    name.
+    Raises `Pard2Error` for a name that nobody has, a file without records, a record without a user's message,
+    and two suites of one name.
     """
-    suites = [_read_suite(path, most, arguments) for path in paths]
+    check_suites(names)
+    suites = [_read_suite(str(name), most, arguments) for name in names]
     for number, suite in enumerate(suites):
         if suite.name in [other.name for other in suites[:number]]:
-            raise Pard2Error(f"`suites` {paths[number]}: another suite is called {suite.name!r} already; rename the file")
+            raise Pard2Error(f"`suites` {names[number]}: another suite is called {suite.name!r} already; rename the file")
     return suites
 
 
-def _read_suite(path: Path, most: int | None, arguments: dict[str, Any] | None) -> Suite:
-    records = read_records(path)[:most]
-    prompts = tuple(to_prompts(records, arguments, f"`suites` {path}"))
-    return Suite(path.stem.removeprefix("eval_"), tuple(record["id"] for record in records), prompts)
+def check_suites(names: Sequence[str | Path]) -> None:
+    """Raises `Pard2Error` for a name that is no known suite's and cannot be a path."""
+    for name in map(str, names):
+        if name not in NAMED_SUITES and re.fullmatch(r"[\w-]+", name) and name != "-" and not Path(name).exists():
+            raise Pard2Error(
+                f"`suites` {name!r}: there is no suite of that name; known are {', '.join(NAMED_SUITES)}, and a path to JSONL works, too"
+            )
+
+
+def _read_suite(name: str, most: int | None, arguments: dict[str, Any] | None) -> Suite:
+    if name in NAMED_SUITES:
+        called, records, source = read_named(name)
+    else:
+        called, records, source = Path(name).stem.removeprefix("eval_"), read_records(name), None
+    prompts = tuple(to_prompts(records[:most], arguments, f"`suites` {name}"))
+    return Suite(called, tuple(record["id"] for record in records[:most]), prompts, source)

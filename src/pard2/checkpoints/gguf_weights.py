@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pard2.errors import Pard2Error, first_line
-from pard2.kernels.panels import quantised
+from pard2.hf import PreTrainedModel
 from pard2.models.identity import chosen_tensors, identity_of, scattered
 
 _PIECE = 2**18  # numbers that are expanded at once; the library takes several times their bytes
@@ -81,6 +80,8 @@ class GgufWeights:
 
     def _expanded(self, name: str) -> Tensor:
         from gguf import dequantize
+
+        from pard2.kernels.panels import quantised  # numba is an extra
 
         tensor, shape = self._tensors[name], list(reversed(self._tensors[name].shape.tolist()))
         expanded = torch.empty(shape, dtype=self._dtype)

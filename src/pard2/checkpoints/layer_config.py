@@ -4,9 +4,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedConfig
 
 _FIRST = ("first_k_dense_replace", "num_dense_layers")  # so many of the first layers differ from all others
 _TIES = {

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, described, gguf_file
 from pard2.checkpoints.gguf_weights import stored_format
@@ -22,6 +21,7 @@ from pard2.checkpoints.quantisation import check_quantisation, check_unread
 from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
 from pard2.errors import Pard2Error, first_line
+from pard2.hf import GenerationConfig, PreTrainedConfig, PreTrainedModel, Tokenizer
 from pard2.kernels.weight_format import WeightFormat, check_format
 from pard2.models.target import Target
 from pard2.reading import read_json
@@ -90,7 +90,7 @@ def load_config(name: str) -> PreTrainedConfig:
     path = resolve(name)
     with load_errors(name):
         _check_objects(path, "config.json")
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         _ = config.to_dict(), config.get_text_config().to_dict()  # what raises, raises here
         for field, most in _MOST.items():
             value = getattr(config.get_text_config(), field, None)
@@ -106,7 +106,7 @@ def load_generation_config(name: str) -> GenerationConfig | None:
     directory = model_directory(name, _GENERATION)
     with load_errors(name):
         _check_objects(str(directory), _GENERATION)
-        config = GenerationConfig.from_pretrained(directory) if (directory / _GENERATION).is_file() else None
+        config = transformers.GenerationConfig.from_pretrained(directory) if (directory / _GENERATION).is_file() else None
         ends = None if config is None else config.eos_token_id
         if not all(type(end) is int for end in (ends if isinstance(ends, list) else [0 if ends is None else ends])):
             raise ValueError(f"{_GENERATION} says eos_token_id = {ends!r}")
@@ -119,7 +119,7 @@ def empty_model(config: PreTrainedConfig, name: str) -> PreTrainedModel:
     Raises `Pard2Error` where transformers can make none.
     """
     with load_errors(name), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -144,7 +144,9 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
         check_weights(name, wanted_weights(empty), weights)
     with load_errors(name, device):
         if coded:
-            model, report = AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, use_safetensors=True, **options)
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                directory, config=config, trust_remote_code=False, use_safetensors=True, **options
+            )
         else:  # of these weights and no others, whatever else may lie in the directory
             model, report = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, **options)
         model = model.to(device)
@@ -211,7 +213,7 @@ def load_tokenizer(name: str) -> Tokenizer | None:
         return None
     with load_errors(name):
         _check_objects(path, "tokenizer_config.json", "special_tokens_map.json")
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not isinstance(tokenizer.chat_template, str | dict | None) or not isinstance(tokenizer.model_max_length, int | float):
             raise ValueError("its tokenizer's chat_template is no text, or its model_max_length no number")
         return tokenizer

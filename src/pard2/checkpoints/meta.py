@@ -2,8 +2,8 @@
 what they cost and what fits."""
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from pard2.checkpoints.draft_spec import read_spec
 from pard2.checkpoints.embedded import embedded_draft
@@ -41,7 +41,7 @@ def meta_draft(name: str, target: Target) -> Draft:
         if spec is not None and spec.shared_vocabulary:
             lm = without_vocabulary(config, torch.float32)
         else:
-            lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            lm = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if spec is not None and spec.target_layers is not None:
             target.check_layers(spec.target_layers)
             projection = nn.Linear(target.hidden_size * len(spec.target_layers), hidden, bias=spec.bias)

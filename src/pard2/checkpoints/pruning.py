@@ -4,14 +4,14 @@ of the target's own layers."""
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.checkpoints.layer_config import config_of_layers
 from pard2.checkpoints.quantisation import check_quantisation
 from pard2.checkpoints.read import without_vocabulary
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedModel, Tokenizer
 from pard2.models.draft import DEFAULT_SCALE, DEFAULT_TARGET_LAYERS, Draft, DraftSpec, neutral_row
 from pard2.models.target import Target
 from pard2.runtime.hidden_states import decoder_blocks
@@ -126,7 +126,7 @@ def cut_draft(
     if shared_vocabulary:
         lm = without_vocabulary(config, target.model.dtype)
     else:
-        lm = AutoModelForCausalLM.from_config(config, dtype=target.model.dtype)
+        lm = transformers.AutoModelForCausalLM.from_config(config, dtype=target.model.dtype)
     _check_layers(target, lm, layers)
     _copy_layers(target, lm, layers, shared_vocabulary)
     draft = _new_draft(lm, spec, target.tokenizer, f"{target.name}[{','.join(map(str, layers))}]")

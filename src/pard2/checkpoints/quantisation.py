@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterable
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.quantizers import AutoHfQuantizer
 
 from pard2.errors import Pard2Error, first_line
+from pard2.hf import PreTrainedConfig, PreTrainedModel
 
 # Scales of activations and caches, which plain weights do without, and buffers that older checkpoints kept.
 _UNNEEDED = re.compile(
@@ -30,6 +29,8 @@ def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False)
     asked = config.to_dict().get("quantization_config") or config.get_text_config().to_dict().get("quantization_config")
     if asked is None:
         return False
+    from transformers.quantizers import AutoHfQuantizer
+
     method = asked.get("quant_method") if isinstance(asked, dict) else asked
     method = method[:] if isinstance(method, str) else method  # the text of an enum's member
     try:

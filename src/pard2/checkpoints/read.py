@@ -9,8 +9,8 @@ import copy
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pard2.checkpoints.draft_spec import read_spec
 from pard2.checkpoints.embedded import embedded_draft
@@ -20,6 +20,7 @@ from pard2.checkpoints.projection_file import USE_TI, mask_embedding_of, mask_fe
 from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import WHOLE, check_weights, wanted_weights
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedConfig, PreTrainedModel
 from pard2.kernels.weight_format import WeightFormat
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.identity import warn_of_another
@@ -129,7 +130,7 @@ def without_vocabulary(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrain
     `Draft.share_vocabulary`."""
     small = copy.deepcopy(config)
     small.vocab_size, small.pad_token_id, small.tie_word_embeddings = 1, None, False
-    lm = AutoModelForCausalLM.from_config(small, dtype=dtype)
+    lm = transformers.AutoModelForCausalLM.from_config(small, dtype=dtype)
     lm.config.vocab_size, lm.config.pad_token_id = config.vocab_size, config.pad_token_id
     return lm
 

@@ -9,10 +9,11 @@ import json
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+import transformers
 
 from pard2.checkpoints.layer_config import config_of_layers
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedConfig, PreTrainedModel
 from pard2.runtime.hidden_states import HiddenStateRecorder
 from pard2.runtime.support import check_supported, new_decoder
 
@@ -33,7 +34,7 @@ def twin(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel | None:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             small = type(text).from_dict(_narrow(_some_layers(text)))
-            model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval().requires_grad_(False)
+            model = transformers.AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval().requires_grad_(False)
             sound = model(torch.arange(8)[None], use_cache=False).logits.isfinite().all()
     except Exception:  # as many kinds of failure as there are modeling files
         return None

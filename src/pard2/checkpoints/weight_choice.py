@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from pard2.cache_directory import cache_directory
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedModel
 from pard2.kernels.weight_format import WeightFormat, check_format, has_panels, weight_formats
 from pard2.runtime.fastest_format import Times, fastest, format_times
 from pard2.runtime.llama_decoder import is_llama_like

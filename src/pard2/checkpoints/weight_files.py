@@ -6,9 +6,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from pard2.errors import Pard2Error, first_line
+from pard2.hf import PreTrainedModel
 from pard2.reading import read_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -1,14 +1,17 @@
 """`pard2 bench`: methods x suites x batch sizes x draft lengths x temperatures, side by side in one run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pard2.bench.named_suites import NAMED_SUITES
+from pard2.bench.suites import check_suites
 from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
 from pard2.cli.options import EMBEDDED, ForceOption, Models, SeedOption, choose_draft, note_weights, parse_list
+from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method
 from pard2.engine.options import EngineOptions
@@ -24,7 +27,16 @@ if TYPE_CHECKING:
     from pard2.models.draft import Draft
     from pard2.models.target import Target
 
-_WIDTH = 150  # of a table that goes into a file
+_ALL_BUT_DRAFT = tuple(field.name for field in fields(Models) if field.name != "draft")
+FORMATS = ("table", "markdown", "csv")
+DraftsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        *("-d", "--draft"),
+        metavar="[NAME=]DRAFT",
+        help="Directory, hub id, or 'smollm2' (the default for that target); given several times, drafts are compared, each under its name.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +44,12 @@ class Work:
     """What is decoded, by which configurations; lists are read by the properties."""
 
     suites: Annotated[
-        str, typer.Option("-s", "--suites", metavar="SUITE[,SUITE]", help="JSONL files of records with `messages`; the last user turn is answered.")
+        str,
+        typer.Option(
+            *("-s", "--suites"),
+            metavar="SUITE[,SUITE]",
+            help=f"{', '.join(NAMED_SUITES)}; or JSONL files, or data sets of the hub, of conversations; the last user turn is answered.",
+        ),
     ]
     methods: Annotated[
         str | None,
@@ -53,8 +70,8 @@ class Work:
         return None if self.methods is None else parse_list("-m", self.methods, str)
 
     @property
-    def paths(self) -> list[Path]:
-        return parse_list("-s", self.suites, Path)
+    def suite_names(self) -> list[str]:
+        return parse_list("-s", self.suites, str)
 
     @property
     def sizes(self) -> list[int]:
@@ -70,6 +87,7 @@ class Work:
 
     def check(self, options: EngineOptions, has_draft: bool) -> None:
         """Raises `Pard2Error` for whatever can be told before anything is loaded."""
+        check_suites(self.suite_names)
         for heat in self.heats:
             SamplingParams(temperature=heat)
         for name in self.names or ():
@@ -83,26 +101,31 @@ class Work:
         if self.names is not None:
             _check_trees(self.names, options)
 
-    def configurations(self, draft: "Draft | None", options: EngineOptions) -> "tuple[Configuration, ...]":
+    def configurations(self, drafts: "dict[str | None, Draft]", options: EngineOptions) -> "tuple[Configuration, ...]":
+        """drafts: by name; the only one has the name None"""
         from pard2.bench.plan import configurations
 
-        names = self.names or [choose_method(None, draft)]
-        _check_trees(names, options)
-        return configurations(names, self.sizes, self.ks, self.heats)
+        methods = {name: self.names or [choose_method(None, draft)] for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
+        _check_trees([method for names in methods.values() for method in names], options)
+        return configurations(methods, self.sizes, self.ks, self.heats)
 
 
 def _check_trees(names: list[str], options: EngineOptions) -> None:
     """Raises `Pard2Error` for a tree that none of the methods would propose."""
     if options.tree != 0 and not any(METHODS[name].trees for name in names):
-        raise Pard2Error(f"--tree {options.tree}: {', '.join(names)} proposes no trees; name a method that does with -m, or leave --tree away")
+        raise Pard2Error(
+            f"--tree {options.tree}: {', '.join(dict.fromkeys(names))} proposes no trees; name a method that does with -m, or leave --tree away"
+        )
 
 
 @with_records
 def bench(
     context: typer.Context,
-    models: Models,
+    models: Annotated[Models, Flags(*_ALL_BUT_DRAFT)],
     work: Work,
     options: Annotated[EngineOptions, Flags("tree", "cuda_graphs")],
+    drafts: DraftsOption = None,
+    shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table",
     path: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Keep the results here, chunk by chunk; the same command goes on where a run was stopped."),
@@ -110,34 +133,61 @@ def bench(
     force: ForceOption = False,
 ) -> None:
     """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding."""
+    if shown not in FORMATS:
+        raise Pard2Error(f"--format {shown!r} is not one of {', '.join(FORMATS)}")
     arguments = parse_template_args(work.template_arguments)
+    named = name_drafts(drafts)
     needs_draft = work.names is None or any(name != PLAIN for name in work.names)
-    found = choose_draft(models.target, models.draft, None if needs_draft else PLAIN)
-    work.check(options, found is not None)
+    chosen = {name: choose_draft(models.target, draft, None if needs_draft else PLAIN) for name, draft in named.items()}
+    found = {name: draft for name, draft in chosen.items() if draft is not None}
+    work.check(options, bool(found))
     if path is not None:
-        context.with_resource(new_file(path, (*work.paths, models.target, found)))
+        context.with_resource(new_file(path, (*work.suite_names, models.target, *found.values())))
     with working("importing torch"):
         from pard2.bench.result_file import ResultFile
         from pard2.bench.runner import Runner
         from pard2.bench.suites import read_suites
 
-    suites = read_suites(work.paths, work.prompts, arguments)
-    target, draft = _load(models, found if needs_draft else None, work.names, max(work.sizes))
-    check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
-    plan = _plan(models, work, options, suites, draft)
-    runner = Runner(plan, target, draft)
+    with working("reading the suites"):
+        suites = read_suites(work.suite_names, work.prompts, arguments)
+    target, loaded = _load(models, found if needs_draft else {}, work.names, max(work.sizes))
+    for draft in loaded.values() or [None]:
+        check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
+    # By their names: where they lie on this machine matters to nobody.
+    plan = _plan(models, work, options, suites, loaded, {name: named[name] or EMBEDDED for name in loaded})
+    runner = Runner(plan, target, loaded)
     file = ResultFile(path, plan, force)
     print_note(
         f"{len(plan.configurations)} configurations x {plan.prompts} prompts x {plan.repeats} x up to {plan.max_new_tokens} new tokens: "
         f"{plan.most_tokens:,} tokens at most, caches of {runner.cache_bytes / 1e9:.2f} GB"
     )
-    _run(runner, file, force)
+    _run(runner, file, force, shown)
 
 
-def _load(models: Models, draft: str | None, names: list[str] | None, sequences: int) -> "tuple[Target, Draft | None]":
+def name_drafts(words: list[str] | None) -> dict[str | None, str | None]:
+    """Drafts by the names that tell them apart: `NAME=DRAFT`, else the last part of where they are.
+
+    The only one needs no name. Raises `Pard2Error` for a name that two have.
+    """
+    if not words:
+        return {None: None}
+    named: dict[str | None, str | None] = {}
+    for word in words:
+        name, equals, draft = word.partition("=")
+        if not equals or "/" in name or Path(word).exists():
+            name, draft = Path(word).name, word
+        if not name or not draft:
+            raise Pard2Error(f"-d {word!r} is not of the form NAME=DRAFT")
+        if name in named:
+            raise Pard2Error(f"-d {word!r}: another draft is called {name!r} already; name them, as in -d first=DIR -d second=DIR")
+        named[name] = draft
+    return named if len(named) > 1 else {None: draft}
+
+
+def _load(models: Models, drafts: dict[str | None, str], names: list[str] | None, sequences: int) -> "tuple[Target, dict[str | None, Draft]]":
     """The models.
 
-    The draft's projection is required where a method wants it; where none does, it is not read.
+    The drafts' projections are required where a method wants them; where none does, they are not read.
     """
     from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
     from pard2.checkpoints.read import load_draft
@@ -147,24 +197,25 @@ def _load(models: Models, draft: str | None, names: list[str] | None, sequences:
         weight_format = asked_format(models.weights, parse_device(models.device), parse_dtype(models.dtype))
         target = load_target(models.target, models.dtype, models.device, weight_format, sequences)
         note_weights(target)
-        if draft is None:
-            return target, None
         wanted = None if names is None else any(METHODS[name].loads_projection for name in names)
-        return target, load_draft(draft, target, parse_dtype(models.dtype), wanted, sequences=sequences)
+        dtype = parse_dtype(models.dtype)
+        return target, {name: load_draft(draft, target, dtype, wanted, sequences=sequences) for name, draft in drafts.items()}
 
 
-def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suite]", draft: "Draft | None") -> "Plan":
+def _plan(
+    models: Models, work: Work, options: EngineOptions, suites: "list[Suite]", drafts: "dict[str | None, Draft]", named: dict[str | None, str]
+) -> "Plan":
+    """named: what the user calls each draft."""
     from pard2.bench.plan import Plan
     from pard2.checkpoints.loading import parse_device, parse_dtype
 
-    named = models.draft or (EMBEDDED if draft is not None else None)  # by its name: where it lies on this machine matters to nobody
     return Plan(
         target=models.target,
-        draft=named,
+        draft=named.get(None) if len(named) < 2 else {str(name): draft for name, draft in named.items()},
         dtype=str(parse_dtype(models.dtype)).removeprefix("torch."),
         device=parse_device(models.device).type,
         suites=tuple(suites),
-        configurations=work.configurations(draft, options),
+        configurations=work.configurations(drafts, options),
         max_new_tokens=work.max_new_tokens,
         ignore_eos=work.ignore_eos,
         repeats=work.repeats,
@@ -175,13 +226,11 @@ def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suit
     )
 
 
-def _run(runner: "Runner", file: "ResultFile", force: bool) -> None:
-    """Measure what the file lacks, and print the table."""
-    from rich.console import Console
-
+def _run(runner: "Runner", file: "ResultFile", force: bool, shown: str) -> None:
+    """Measure what the file lacks, and print the results."""
     from pard2.bench.report import summarise
     from pard2.bench.runner import run
-    from pard2.bench.table import results_table
+    from pard2.bench.table import results_csv, results_markdown, results_table
 
     if file.done:
         print_note(f"going on with {file.path}: {len(file.done)} of {len(list(runner.plan.chunks()))} chunks are there")
@@ -191,4 +240,9 @@ def _run(runner: "Runner", file: "ResultFile", force: bool) -> None:
         if file.path is not None and file.done:
             print_note(f"{len(file.done)} chunks are in {file.path}; the same command{' without --force' * force} goes on from there")
         raise
-    Console(width=None if Console().is_terminal else _WIDTH).print(results_table(summarise(runner.plan, file.measurements)))
+    results, title = summarise(runner.plan, file.measurements), runner.plan.title
+    if shown == "table":
+        out = output_console()
+        out.print(results_table(results, out.width, title))
+    else:
+        typer.echo(results_csv(results) if shown == "csv" else results_markdown(results, title))

@@ -1,9 +1,9 @@
 """Text as it is made, the tokens that the draft had proposed in another colour than the target's own."""
 
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.engine.statistics import Step
+from pard2.hf import Tokenizer
 from pard2.reading import printable
 
 DRAFTED = "green"

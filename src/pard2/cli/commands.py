@@ -6,17 +6,19 @@ A command is imported when it is asked for, and imports what it needs when it ru
 import contextlib
 import errno
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pard2 import __version__
 from pard2.cli import interrupts
+from pard2.cli.examples import EXAMPLES
 from pard2.errors import BAD_INPUT, Pard2Error, Pard2Warning, first_line
 
 COMMANDS = {
@@ -57,6 +59,23 @@ def _told() -> Iterator[None]:
     raise typer.Exit(code)
 
 
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What typer says of a wrong command line, in several lines, becomes a `Pard2Error`."""
+    try:
+        yield
+    except Exception as error:
+        kind, found = type(error).__name__, cast(Any, error)  # by its name: newer versions of typer hold a copy of click
+        if kind == "NoSuchOption":
+            from pard2.cli.hints import no_such_option
+
+            raise no_such_option(found.option_name, found.possibilities or (), found.ctx.command.params, found.ctx.command_path) from None
+        if kind == "NoArgsIsHelpError" or not hasattr(error, "format_message"):
+            raise
+        message = found.format_message().rstrip(".")
+        raise Pard2Error(message[:1].lower() + message[1:]) from None
+
+
 def show_warnings() -> None:
     """Our own warnings become notes of a line, told once among the processes of a run."""
     warnings.simplefilter("always" if os.environ.get("RANK", "0") == "0" else "ignore", Pard2Warning)
@@ -72,7 +91,58 @@ def show_warnings() -> None:
     warnings.showwarning = show  # type: ignore[assignment]  # it is called with places alone
 
 
-class _Command(TyperCommand):
+_PLAIN = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH", "file": "PATH"}
+
+
+class _Common:
+    """Of every command and group: help without names of Python types, hints for options of other programs."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **more: Any) -> Any:
+        with _refused():
+            return super().make_context(info_name, args, parent, **more)  # type: ignore[misc]
+
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for one in params:
+            if not hasattr(one, "display_type"):  # older versions of typer show no types of Python
+                continue
+            if one.param_type_name == "argument":
+                one.display_type_rich = lambda ctx: None  # its name says it
+            elif one.metavar is None and not one.is_flag:
+                kind = re.sub(r"^<(?:list\[)?|\]?>$| range", "", one.display_type(ctx))
+                one.metavar = _PLAIN.get(kind, kind)
+        return params
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Plain: boxes leave too little of 80 columns for words, and what draws them takes long to import."""
+        self.format_usage(ctx, formatter)  # type: ignore[attr-defined]
+        self.format_help_text(ctx, formatter)  # type: ignore[attr-defined]
+        self.format_options(ctx, formatter)
+        examples = EXAMPLES.get(ctx.command_path.partition(" ")[2], ())
+        if examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"{' ' * formatter.current_indent}{example}\n" for example in examples))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for one in self.get_params(ctx):
+            group = getattr(one, "rich_help_panel", None) or f"{one.param_type_name.title()}s"
+            if record := one.get_help_record(ctx):
+                groups.setdefault(group, []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+        if isinstance(self, TyperGroup):
+            self.format_commands(ctx, formatter)
+
+
+class _Group(_Common, TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        with _refused():
+            return super().resolve_command(ctx, args)
+
+
+class _Command(_Common, TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         from pard2.cli.flags import speak_flags_of
 
@@ -80,7 +150,7 @@ class _Command(TyperCommand):
         return super().invoke(ctx)
 
 
-class _Commands(TyperGroup):
+class _Commands(_Group):
     """The subcommands, each imported when it is asked for; to name them takes no import."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **more: Any) -> Any:
@@ -106,12 +176,6 @@ class _Commands(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl(COMMANDS.items())
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Plain: what draws the boxes of the other help pages takes longer to import than all else here."""
-        self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
-        self.format_options(ctx, formatter)
-
 
 def _load(name: str) -> Any:
     """`pard2.cli.<name>` is one command, the function of that name, or a group of them, its `app`."""
@@ -120,7 +184,7 @@ def _load(name: str) -> Any:
     if group is None:
         group = typer.Typer()
         group.command(name)(getattr(module, name))
-    group._add_completion = False
+    group._add_completion, group.info.cls = False, _Group
     for command in group.registered_commands:
         command.cls = _Command
     return typer.main.get_command(group)
@@ -130,7 +194,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Train PARD-2 drafts, decode losslessly with them, measure them.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

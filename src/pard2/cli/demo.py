@@ -10,6 +10,7 @@ import typer
 from pard2.cli.console import print_note, working
 from pard2.cli.flags import Flags, with_records
 from pard2.cli.options import EMBEDDED, DtypeOption, JsonOption, choose_draft
+from pard2.cli.output import output_console
 from pard2.engine.methods import METHODS, PLAIN, methods_for
 from pard2.engine.options import EngineOptions
 from pard2.engine.sampling import SamplingParams
@@ -72,9 +73,7 @@ def demo(
     with working("warming up"):
         for engine in engines.values():
             list(engine.stream(PROMPTS[-1], SamplingParams(max_tokens=24)))
-    from rich.console import Console
-
-    console = Console(quiet=as_json, highlight=False)
+    console = output_console(quiet=as_json)
     runs: list[list[Run]] = []
     for prompt in PROMPTS:
         console.print(f"\n[bold]> {prompt}[/]")
@@ -177,8 +176,8 @@ def _print_summary(console: "Console", runs: list[list[Run]]) -> None:
         table.add_row(
             METHODS[method].title,
             f"{stats.tokens_per_second:.1f}",
-            f"{stats.tokens_per_second / base.tokens_per_second:.2f}x",
-            f"{stats.acceptance_length:.2f}",
+            "" if method == PLAIN else f"{stats.tokens_per_second / base.tokens_per_second:.2f}x",
+            "" if method == PLAIN else f"{stats.acceptance_length:.2f}",
             "" if method == PLAIN else f"{same} of {len(runs)}",
         )
     console.print()

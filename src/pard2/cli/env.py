@@ -7,6 +7,7 @@ import typer
 
 from pard2.cli.console import working
 from pard2.cli.options import JsonOption
+from pard2.cli.output import output_console
 
 
 def env(as_json: JsonOption = False) -> None:
@@ -36,10 +37,9 @@ def env(as_json: JsonOption = False) -> None:
 
 def _print(about: dict[str, Any], times: dict[Any, list[float]], chosen: dict[str, dict[str, str]], rows: tuple[int, ...]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    console, hardware = Console(highlight=False), about["hardware"]
+    console, hardware = output_console(), about["hardware"]
     console.print("versions    " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()))
     console.print(f"processor   {hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads; {', '.join(hardware['features'])}")
     console.print(f"GPU         {hardware['gpu'] or 'none'}")

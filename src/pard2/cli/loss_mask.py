@@ -3,9 +3,9 @@
 from itertools import groupby, islice
 
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.data.corpus import Example
+from pard2.hf import Tokenizer
 from pard2.reading import printable
 
 

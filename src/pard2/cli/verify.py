@@ -12,11 +12,13 @@ import typer
 from pard2.cli.console import print_note, record_progress, working
 from pard2.cli.flags import Flags, with_records
 from pard2.cli.options import JsonOption, Models, read_prompts
+from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS
 from pard2.engine.options import EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
+from pard2.verify import FEWEST_SAMPLES
 
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
@@ -59,8 +61,6 @@ class Checks:
 
     def read(self, arguments: dict[str, Any]) -> "list[Prompt]":
         """The prompts. Raises `Pard2Error` for them, and for a test of sampling that tests nothing."""
-        from pard2.verify.distribution import FEWEST_SAMPLES
-
         if 0 < self.samples < FEWEST_SAMPLES:
             raise Pard2Error(f"--samples {self.samples} are too few to tell anything; give at least {FEWEST_SAMPLES}, or 0 for no test of sampling")
         if self.samples and SamplingParams(temperature=self.temperature).greedy:
@@ -255,16 +255,20 @@ def _sampling_verdict(test: "DistributionTest | None") -> str:
 def _print_table(audits: "list[PromptAudit]", exact: bool) -> None:
     """At most 80 columns wide. exact: equality was demanded, so there are no near-ties to show."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
+    both, out = any(one.together for one in audits), output_console()
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     ties = () if exact else ("near-\nties", "largest\ngap")
-    columns = ("#", "decoded", "prompt", "new", "proposed", "accepted", "tokens/\ncycle", *ties, "differs\nat")
-    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1 if exact else 0), pad_edge=False)
+    for title in ("#", *(("decoded",) if both else ()), "prompt", "new", "proposed", "accepted", "tokens/\ncycle", *ties, "differs\nat"):
+        table.add_column(title, justify="left" if title == "decoded" else "right")
     alone = sum(not one.together for one in audits)
     for number, one in enumerate(audits):
         where = "none" if one.first_difference is None else f"[red]token {one.first_difference}[/]"
         numbers = [one.prompt_tokens, one.new_tokens, one.proposed, one.accepted, f"{one.acceptance_length:.2f}"]
         numbers += [] if exact else [one.near_ties, f"{one.largest_gap:.3f}"]
-        table.add_row(str(number % alone + 1), "together" if one.together else "alone", *map(str, numbers), where)
-    Console().print(table)
+        how = (("together" if one.together else "alone"),) if both else ()
+        table.add_row(str(number % alone + 1), *how, *map(str, numbers), where)
+    if not both:
+        out.print("each prompt alone", style="bold")
+    out.print(table)

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
-
 from pard2.data.arguments import template_source, unread_arguments
 from pard2.data.conversations import EMITTED_IDS, Message, Record, template_arguments
 from pard2.data.corpus import Example
@@ -18,6 +16,7 @@ from pard2.data.emitted import emitted_ids
 from pard2.data.shown import CLOSE, is_context, is_empty, spoken, unshown
 from pard2.data.tally import Tally
 from pard2.errors import Pard2Error, first_line
+from pard2.hf import Tokenizer
 
 _MARKER = "\u2402MARK\u2403"  # a text that nobody writes
 

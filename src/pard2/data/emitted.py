@@ -8,9 +8,8 @@ import hashlib
 import json
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
-
 from pard2.data.conversations import EMITTED_HASH, EMITTED_IDS, Record
+from pard2.hf import Tokenizer
 
 
 def emitted_fields(tokenizer: Tokenizer, prompt: list[int], text: str | None, token_ids: list[int]) -> dict[str, Any]:

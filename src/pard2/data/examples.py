@@ -5,7 +5,6 @@ from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.data.arguments import check_arguments, with_arguments
 from pard2.data.chat import check_ids, tokenize_records
@@ -15,6 +14,7 @@ from pard2.data.prepared import is_prepared, load_prepared
 from pard2.data.sources import Source, open_source
 from pard2.data.tally import told
 from pard2.errors import Pard2Error
+from pard2.hf import Tokenizer
 
 _BATCH = 256  # records tokenised at once
 

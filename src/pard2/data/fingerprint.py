@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from pard2.hf import Tokenizer
 
 
 def template_hash(tokenizer: Tokenizer) -> str:

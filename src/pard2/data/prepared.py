@@ -15,13 +15,13 @@ import numpy as np
 from pydantic import NonNegativeInt, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.data.corpus import Examples, joined_arrays, offsets_of
 from pard2.data.fingerprint import template_hash, tokenizer_hash
 from pard2.data.sources import Source
 from pard2.errors import Pard2Error
 from pard2.files import recover, whole_directory
+from pard2.hf import Tokenizer
 from pard2.reading import read_json
 
 FORMAT, FORMAT_VERSION = "pard2-tokens", 1

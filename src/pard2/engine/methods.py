@@ -84,7 +84,7 @@ METHODS = {
 def find_method(name: str) -> Method:
     """The method of this name. Raises `Pard2Error` if there is none."""
     if name not in list(METHODS):
-        raise Pard2Error(f"`method` {name!r} is not one of {', '.join(METHODS)}")
+        raise Pard2Error(f"`method` {name!r} is not one of {', '.join(METHODS)}; a model is named with `target`")
     return METHODS[name]
 
 

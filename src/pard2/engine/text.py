@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from pard2.hf import Tokenizer
 
 _REPLACEMENT = "\ufffd"  # what decoders put in place of bytes that are no UTF-8, or not yet
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a byte-fallback token

@@ -19,7 +19,8 @@ I32, I64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 @cache
 def _features() -> dict[str, bool]:
-    return dict(llvm.get_host_cpu_features())
+    allowed = numba.config.CPU_FEATURES  # type: ignore[attr-defined]  # NUMBA_CPU_FEATURES, where somebody has set it
+    return dict(llvm.get_host_cpu_features()) if allowed is None else {word[1:]: word[0] == "+" for word in allowed.split(",")}
 
 
 LANES = 16 if _features().get("avx512f") else 8  # float32 numbers of a vector

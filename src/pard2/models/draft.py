@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedModel, Tokenizer
 from pard2.kernels.half_embedding import HalfEmbedding
 from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.models.draft_kind import DraftKind

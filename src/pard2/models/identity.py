@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from pard2.errors import Pard2Warning
+from pard2.hf import PreTrainedModel
 
 NAME_KEY, SAMPLES_KEY = "pard2_target", "pard2_target_samples"
 _SAMPLES, _MOST_TENSORS = 256, 1024  # of a model: values, at least one of each tensor

@@ -7,10 +7,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pard2.errors import Pard2Error
+from pard2.hf import Cache, PreTrainedModel, Tokenizer
 from pard2.kernels.weight_format import WeightFormat
 from pard2.models.identity import identity_keys
 from pard2.runtime.decoder import Decoder, DecoderOutput

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
 
 from pard2.errors import Pard2Error
 from pard2.files import write_whole
@@ -92,10 +92,10 @@ def _read(file: Path) -> dict[str, Times]:
 @torch.inference_mode()
 def _milliseconds(weight_format: WeightFormat, rows: int) -> float:
     """The least that a pass takes."""
-    config = LlamaConfig(**_SHAPE, vocab_size=64, max_position_embeddings=2 * _PAST + ROWS[-1], dtype="bfloat16")
+    config = transformers.LlamaConfig(**_SHAPE, vocab_size=64, max_position_embeddings=2 * _PAST + ROWS[-1], dtype="bfloat16")
     torch_state = torch.random.get_rng_state()
     try:
-        model = LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
     finally:
         torch.random.set_rng_state(torch_state)
     decoder = new_decoder(model, "a small model", HiddenStateRecorder(model), weight_format)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedModel
 
 
 class RecordedStates:

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from pard2.hf import PreTrainedModel
 from pard2.kernels.weight_format import WeightFormat
 from pard2.runtime.decoder import DecoderOutput
 from pard2.runtime.llama_decoder import LlamaDecoder

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from pard2.hf import PreTrainedModel
 from pard2.kernels.fused import FusedLinear, fuse
 from pard2.kernels.packed import PackedLinear
 from pard2.kernels.weight_format import WeightFormat, convert_linears

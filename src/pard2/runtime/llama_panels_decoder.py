@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from pard2.hf import PreTrainedModel
 from pard2.kernels.llama_layers import LayerWeights, PassRows, run_layers
 from pard2.kernels.panels import Panels
 from pard2.kernels.team import run_together, team_size

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from pard2.errors import Pard2Error, first_line
+from pard2.hf import PreTrainedConfig, PreTrainedModel
 from pard2.kernels.weight_format import WeightFormat, convert_linears
 from pard2.runtime.decoder import Decoder
 from pard2.runtime.graphs import GraphedDecoder, new_capture

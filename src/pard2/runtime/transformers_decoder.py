@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
 
 from pard2.errors import Pard2Error
+from pard2.hf import PreTrainedModel
 from pard2.runtime.decoder import DecoderOutput
 from pard2.runtime.hidden_states import HiddenStateRecorder
 from pard2.runtime.token_batch import TokenBatch
@@ -51,14 +52,12 @@ def _ragged_attention(
     return _current.get().attend(module.layer_idx, queries, keys, values, scale, sliding_window, softcap)[None], None
 
 
-# Unknown to transformers' mask functions, so no mask is built.
-AttentionInterface.register(_ATTENTION, _ragged_attention)
-
-
 class TransformersDecoder:
     """transformers' own forward pass, with nothing but the attention replaced."""
 
     def __init__(self, model: PreTrainedModel, states: HiddenStateRecorder) -> None:
+        # The name is unknown to transformers' mask functions, so no mask is built.
+        transformers.AttentionInterface.register(_ATTENTION, _ragged_attention)
         self.model = model
         self._states = states
 

@@ -1,6 +1,6 @@
 """Sliding windows, as a model's config says them."""
 
-from transformers import PreTrainedConfig
+from pard2.hf import PreTrainedConfig
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int | None]:

@@ -14,9 +14,9 @@ from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -138,5 +138,5 @@ def _block_mask(spans: Tensor) -> BlockMask:
 
 
 for _kind, _attend in (("blocks", _blocks), ("flex", _flex)):
-    AttentionInterface.register(_NAMES[_kind], partial(_attention, _attend))
-    AttentionMaskInterface.register(_NAMES[_kind], sdpa_mask)
+    transformers.AttentionInterface.register(_NAMES[_kind], partial(_attention, _attend))
+    transformers.AttentionMaskInterface.register(_NAMES[_kind], sdpa_mask)

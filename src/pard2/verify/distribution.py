@@ -21,19 +21,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import DynamicCache
 
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
 from pard2.models.target import Target
+from pard2.verify import FEWEST_SAMPLES
 
 FALSE_ALARM = 1e-4
 _BINS = 16  # of the histogram of ranks
-_EXPECTED = 10.0  # in each cell: fewer, and the statistic's tail is no longer chi-square's
-FEWEST_SAMPLES = int(2 * _EXPECTED)  # completions of a prompt: with fewer, not even the first token is tested by itself
+_EXPECTED = FEWEST_SAMPLES / 2  # in each cell: fewer, and the statistic's tail is no longer chi-square's
 _MOST_CELLS = 64  # of one prefix
 _LOGITS = 2**24  # in memory at once
 
@@ -233,7 +233,7 @@ def compare(p: Tensor, counts: Counter[int]) -> ChiSquare:
 
 def _distributions(target: Target, prompt: list[int], texts: list[tuple[int, ...]], temperature: float) -> Tensor:
     """The target's distribution before each token of each text, [B, T, V] float64, by transformers."""
-    cache = DynamicCache(config=target.config)
+    cache = transformers.DynamicCache(config=target.config)
     first = target.forward(torch.tensor([prompt], device=target.device), cache, num_logits=1).logits
     assert first is not None
     logits = first.expand(len(texts), -1, -1)

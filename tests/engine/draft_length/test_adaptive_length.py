@@ -80,7 +80,7 @@ def test_the_start_tries_many_few_and_none_and_stays_small_in_a_large_batch():
 
 
 def test_what_piled_up_while_nothing_was_proposed_is_read_once():
-    """A row of the draft costs; a backlog of nine rows is no cycle's usual one where few tokens are accepted."""
+    """A row of the draft costs, and a backlog of nine rows is not what every cycle leaves."""
     lengths = settled(lambda rows: 1.0 + 0.1 * rows, lambda rows: 0.1 + 0.1 * rows, 8, 1)
     acceptance = lengths.acceptance()
     for _ in range(100):
