@@ -13,7 +13,7 @@ from pard2.errors import Pard2Error
 
 @pytest.fixture
 def talk():
-    talk = Conversation(SamplingParams(9), {})
+    talk = Conversation(params=SamplingParams(9), arguments={})
     talk.add("q", "a", Stats(accepted_per_cycle=(1, 0), proposed_per_cycle=(2, 2), decode_seconds=2.0))
     return talk
 
@@ -71,7 +71,7 @@ def test_what_another_wrote_is_not_replaced(talk, tmp_path):
             talk.save(words)
     assert file.read_text() == "mine"
     with pytest.raises(Pard2Error, match="nothing has been said"):
-        Conversation(SamplingParams(), {}).save(str(tmp_path / "new"))
+        Conversation(params=SamplingParams(), arguments={}).save(str(tmp_path / "new"))
 
 
 def test_the_last_question_is_taken_back(talk):

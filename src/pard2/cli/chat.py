@@ -58,7 +58,7 @@ def chat(
         list(engine.generate([to_prompt({"messages": [{"role": "user", "content": "Hello"}]}, arguments)], SamplingParams(4)))
     print_note(f"{models.target}, {engine.method}")
     print_note("/help shows the commands; Ctrl-C stops an answer, Ctrl-D ends the conversation")
-    Chat(engine, Conversation(params, arguments, system), open_turns()).run()
+    Chat(engine, Conversation(params=params, arguments=arguments, system=system), open_turns()).run()
 
 
 class Chat:
@@ -125,7 +125,8 @@ class Chat:
         """Stream an answer, and remember what of it has been said: Ctrl-C ends it early."""
         from pard2.engine.statistics import Stats
 
-        record, steps = self._talk.record(), []
+        record = self._talk.record()
+        steps: list[Step] = []
         prompt = to_prompt(record | {"messages": [*record["messages"], {"role": "user", "content": question}]})
         try:
             # Closed on Ctrl-C, which cancels the rest.

@@ -23,7 +23,7 @@ _NAMES = {one.metadata["flag"].names[0].strip("-").replace("-", "_"): one.name f
 _NAMES |= {name: name for name in SETTINGS}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Conversation:
     """Turns of user and assistant, settings and statistics.
 
@@ -70,7 +70,8 @@ class Conversation:
         if known is None:
             raise Pard2Error(f"there is no setting {name}; there are {', '.join(SETTINGS)}")
         try:
-            self.params = replace(self.params, **{known: _value(value.strip())})
+            change: dict[str, Any] = {known: _value(value.strip())}
+            self.params = replace(self.params, **change)
         except Pard2Error as error:
             raise Pard2Error(str(error).replace("`", "")) from None  # it is no flag here
         return self._shown(known)
