@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from pard2.engine.statistics import Step
 
 _HELP = f"""\
-/system TEXT     what the model is told first, from now on; without TEXT, nothing
+/system TEXT     what the model is told first; without TEXT, nothing
 /regen           answer the last question again
-/set NAME VALUE  temperature, top_p, max_tokens, seed, ..; alone, shows all of them
+/set NAME VALUE  temperature, top_p, max_tokens, seed, ..; alone: shows all
 /save FILE       write the conversation as JSONL, which --prompts reads
 /stats           speed and acceptance so far
 /reset           forget the conversation
 /exit            leave, as Ctrl-D does, or Ctrl-C twice
-{QUOTES}              begins and ends a turn of several lines, which a paste is anyway
+{QUOTES}              begins and ends a turn of several lines; a paste is one turn
 Ctrl-C           stops an answer, or clears the line
 A line that begins with a space is no command."""
 
@@ -49,16 +49,24 @@ def chat(
     Without a terminal, each line of standard input is a turn.
     """
     arguments = parse_template_args(template_arguments)
-    engine = models.load(dataclasses.replace(options, max_batch=1))
+    turns = open_turns()
+    with turns.unseen():
+        engine = _load(models, dataclasses.replace(options, max_batch=1), arguments)
+    print_note(f"{models.target}, {engine.method}")
+    print_note("/help shows the commands; Ctrl-C stops an answer, Ctrl-D ends the conversation")
+    Chat(engine, Conversation(params=params, arguments=arguments, system=system), turns).run()
+
+
+def _load(models: Models, options: EngineOptions, arguments: dict[str, Any]) -> "Engine":
+    """The engine, ready to answer at once."""
+    engine = models.load(options)
     if engine.target.tokenizer is None or engine.target.tokenizer.chat_template is None:
         raise Pard2Error(f"{models.target!r} has no chat template; continue a text with `pard2 generate --raw`")
     check_template_args(engine.target, engine.draft, arguments, [{"chat_template_kwargs": arguments}])
     # The first pass imports and compiles: no answer should wait for that, and Ctrl-C in an import ends all.
     with working("warming up"):
         list(engine.generate([to_prompt({"messages": [{"role": "user", "content": "Hello"}]}, arguments)], SamplingParams(4)))
-    print_note(f"{models.target}, {engine.method}")
-    print_note("/help shows the commands; Ctrl-C stops an answer, Ctrl-D ends the conversation")
-    Chat(engine, Conversation(params=params, arguments=arguments, system=system), open_turns()).run()
+    return engine
 
 
 class Chat:

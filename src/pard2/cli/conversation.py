@@ -98,7 +98,7 @@ class Conversation:
         """The statistics in a line."""
         stats = self.stats
         tokens = self.answers + stats.cycles + stats.accepted
-        shares = " ".join(f"{share:.0%}" for share in stats.accepted_by_position)
+        shares = " ".join(f"{share:.0%}" for share in stats.accepted_by_position if share)
         positions = f"; accepted by position: {shares}" if shares else ""
         return f"{self.answers} answers, {tokens:,} tokens, {stats.acceptance_length:.2f} tokens a cycle{speed(stats.tokens_per_second)}{positions}"
 
