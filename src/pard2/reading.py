@@ -7,6 +7,7 @@ from typing import Any
 
 from pard2.errors import Pard2Error
 
+LONGEST_TEXT = 2**25  # bytes; no model reads as many at once
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 # control characters, line separators, and halves of surrogate pairs, which cannot be written
 _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -65,3 +66,34 @@ def read_json(path: str | Path) -> Any:
         raise Pard2Error(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:  # a NUL in the path, too
         raise Pard2Error(f"{path!s} {error}") from None
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """The text of UTF-8 bytes, without its byte order mark.
+
+    name: what errors call it.
+
+    Raises `Pard2Error` for more than `LONGEST_TEXT` bytes, and for what is not text.
+    """
+    if len(data) > LONGEST_TEXT:
+        raise Pard2Error(f"{name} holds more than {LONGEST_TEXT:,} bytes, which no model reads at once; cut it into several")
+    try:
+        if b"\0" not in data:
+            return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    raise Pard2Error(f"{name} holds binary data, or text that is not UTF-8; give a text in UTF-8")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file or pipe. Raises `Pard2Error` where it cannot be read, and as `decode_text` does."""
+    try:
+        if Path(path).is_dir() or Path(path).is_block_device():
+            raise Pard2Error(f"cannot read {path}: it is neither a file nor a pipe")
+        with open(path, "rb") as file:
+            data = file.read(LONGEST_TEXT + 1)
+    except OSError as error:
+        raise Pard2Error(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the path
+        raise Pard2Error(f"{path!s} {error}") from None
+    return decode_text(data, str(path))

@@ -8,6 +8,7 @@ from rich.style import Style
 
 from chat_tokenizer import byte_tokenizer
 from pard2.cli.colours import ColouredText
+from pard2.data.records import read_records
 from pard2.engine.engine import Engine
 from pard2.engine.statistics import Step
 
@@ -57,18 +58,70 @@ def test_commands_are_not_said_to_the_model(say, asked):
     assert result.code == 0 and asked == [] and result.out == ""
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_conversation(say, asked, monkeypatch):
-    real, calls = ColouredText.add, []
+@pytest.fixture
+def interrupted(asked, monkeypatch):
+    """Ctrl-C in this step of the first answer."""
 
-    def add(self, step):
-        calls.append(step)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, step)
+    def interrupt(at: int) -> None:
+        real, calls = Engine.step, []
 
-    monkeypatch.setattr(ColouredText, "add", add)
+        def step(self):
+            calls.extend(asked[:1])  # none while it warms up
+            if asked and len(calls) == at:
+                raise KeyboardInterrupt
+            return real(self)
+
+        monkeypatch.setattr(Engine, "step", step)
+
+    return interrupt
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_conversation(say, asked, interrupted):
+    interrupted(3)
     result = say("hello", "and?", options=("--max-new-tokens", 40))
     assert result.code == 0 and "stopped; " in result.err and len(asked) == 2
+    assert asked[1][1]["role"] == "assistant" and result.out.startswith(asked[1][1]["content"])  # what it said is remembered
+
+
+def test_an_answer_that_said_nothing_is_forgotten_with_its_question(say, asked, interrupted):
+    interrupted(1)
+    result = say("hello", "and?", options=("--max-new-tokens", 4))
+    assert result.code == 0 and "stopped before the first word" in result.err
+    assert asked[1] == [{"role": "user", "content": "and?"}]
+
+
+def test_commands_change_what_is_asked(say, asked, tmp_path):
+    file = tmp_path / "f.jsonl"
+    lines = (
+        "/system s",
+        "hello",
+        "/set max_tokens 2",
+        "/regen",
+        "/stats",
+        f"/save {file}",
+        "/system",
+        " /usr is what?",
+        "/set seed",
+        "/nope",
+        "/regen now",
+    )
+    result = say(*lines, options=("--max-new-tokens", 4))
+    assert result.code == 0
+    first, again, text, repeated = asked
+    assert first == again == [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
+    assert [one["content"] for one in text][::2] == ["hello", "/usr is what?"] and repeated == text
+    (record,) = read_records(file)
+    assert record["messages"] == [*first, {"role": "assistant", "content": text[1]["content"]}]
+    for told in ("max_tokens 2", "2 answers, 6 tokens", "answer stays the same", "'' is not a number", "there is no command /nope"):
+        assert told in result.err
+
+
+def test_a_failed_regeneration_leaves_the_conversation(say, asked, tmp_path):
+    """The tiny target reads 160 tokens."""
+    file = tmp_path / "f.jsonl"
+    result = say("hello", "/system " + "x" * 200, "/regen", "/system", f"/save {file}", options=("--max-new-tokens", 4))
+    assert "shorten the prompt" in result.err and "2 messages" in result.err
+    assert "nothing has been said" in say("/regen").err
 
 
 def test_the_drafts_tokens_are_coloured_and_split_characters_wait():

@@ -96,7 +96,7 @@ class Servers:
 @app.command()
 @with_records
 def synthesize(
-    models: Annotated[Models, Flags("target", "dtype", "device")],
+    models: Annotated[Models, Flags("target", "dtype", "device", target=...)],
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=10**7, help="Prompts that the file shall hold.")],
     file: Output,
     params: Annotated[
@@ -130,7 +130,7 @@ def synthesize(
         if done >= count:
             return
         engine = models.load(dataclasses.replace(options, method=PLAIN))
-        with record_progress("prompts", count, done) as advance:
+        with record_progress("prompts", count, done, lambda: engine.totals) as advance:
             answer = _answerer(engine, params)
             run(engine.target, count, writer, answer, batch_size=options.max_batch, seed=seed, arguments=arguments, progress=advance)
     print_note(f"{output}: {count:,} prompts; next: pard2 data regenerate -t {models.target} -i {output} -o answers.jsonl")
@@ -140,7 +140,7 @@ def synthesize(
 @with_records
 def regenerate(
     context: typer.Context,
-    models: Annotated[Models, Flags("target", "draft", "dtype", "device", help={"draft": _DRAFT_HELP})],
+    models: Annotated[Models, Flags("target", "draft", "dtype", "device", help={"draft": _DRAFT_HELP}, target=...)],
     asked: Source,
     file: Output,
     params: Annotated[SamplingParams, Flags("max_tokens", "temperature", "top_p", max_tokens=512)],
@@ -176,24 +176,28 @@ def regenerate(
         if done == len(records):
             list_failures(output, [])
             return
-        replier = servers.replier(models.target, settings) if elsewhere else _replier_here(models, options, params, settings, arguments, records)
-        with record_progress("prompts", len(records), done) as advance:
+        engine = None if elsewhere else _engine_here(models, options, arguments, records)
+        replier = servers.replier(models.target, settings) if engine is None else _replier_here(engine, params, settings)
+        with record_progress("prompts", len(records), done, None if engine is None else lambda: engine.totals) as advance:
             failures = run(records, writer, replier, models.target, settings, progress=advance)
         answered = len(writer.done)
     _tell_failures(file, source, len(records), answered, failures)
 
 
-def _replier_here(
-    models: Models, options: EngineOptions, params: SamplingParams, settings: dict[str, Any], arguments: dict[str, Any], records: "list[Record]"
-) -> "Replier":
+def _engine_here(models: Models, options: EngineOptions, arguments: dict[str, Any], records: "list[Record]") -> "Engine":
     with working("importing torch"):
         from pard2.checkpoints.meta import meta_target
         from pard2.checkpoints.twin import check_decodable
-        from pard2.data.local import local_replier
 
     check_decodable(meta_target(models.target).model, models.target)  # said before its weights are read
     engine = models.load(options if models.draft is not None else dataclasses.replace(options, method=PLAIN))
     check_template_args(engine.target, engine.draft, arguments, records)
+    return engine
+
+
+def _replier_here(engine: "Engine", params: SamplingParams, settings: dict[str, Any]) -> "Replier":
+    from pard2.data.local import local_replier
+
     room = min(engine.target.context_length, engine.cache_tokens)
     return local_replier(engine.target, _answerer(engine, params), settings, room)
 

@@ -26,7 +26,7 @@ class Flags:
 
     names: all of them where none is given; what is not shown keeps the record's default.
     help: for fields that mean something of their own here.
-    defaults: where they are not the record's.
+    defaults: where they are not the record's; `...` for an option that must be given.
     """
 
     def __init__(self, *names: str, help: dict[str, str] | None = None, **defaults: Any) -> None:

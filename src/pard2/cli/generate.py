@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pard2.cli.console import answer_text, on_terminal, print_note, record_progress, working
+from pard2.cli.console import answer_text, on_terminal, print_note, record_progress, speed, working
 from pard2.cli.flags import with_records
-from pard2.cli.options import Models, PromptsOption, read_prompts
-from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
+from pard2.cli.options import Models
+from pard2.cli.question import Question
+from pard2.cli.template_args import check_template_args, parse_template_args
 from pard2.engine.options import EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -19,31 +19,7 @@ if TYPE_CHECKING:
     from pard2.engine.engine import Engine
     from pard2.engine.prompts import Prompt
     from pard2.engine.request import Completion
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is to be answered."""
-
-    prompt: Annotated[list[str] | None, typer.Option("-p", "--prompt", help="What to say to the model; may be given several times.")] = None
-    prompts: PromptsOption = None
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False
-    template_arguments: TemplateArgOption = None
-
-    def read(self, arguments: dict[str, Any]) -> "list[Prompt]":
-        """The prompts. Raises `Pard2Error` for none, for an empty one, and for two sources of them."""
-        texts = self.prompt or []
-        if self.prompts is None:
-            if not texts:
-                raise Pard2Error("there is no prompt; say something with -p, or name a file with --prompts")
-            if not all(text.strip() for text in texts):
-                raise Pard2Error("the prompt is empty; say something with -p")
-            return apply_template_args(texts, arguments, self.raw)
-        if texts:
-            raise Pard2Error("-p and --prompts are both given; put all prompts into the file, or leave one of them away")
-        if self.raw:
-            raise Pard2Error("--raw continues a text given with -p; the conversations of --prompts need the chat template")
-        return [*read_prompts(self.prompts, arguments)]
+    from pard2.engine.statistics import Step
 
 
 @with_records
@@ -76,14 +52,22 @@ def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw:
     """live: print the text as it is made."""
     if live:
         request = engine.submit(prompt, params, raw)
-        while not request.done:
-            engine.step()
-            for step in request.take_steps():
+        steps: list[Step] = []
+        with working("reading the prompt"):
+            while not steps and not request.done:
+                engine.step()
+                steps = [*request.take_steps()]
+        while True:
+            for step in steps:
                 typer.echo(answer_text(step.text), nl=False)
+            if request.done:
+                break
+            engine.step()
+            steps = [*request.take_steps()]
         typer.echo()
         (completion,) = request.completions()
     else:
-        with working("generating"):
+        with working("generating", lambda: engine.totals):
             (completion,) = engine.generate([prompt], params, raw)
     if completion.error is not None:
         raise Pard2Error(completion.error)
@@ -94,7 +78,7 @@ def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw:
     stats = completion.stats
     print_note(
         f"{completion.method}: {len(completion.token_ids)} tokens ({completion.finish_reason}) after a prompt of {completion.prompt_tokens}; "
-        f"{stats.cycles} cycles of {stats.acceptance_length:.2f} tokens, {stats.tokens_per_second:.1f} tokens/s"
+        f"{stats.cycles} cycles of {stats.acceptance_length:.2f} tokens{speed(stats.tokens_per_second)}"
     )
 
 
@@ -104,7 +88,7 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
     """
     total, tokens, failures = len(prompts) * params.n, 0, []
     print_note(f"{len(prompts)} prompts, {total} answers of up to {params.max_tokens} tokens")
-    with record_progress("answers", total, 0) as advance:
+    with record_progress("answers", total, 0, lambda: engine.totals) as advance:
         for count, completion in enumerate(engine.generate(prompts, params, raw)):
             place = {"prompt": count // params.n, "index": completion.index}
             if completion.error is not None:
@@ -117,9 +101,7 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
             tokens += len(completion.token_ids)
             advance(1, len(completion.token_ids))
     totals = engine.totals
-    print_note(
-        f"{engine.method}: {tokens} tokens in {total - len(failures)} answers, {totals.cycles} cycles, {totals.tokens_per_second:.1f} tokens/s"
-    )
+    print_note(f"{engine.method}: {tokens} tokens in {total - len(failures)} answers, {totals.cycles} cycles{speed(totals.tokens_per_second)}")
     if failures:
         raise Pard2Error(f"{len(failures)} of {total} answers failed; {failures[0]}")
 

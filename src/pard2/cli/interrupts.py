@@ -8,6 +8,7 @@ import signal
 
 TYPE_CHECKING = False  # which checkers of types take for true; importing typing takes longer than all the rest
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from signal import _HANDLER
     from types import FrameType
 
@@ -15,6 +16,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _SHOW_CURSOR = b"\x1b[?25h"  # which a spinner has hidden
 
 seen = False
+before_leaving: "Callable[[], None] | None" = None  # gives the terminal back as it was
 
 
 def install(handler: "_HANDLER") -> "_HANDLER":
@@ -33,6 +35,8 @@ def install(handler: "_HANDLER") -> "_HANDLER":
 
 def leave(*_signal: object) -> None:
     """Say so and end at once: where nothing is left to be lost."""
+    if before_leaving is not None:
+        before_leaving()
     try:
         os.write(2, _SHOW_CURSOR * os.isatty(2) + b"error: interrupted\n")
     finally:

@@ -35,10 +35,12 @@ WeightsOption = Annotated[
     typer.Option("--weights", metavar="FORM", help="How a CPU keeps the target: auto or bf16, as it is, or int8, faster and nearly the same model."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that is already there.")]
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same text.")]
 PromptsOption = Annotated[
-    Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of conversations, each answered from its last user turn on.")
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="JSONL file of conversations, each answered from its last user turn on; - reads standard input."),
 ]
 
 
@@ -46,7 +48,7 @@ PromptsOption = Annotated[
 class Models:
     """Which models a command loads, and where to."""
 
-    target: TargetOption
+    target: TargetOption = EMBEDDED
     draft: DraftOption = None
     dtype: DtypeOption = None
     device: DeviceOption = None

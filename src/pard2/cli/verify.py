@@ -207,7 +207,7 @@ def _audit(engine: "Engine", prompts: list[list[int]], max_new_tokens: int, near
 
     together = engine.options.max_batch > 1 and len(prompts) > 1
     audits = []
-    with record_progress("greedy", (2 if together else 1) * len(prompts), 0) as advance:
+    with record_progress("greedy", (2 if together else 1) * len(prompts), 0, lambda: engine.totals) as advance:
         for one in audit(engine, prompts, max_new_tokens, near_tie, together):
             audits.append(one)
             advance(1, one.new_tokens)
@@ -218,7 +218,7 @@ def _sample(engine: "Engine", prompts: list[list[int]], checks: Checks) -> "Dist
     from pard2.verify.distribution import draw, judge
 
     draws = []
-    with record_progress("sampling", len(prompts), 0) as advance:
+    with record_progress("sampling", len(prompts), 0, lambda: engine.totals) as advance:
         for number, ids in enumerate(prompts):
             draws.append(draw(engine, ids, checks.samples, checks.sample_tokens, checks.temperature, checks.seed + number * checks.samples))
             advance(1, len(draws[-1].ranks))
