@@ -1,16 +1,17 @@
 """`pard2 bench`: methods x suites x batch sizes x draft lengths x temperatures, side by side in one run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pard2.checkpoints.embedded import EMBEDDED
 from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
-from pard2.cli.options import EMBEDDED, ForceOption, Models, SeedOption, choose_draft, note_weights, parse_list
+from pard2.cli.options import ForceOption, Models, SeedOption, note_weights, parse_list
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
-from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method
+from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_draft, choose_method
 from pard2.engine.options import EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -125,6 +126,7 @@ def bench(
     target, draft = _load(models, found if needs_draft else None, work.names, max(work.sizes))
     check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
     plan = _plan(models, work, options, suites, draft)
+    plan = replace(plan, commits={one.name: one.commit for one in (target, draft) if one is not None and one.commit is not None} or None)
     runner = Runner(plan, target, draft)
     file = ResultFile(path, plan, force)
     print_note(
@@ -144,13 +146,13 @@ def _load(models: Models, draft: str | None, names: list[str] | None, sequences:
     from pard2.checkpoints.weight_choice import asked_format
 
     with working(f"loading {models.target}"):
-        weight_format = asked_format(models.weights, parse_device(models.device), parse_dtype(models.dtype))
+        weight_format = asked_format(models.weights, parse_device(models.device), parse_dtype(models.dtype, models.target))
         target = load_target(models.target, models.dtype, models.device, weight_format, sequences)
         note_weights(target)
         if draft is None:
             return target, None
         wanted = None if names is None else any(METHODS[name].loads_projection for name in names)
-        return target, load_draft(draft, target, parse_dtype(models.dtype), wanted, sequences=sequences)
+        return target, load_draft(draft, target, parse_dtype(models.dtype, models.target), wanted, sequences=sequences)
 
 
 def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suite]", draft: "Draft | None") -> "Plan":
@@ -161,7 +163,7 @@ def _plan(models: Models, work: Work, options: EngineOptions, suites: "list[Suit
     return Plan(
         target=models.target,
         draft=named,
-        dtype=str(parse_dtype(models.dtype)).removeprefix("torch."),
+        dtype=str(parse_dtype(models.dtype, models.target)).removeprefix("torch."),
         device=parse_device(models.device).type,
         suites=tuple(suites),
         configurations=work.configurations(draft, options),
