@@ -1,7 +1,9 @@
 """`bench`: what it writes and prints, and what a user can get wrong."""
 
 import json
+import shutil
 
+import huggingface_hub.constants
 import pytest
 
 
@@ -66,3 +68,18 @@ def test_bad_input_is_one_line_with_the_flag(bench, draft_directory, lm_director
 def test_refused_run_leaves_a_file(bench, draft_directory, tmp_path):
     bench("-d", draft_directory, "--draft-tokens", "7", "--json", tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_result_names_the_commits_of_models_of_the_hub(pard2, target_directory, draft_directory, suite_file, tmp_path, monkeypatch):
+    """As downloads leave them; two revisions are two models."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, directory, commit in (("target", target_directory, "a" * 40), ("draft", draft_directory, "b" * 40)):
+        cache = tmp_path / f"models--org--{name}"
+        shutil.copytree(directory, cache / "snapshots" / commit)
+        (cache / "refs").mkdir()
+        (cache / "refs/v1").write_text(commit)
+    command = ("bench", "-t", "org/target", "--revision", "v1", "-d", "org/draft@v1", "-s", suite_file, "--device", "cpu", "--max-new-tokens", 4)
+    assert pard2(*command, "--json", tmp_path / "r.json").code == 0
+    plan = json.loads((tmp_path / "r.json").read_text())["plan"]
+    assert (plan["target"], plan["draft"]) == ("org/target@v1", "org/draft@v1")
+    assert plan["commits"] == {"org/target@v1": "a" * 40, "org/draft@v1": "b" * 40}
