@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pard2.engine.methods import METHODS
 from pard2.files import write_whole
 
 _POINTS = 200  # of a run's own picture
 _WIDTH, _LEFT, _RIGHT = 720, 64, 48
 _PANEL, _TOP, _BOTTOM = 240, 40, 16  # the height of a panel, and what of it is above and below its lines
 _COLOURS = ("#1f6feb", "#d1572a", "#2a9d5c", "#8250df", "#9a6700", "#57606a")
-_METHODS = {"pard2-td": "4", "pard2-ti": "2"}  # the radius of an evaluation's ring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,11 @@ def picture(curves: dict[str, list[Point]], by_tokens: bool = False) -> str:
     for number, points in enumerate(curves.values()):
         for x, point in zip(_at(points, by_tokens), points, strict=True):
             for method, length in point.evaluated.items():
+                radius = 4 if METHODS[method].loads_projection else 2
                 where = f'cx="{across.place(x):.1f}" cy="{up.place(length):.1f}"'
-                parts.append(f'<circle {where} r="{_METHODS[method]}" fill="white" stroke="{_COLOURS[number % 6]}" stroke-width="1.5"/>')
+                parts.append(
+                    f'<circle {where} r="{radius}" fill="white" stroke="{_COLOURS[number % 6]}" stroke-width="1.5"/>'
+                )
     if len(curves) == 1:
         top += _PANEL
         up = _Axis([0.0, *(accuracy for p in every for accuracy in p.accuracy_by_depth)], top + _PANEL - _BOTTOM - _TOP, top)
