@@ -12,7 +12,7 @@ from pard2.cli.flags import Flags, with_records
 from pard2.cli.options import Models
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.data.arguments import to_prompt
-from pard2.engine.options import EngineOptions
+from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 
@@ -30,7 +30,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops 
 def chat(
     models: Models,
     params: Annotated[SamplingParams, Flags("max_tokens", "temperature", "top_p", "seed", max_tokens=512)],
-    options: Annotated[EngineOptions, Flags("method", "draft_tokens", "tree", "cache_tokens", "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags("method", "draft_tokens", "tree", *NGRAM_OPTIONS, "cache_tokens", "cuda_graphs")],
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")] = None,
     template_arguments: TemplateArgOption = None,
 ) -> None:
