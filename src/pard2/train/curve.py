@@ -110,9 +110,7 @@ def picture(curves: dict[str, list[Point]], by_tokens: bool = False) -> str:
             for method, length in point.evaluated.items():
                 radius = 4 if METHODS[method].loads_projection else 2
                 where = f'cx="{across.place(x):.1f}" cy="{up.place(length):.1f}"'
-                parts.append(
-                    f'<circle {where} r="{radius}" fill="white" stroke="{_COLOURS[number % 6]}" stroke-width="1.5"/>'
-                )
+                parts.append(f'<circle {where} r="{radius}" fill="white" stroke="{_COLOURS[number % 6]}" stroke-width="1.5"/>')
     if len(curves) == 1:
         top += _PANEL
         up = _Axis([0.0, *(accuracy for p in every for accuracy in p.accuracy_by_depth)], top + _PANEL - _BOTTOM - _TOP, top)
