@@ -15,7 +15,7 @@ from pard2.engine.options import EngineOptions
 from tiny import greedy, random_prompts, tiny_draft, tiny_lm_draft, tiny_target
 
 NEW = 40
-DRAWN = SamplingParams(NEW, temperature=0.8, top_p=0.95, repetition_penalty=1.1, presence_penalty=0.3, seed=4)
+DRAWN = SamplingParams(max_tokens=NEW, temperature=0.8, top_p=0.95, repetition_penalty=1.1, presence_penalty=0.3, seed=4)
 BEFORE_A_DRAFT = {"ngram_first": 3, "ngram_min": 1, "ngram_cap": 2}
 METHODS = ("vsd", "pard", "pard2-ti", "pard2-td")
 
@@ -92,20 +92,20 @@ def test_without_a_draft_texts_are_those_of_plain_decoding(draft_tokens, max_bat
     plain = Engine(shared_target())
     for options in ({"ngram_min": 1, "ngram_max": 3}, {}):
         engine = new_engine("ngram", draft_tokens, max_batch=max_batch, **options)
-        done = list(engine.generate(repeating_prompts(), SamplingParams(NEW)))
-        assert [out.token_ids for out in done] == texts(plain, SamplingParams(NEW))
+        done = list(engine.generate(repeating_prompts(), SamplingParams(max_tokens=NEW)))
+        assert [out.token_ids for out in done] == texts(plain, SamplingParams(max_tokens=NEW))
         assert 0 < sum(out.stats.accepted for out in done) < sum(out.stats.proposed for out in done)
         assert texts(engine, DRAWN) == texts(plain, DRAWN)
         assert is_empty(engine)
     target = shared_target()
-    assert texts(plain, SamplingParams(NEW)) == [greedy(target, prompt, NEW) for prompt in repeating_prompts()]
+    assert texts(plain, SamplingParams(max_tokens=NEW)) == [greedy(target, prompt, NEW) for prompt in repeating_prompts()]
 
 
 @pytest.mark.parametrize(("shortest", "longest"), [(1, 1), (1, 3), (2, 8)])
 def test_proposals_are_those_of_a_scan(shortest, longest):
     engine = new_engine("ngram", "full", max_batch=3, ngram_min=shortest, ngram_max=longest)
     seen = watch(engine)
-    done = list(engine.generate(repeating_prompts(), SamplingParams(NEW)))
+    done = list(engine.generate(repeating_prompts(), SamplingParams(max_tokens=NEW)))
     full = {len(prompt) + NEW - 1 for prompt in repeating_prompts()}  # with room for the target's own token alone
     proposed = 0
     for text, depth, tokens, _ in seen:
@@ -126,7 +126,7 @@ def test_a_text_that_repeats_itself_takes_few_passes(draft_tokens):
 
 
 def test_stop_strings_logprobs_and_completions_are_those_of_plain_decoding():
-    params = SamplingParams(NEW, temperature=0.7, seed=3, n=3, logprobs=2)
+    params = SamplingParams(max_tokens=NEW, temperature=0.7, seed=3, n=3, logprobs=2)
     found = []
     for engine in (Engine(shared_target()), new_engine("ngram", 6, ngram_min=1)):
         outs = list(engine.generate(repeating_prompts()[:3], params))
@@ -150,7 +150,7 @@ def test_copies_are_judged_alike_whatever_rule_drawn_proposals_have(rules):
 def test_before_a_draft_texts_are_those_of_plain_decoding(method, draft_tokens, max_batch):
     engine = new_engine(method, draft_tokens, max_batch=max_batch, **BEFORE_A_DRAFT)
     seen = watch(engine)
-    assert texts(engine, SamplingParams(NEW)) == texts(Engine(shared_target()), SamplingParams(NEW))
+    assert texts(engine, SamplingParams(max_tokens=NEW)) == texts(Engine(shared_target()), SamplingParams(max_tokens=NEW))
     assert any(depth and tokens for _, depth, tokens, _ in seen) and any(tokens and not depth for _, depth, tokens, _ in seen)
     assert texts(engine, DRAWN) == texts(Engine(shared_target()), DRAWN)
     assert is_empty(engine)
@@ -159,7 +159,7 @@ def test_before_a_draft_texts_are_those_of_plain_decoding(method, draft_tokens, 
 def test_a_match_is_copied_and_all_other_texts_of_the_batch_are_drafted():
     engine = new_engine("pard2-td", "full", max_batch=3, **BEFORE_A_DRAFT)
     seen = watch(engine)
-    list(engine.generate(repeating_prompts(), SamplingParams(NEW)))
+    list(engine.generate(repeating_prompts(), SamplingParams(max_tokens=NEW)))
     longest = {len(prompt) + NEW - 1 for prompt in repeating_prompts()}
     lengths = set()
     for text, depth, tokens, _ in seen:
@@ -176,7 +176,7 @@ def test_a_match_is_copied_and_all_other_texts_of_the_batch_are_drafted():
 def test_a_number_of_draft_tokens_bounds_copies_too():
     engine = new_engine("pard", 3, ngram_first=2, ngram_min=1)
     seen = watch(engine)
-    list(engine.generate(repeating_prompts(), SamplingParams(NEW)))
+    list(engine.generate(repeating_prompts(), SamplingParams(max_tokens=NEW)))
     assert max(len(tokens) for _, _, tokens, _ in seen) == 3
 
 
@@ -187,7 +187,7 @@ def test_what_the_draft_did_not_read_meanwhile_it_reads_with_its_next_proposal(m
     draft = tiny_lm_draft() if method == "vsd" else None
     engine = Engine(target, draft, method, 4, **BEFORE_A_DRAFT) if draft else new_engine(method, 4, target, **BEFORE_A_DRAFT)
     seen = watch(engine)
-    list(engine.generate([repeating_prompts()[2]], SamplingParams(NEW)))
+    list(engine.generate([repeating_prompts()[2]], SamplingParams(max_tokens=NEW)))
     after = [now for before, now in pairwise(seen) if now[1] == 4 and before[1] == 0 and before[2]]
     assert after, "the draft was never asked after a copy"
     for text, _, tokens, _ in after:
@@ -201,8 +201,8 @@ def test_where_trees_are_proposed_a_match_gives_a_chain():
     for tree in (6, "auto"):
         engine = new_engine("pard2-td", "full", tree=tree, max_batch=2, **BEFORE_A_DRAFT)
         seen = watch(engine)
-        done = list(engine.generate(repeating_prompts(), SamplingParams(NEW)))
-        assert [out.token_ids for out in done] == texts(Engine(shared_target()), SamplingParams(NEW))
+        done = list(engine.generate(repeating_prompts(), SamplingParams(max_tokens=NEW)))
+        assert [out.token_ids for out in done] == texts(Engine(shared_target()), SamplingParams(max_tokens=NEW))
         assert any(parents for _, depth, _, parents in seen if depth)
         assert any(tokens for _, depth, tokens, _ in seen if not depth) and not any(parents for _, depth, _, parents in seen if not depth)
         # What was copied is verified, and not cut to a size that suits trees.
@@ -215,7 +215,7 @@ def test_copies_teach_the_draft_length_nothing():
     lengths, learnt = engine._cycle._lengths, []
     observe = lengths.observe
     lengths.observe = lambda cycle: (learnt.append(cycle), observe(cycle))
-    (out,) = engine.generate([[7, 8] * 12], SamplingParams(NEW))
+    (out,) = engine.generate([[7, 8] * 12], SamplingParams(max_tokens=NEW))
     matched = [cycle for cycle in learnt if cycle.verify_rows > 1 and not cycle.draft_rows]
     assert matched and out.stats.accepted > 0
     assert all(sum(cycle.proposed) == sum(cycle.accepted) == 0 for cycle in matched)
