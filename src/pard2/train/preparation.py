@@ -8,9 +8,9 @@ import torch
 from pard2.checkpoints.loading import load_target
 from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
-from pard2.data.features import online_states
+from pard2.data.features import LAST_STATE, online_states
 from pard2.data.records import read_records
-from pard2.data.state_cache import StateCache
+from pard2.data.state_cache import StateCache, stored_layers
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
 from pard2.models.target import Target
@@ -109,6 +109,11 @@ def prepare_run(config: TrainConfig, processes: Processes, log: RunLog) -> Prepa
     )
 
 
+def read_layers(draft: Draft) -> tuple[int, ...]:
+    """The hidden states that a step reads: those of the features, else the last, for the target's logits."""
+    return (draft.spec and draft.spec.target_layers) or LAST_STATE
+
+
 def _load(config: TrainConfig, processes: Processes) -> tuple[Target, RunCheckpoint | None]:
     """The target with its weights, and the newest checkpoint, of which all processes must see the same."""
     output = Path(config.loop.output)
@@ -130,15 +135,19 @@ def _held_out(config: TrainConfig, target: Target, examples: Examples) -> list[l
 def _initial_draft(config: TrainConfig, processes: Processes, target: Target, examples: Examples) -> tuple[Draft, AttentionKind]:
     """The draft to start from, and how its slots attend. Raises `Pard2Error` where that cannot be trained."""
     draft = initial_draft(config, target, examples)
-    draft.spec = replace(draft.spec, template_arguments=examples.arguments)
+    if draft.spec is not None:
+        draft.spec = replace(draft.spec, template_arguments=examples.arguments)
     attention = attention_kind(config.loop.attention, processes.device)
-    check_compatibility(target, draft, examples, attention)
+    check_compatibility(target, draft, examples, attention, config.asks_target)
     return draft, attention
 
 
 def _open_cache(config: TrainConfig, target: Target, draft: Draft) -> StateCache | None:
-    features, layers = config.features, draft.spec.target_layers
-    return None if features.cache is None else StateCache.open(features.cache, target, layers, features.on_missing, features.on_generate)
+    features = config.features
+    if features.cache is None:
+        return None
+    layers = read_layers(draft) if config.kind.features else stored_layers(features.cache) or read_layers(draft)
+    return StateCache.open(features.cache, target, layers, features.on_missing, features.on_generate)
 
 
 def _standardise(draft: Draft, target: Target, examples: Examples) -> None:
