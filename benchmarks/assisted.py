@@ -81,8 +81,8 @@ def main() -> None:
 
 
 def ours(engine: Engine, new_tokens: int) -> Callable[[list[int]], list[int]]:
-    params = SamplingParams(new_tokens)
-    return lambda prompt: next(engine.generate([prompt], params)).token_ids
+    params = SamplingParams(max_tokens=new_tokens)
+    return lambda prompt: engine.generate([prompt], params)[0].token_ids
 
 
 def theirs(args: argparse.Namespace, draft_name: str, stops: frozenset[int]) -> dict[str, Callable[[list[int]], list[int]]]:

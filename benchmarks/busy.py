@@ -81,7 +81,7 @@ def serve() -> None:
     for line in sys.stdin:
         method, tokens = line.split()
         cpu = time.process_time()
-        (completion,) = engines[method].generate([PROMPT], SamplingParams(int(tokens), ignore_eos=True))
+        (completion,) = engines[method].generate([PROMPT], SamplingParams(max_tokens=int(tokens), ignore_eos=True))
         stats = completion.stats
         seconds = stats.prefill_seconds + stats.decode_seconds
         cores = (time.process_time() - cpu) / seconds

@@ -54,14 +54,14 @@ def main() -> None:
     }
     prompts = [prompt for found in suite_prompts(args.suites, target, args.prompts).values() for prompt in found]
     for engine in engines.values():
-        list(engine.generate(prompts[:1], SamplingParams(16)))
+        list(engine.generate(prompts[:1], SamplingParams(max_tokens=16)))
     results = []
     for setting, values in SETTINGS.items():
         done: dict[str, list[Completion]] = {name: [] for name in RULES}
         for prompt in track(prompts, description=setting, console=Console(stderr=True)):
             for seed in range(args.seeds):
-                params = SamplingParams(args.new_tokens, seed=seed, **values)
-                work = {name: lambda engine=engine: next(engine.generate([prompt], params)) for name, engine in engines.items()}  # noqa: B023
+                params = SamplingParams(max_tokens=args.new_tokens, seed=seed, **values)
+                work = {name: lambda engine=engine: engine.generate([prompt], params)[0] for name, engine in engines.items()}  # noqa: B023
                 for name, completions in in_turn(work, 1).items():
                     done[name] += completions
         results += [describe(setting, name, completions, done["greedy"], args) for name, completions in done.items()]

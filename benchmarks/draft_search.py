@@ -106,7 +106,7 @@ def run_config(args: argparse.Namespace, name: str) -> TrainConfig:
 def cycle(target: Target, draft: Draft | None, method: str, k: int | Literal["auto"], prompts: list[list[int]]) -> Cycle:
     """Medians over the cycles of a few prompts, decoded one by one with k proposals each."""
     engine = Engine(target, draft, method, k, max_batch=1, cache_tokens=max(map(len, prompts)) + _TIMED_TOKENS)
-    steps = [step for prompt in prompts for step in list(engine.stream(prompt, SamplingParams(_TIMED_TOKENS, ignore_eos=True)))[2:-1]]
+    steps = [step for prompt in prompts for step in list(engine.stream(prompt, SamplingParams(max_tokens=_TIMED_TOKENS, ignore_eos=True)))[2:-1]]
     parts = [(step.draft_seconds, step.verify_seconds, step.seconds - step.draft_seconds - step.verify_seconds) for step in steps]
     return Cycle(*(median(part) for part in zip(*parts, strict=True)))
 

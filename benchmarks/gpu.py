@@ -208,14 +208,14 @@ def compare_texts(sizes: Sizes, target_name: str, draft_name: str, methods: tupl
     greedy = [greedy_reference(target, prompt, sizes.new_tokens) for prompt in prompts]
     sampling = [SamplingParams(max_tokens=sizes.new_tokens, temperature=1.0, seed=seed) for seed in range(len(prompts))]
     with new_engine(target, draft, "ar", False, max_batch=1) as plain:
-        sampled = [next(plain.generate([prompt], one)).token_ids for prompt, one in zip(prompts, sampling, strict=True)]
+        sampled = [plain.generate([prompt], one)[0].token_ids for prompt, one in zip(prompts, sampling, strict=True)]
     for arm, graphs in sizes.arms.items():
         for method in methods:
             for batch in (1, len(prompts)):
                 k = {} if method == "ar" else {"draft_tokens": "full"}
                 with new_engine(target, draft, method, graphs, max_batch=batch, **k, **options) as engine:
-                    done = list(engine.generate(prompts, SamplingParams(max_tokens=sizes.new_tokens)))
-                    drawn = list(engine.generate(prompts, sampling))
+                    done = engine.generate(prompts, SamplingParams(max_tokens=sizes.new_tokens))
+                    drawn = engine.generate(prompts, sampling)
                 counts = {"equal": sum(one.token_ids == reference for one, reference in zip(done, greedy, strict=True))}
                 counts |= {"equal_sampled": sum(one.token_ids == reference for one, reference in zip(drawn, sampled, strict=True))}
                 stats = [one.stats for one in done]

@@ -94,7 +94,7 @@ class Ours:
         self._engine = Engine(target, load_draft(draft, target, torch.bfloat16, True) if method != "ar" else None, method, max_batch=1)
 
     def answer(self, tokens: list[int], most: int, stops: list[int]) -> tuple[list[int], float]:
-        (completion,) = self._engine.generate([tokens], SamplingParams(most))
+        (completion,) = self._engine.generate([tokens], SamplingParams(max_tokens=most))
         return completion.token_ids, completion.stats.tokens_per_second
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ def full_batch(engine: Engine, prompts: Sequence[list[int]], most_tokens: int) -
 
     Raises `SystemExit` where a sequence ended too early: the figures would be of a smaller batch.
     """
-    requests = [engine.submit(prompt, SamplingParams(most_tokens, ignore_eos=True)) for prompt in prompts]
+    requests = [engine.submit(prompt, SamplingParams(max_tokens=most_tokens, ignore_eos=True)) for prompt in prompts]
     try:
         for _ in range(_MOST_STEPS):
             before = engine.totals

@@ -61,7 +61,7 @@ def load_engines(args: argparse.Namespace) -> dict[str, Any]:
         name: Engine(first.target, None if method == "ar" else first.draft, method, **_options(method, args)) for name, method in METHODS.items()
     }
     for engine in engines.values():
-        list(engine.generate([WARM_UP], SamplingParams(8, ignore_eos=True)))
+        list(engine.generate([WARM_UP], SamplingParams(max_tokens=8, ignore_eos=True)))  # an iterator in older trees
     return engines
 
 
@@ -71,7 +71,7 @@ def decode(engines: dict[str, Any], prompt: str, new_tokens: int) -> Figures:
 
     said, taken = hashlib.sha256(), {}
     for name, engine in engines.items():
-        (completion,) = engine.generate([prompt], SamplingParams(new_tokens, ignore_eos=True))
+        (completion,) = engine.generate([prompt], SamplingParams(max_tokens=new_tokens, ignore_eos=True))
         taken[name] = 1000 * completion.stats.decode_seconds / completion.stats.cycles
         said.update(json.dumps(completion.token_ids).encode())
     return {"milliseconds": taken, "same": said.hexdigest()}

@@ -46,8 +46,8 @@ def main() -> None:
     found = {name: [] for name in SETTINGS}
     for prompt in track(prompts, description="prompts"):
         for name, setting in SETTINGS.items():
-            params = SamplingParams(args.new_tokens, **setting)
-            (one,), (same,) = (list(engine.generate([prompt], params)) for engine in (drafting, plain))
+            params = SamplingParams(max_tokens=args.new_tokens, **setting)
+            (one,), (same,) = (engine.generate([prompt], params) for engine in (drafting, plain))
             found[name].append((len(one.token_ids) - 1, one.stats.cycles, one.token_ids == same.token_ids))  # the first token has no cycle
     results = []
     for name, answers in found.items():

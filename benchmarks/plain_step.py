@@ -57,7 +57,7 @@ def main() -> None:
         ids = torch.tensor([prompt], device=target.device)
 
         def ours(tokens: int, prompt: list[int] = prompt) -> list[int]:
-            return next(engine.generate([prompt], SamplingParams(tokens, ignore_eos=True))).token_ids
+            return engine.generate([prompt], SamplingParams(max_tokens=tokens, ignore_eos=True))[0].token_ids
 
         def transformers(tokens: int, ids: torch.Tensor = ids) -> list[int]:
             mask = torch.ones_like(ids)

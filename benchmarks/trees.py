@@ -51,7 +51,7 @@ def decode(engines: Mapping[str, Engine], suites: Mapping[str, list[list[int]]],
     """What each arm said to each prompt, until the time is up."""
     done: dict[str, Done] = {suite: {arm: [] for arm in engines} for suite in suites}
     turns = [(suite, prompt) for turn in zip_longest(*suites.values()) for suite, prompt in zip(suites, turn, strict=True) if prompt is not None]
-    params, warm_up = SamplingParams(new_tokens), SamplingParams(min(8, new_tokens), ignore_eos=True)
+    params, warm_up = SamplingParams(max_tokens=new_tokens), SamplingParams(max_tokens=min(8, new_tokens), ignore_eos=True)
     for engine in engines.values():
         list(engine.generate(turns[0][1:], warm_up))
     started = time.perf_counter()

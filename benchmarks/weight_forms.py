@@ -53,13 +53,13 @@ def engines(args: argparse.Namespace) -> dict[tuple[str, str], Engine]:
 def speeds(args: argparse.Namespace) -> list[dict[str, Any]]:
     made, rows = engines(args), []
     for engine in made.values():  # compiled, measured, warm
-        list(engine.generate([[1, 2, 3] * 8], SamplingParams(24, ignore_eos=True)))
+        engine.generate([[1, 2, 3] * 8], SamplingParams(max_tokens=24, ignore_eos=True))
     for suite in read_suites(args.suites, args.prompts):
         done: dict[tuple[str, str], list[Completion]] = {key: [] for key in made}
         for number, prompt in enumerate(suite.prompts):
             order = list(made) if number % 2 == 0 else list(reversed(made))
             for key in order:
-                done[key] += made[key].generate([prompt], SamplingParams(args.new_tokens))
+                done[key] += made[key].generate([prompt], SamplingParams(max_tokens=args.new_tokens))
         base = [one.stats.tokens_per_second for one in done[args.forms[0], "ar"]]
         for (form, method), completions in done.items():
             own, plain = [one.stats.tokens_per_second for one in completions], done[form, "ar"]

@@ -8,7 +8,7 @@ import pytest
 import file_index
 import pard2
 from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
-from pard2.engine import engine as engine_module
+from pard2.engine import pair
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from tiny import set_eos, tiny_draft, tiny_model
@@ -31,8 +31,8 @@ def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_draft(_name: str, *_where: object, **_more: object) -> Draft:
         return draft
 
-    monkeypatch.setattr(engine_module, "load_target", load_target)
-    monkeypatch.setattr(engine_module, "load_draft", load_draft)
+    monkeypatch.setattr(pair, "load_target", load_target)
+    monkeypatch.setattr(pair, "load_draft", load_draft)
 
 
 def blocks(path: Path) -> list[str]:

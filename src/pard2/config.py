@@ -41,8 +41,15 @@ class _Section(BaseModel):
 
 class TargetConfig(_Section):
     name: str = Field(description="hub id, directory, .gguf file, or smollm2")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id; name: ID@REVISION says the same")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the frozen target while training")
     shape: dict[str, Any] | None = Field(None, description="what its config.json says; --dry-run plans with it where the target cannot be read")
+
+    @model_validator(mode="after")
+    def _name_says_revision(self) -> "TargetConfig":
+        if self.revision is not None and not self.name.endswith(f"@{self.revision}"):
+            self.__dict__["name"] = f"{self.name}@{self.revision}"  # which is what every part of a run loads
+        return self
 
 
 class DraftConfig(_Section):

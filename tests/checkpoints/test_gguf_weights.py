@@ -48,7 +48,7 @@ def test_the_straight_way_leads_to_the_same_model(tmp_path, cache, architecture,
     around = load_target(str(dequantised(Path(name))), dtype, "cpu", "int8")
     ids = torch.tensor([[5, 9, 2, 7, 7, 1]])
     assert torch.equal(straight.forward(ids).logits, around.forward(ids).logits)
-    texts = [next(iter(Engine(one, None, "ar").generate([[5, 9, 2]], SamplingParams(12, ignore_eos=True)))).token_ids for one in (straight, around)]
+    texts = [Engine(one, None, "ar").generate([[5, 9, 2]], SamplingParams(max_tokens=12, ignore_eos=True))[0].token_ids for one in (straight, around)]
     assert texts[0] == texts[1] and len(set(texts[0])) > 1
     assert list(straight.identity.values())[1] == list(around.identity.values())[1]
     configs = [

@@ -62,7 +62,9 @@ def test_weights_have_the_format_that_was_asked_for_or_a_fast_one(directory, dty
 
 @pytest.mark.parametrize("name", ["/no/such/directory", "../neither here/nor there", "a/b/c"])
 def test_a_name_that_can_be_no_model(name):
-    assert refused(name).startswith(f"no model {name!r}: neither a directory nor a hub id; give a directory, a hub id (org/name), a .gguf file")
+    assert refused(name).startswith(
+        f"no model {name!r}: neither a directory nor a hub id; give a directory, a hub id (org/name, or org/name@revision), a .gguf file"
+    )
 
 
 def test_a_missing_gguf_file(tmp_path):
@@ -70,7 +72,7 @@ def test_a_missing_gguf_file(tmp_path):
 
 
 def test_an_empty_directory(tmp_path):
-    assert refused(tmp_path).startswith(f"cannot load the model {str(tmp_path)!r}: ")
+    assert refused(tmp_path).startswith(f"no checkpoint in {str(tmp_path)!r}: config.json is missing; give a directory, a hub id")
 
 
 def test_an_architecture_nobody_knows(directory):

@@ -3,8 +3,9 @@
 import csv
 import io
 import json
+import shutil
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 from pard2.bench import named_suites
@@ -119,3 +120,18 @@ def test_a_suite_by_name_without_a_network(bench, tmp_path, monkeypatch):
     assert held["plan"]["suites"][0]["source"] == "written for pard2, in place of gsm8k" and held["results"][0]["suite"] == "own-arithmetic"
     unknown = bench("-s", "gsm8k,gsm9k").error
     assert unknown.startswith("-s 'gsm9k': there is no suite of that name; known are gsm8k, ") and unknown.endswith("a path to JSONL works, too")
+
+
+def test_a_result_names_the_commits_of_models_of_the_hub(pard2, target_directory, draft_directory, suite_file, tmp_path, monkeypatch):
+    """As downloads leave them; two revisions are two models."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, directory, commit in (("target", target_directory, "a" * 40), ("draft", draft_directory, "b" * 40)):
+        cache = tmp_path / f"models--org--{name}"
+        shutil.copytree(directory, cache / "snapshots" / commit)
+        (cache / "refs").mkdir()
+        (cache / "refs/v1").write_text(commit)
+    command = ("bench", "-t", "org/target", "--revision", "v1", "-d", "org/draft@v1", "-s", suite_file, "--device", "cpu", "--max-new-tokens", 4)
+    assert pard2(*command, "--json", tmp_path / "r.json").code == 0
+    plan = json.loads((tmp_path / "r.json").read_text())["plan"]
+    assert (plan["target"], plan["draft"]) == ("org/target@v1", "org/draft@v1")
+    assert plan["commits"] == {"org/target@v1": "a" * 40, "org/draft@v1": "b" * 40}

@@ -13,7 +13,7 @@ from pard2.errors import Pard2Error
 
 @pytest.fixture
 def talk():
-    talk = Conversation(params=SamplingParams(9), arguments={})
+    talk = Conversation(params=SamplingParams(max_tokens=9), arguments={})
     talk.add("q", "a", Stats(accepted_per_cycle=(1, 0), proposed_per_cycle=(2, 3), decode_seconds=2.0))
     return talk
 

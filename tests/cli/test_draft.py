@@ -104,9 +104,9 @@ def test_info_reads_a_draft_of_the_hub(init, pard2, tmp_path, monkeypatch):
 
 def test_info_of_what_is_no_draft(pard2, lm_directory, tmp_path):
     assert "neither a directory nor a hub id" in pard2("draft", "info", tmp_path / "none").error
-    assert "the hub has no such id or cannot be reached" in pard2("draft", "info", "nobody/no-such-draft").error
+    assert "no model 'nobody/no-such-draft' in" in pard2("draft", "info", "nobody/no-such-draft").error
     (tmp_path / "empty").mkdir()
-    assert "cannot load the model" in pard2("draft", "info", tmp_path / "empty").error
+    assert "config.json is missing" in pard2("draft", "info", tmp_path / "empty").error
     report = json.loads(pard2("draft", "info", lm_directory, "--json").out)
     assert report["methods"] == ["vsd"] and report["mask_token"] is None
 

@@ -40,9 +40,9 @@ def run():
 
 
 def test_a_command_is_called_with_its_records(run):
-    assert run() == (SamplingParams(7), EngineOptions(tree=3))
+    assert run() == (SamplingParams(max_tokens=7), EngineOptions(tree=3))
     words = ("--max-new-tokens", "9", "--seed", "2", "--stop", "a", "--stop", "b", "--draft-tokens", "full", "--tree", "auto", "--no-cuda-graphs")
-    assert run(*words) == (SamplingParams(9, seed=2, stop=("a", "b")), EngineOptions(draft_tokens="full", tree="auto", cuda_graphs=False))
+    assert run(*words) == (SamplingParams(max_tokens=9, seed=2, stop=("a", "b")), EngineOptions(draft_tokens="full", tree="auto", cuda_graphs=False))
     assert run("--draft-tokens", "4", "--tree", "16", "--cuda-graphs")[1] == EngineOptions(draft_tokens=4, tree=16, cuda_graphs=True)
 
 

@@ -15,7 +15,7 @@ from pard2.checkpoints.write import save_draft
 from pard2.cli import console
 from pard2.cli import generate as command
 from pard2.data.chat import prompt_ids
-from pard2.engine import engine
+from pard2.engine import pair
 from pard2.engine.engine import Engine
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -160,17 +160,20 @@ def test_piped_answers_go_to_the_progress_bar(run, monkeypatch):
         (["--n", "2"], "n", 2),
         (["--stop", "a", "--stop", "b c"], "stop", ("a", "b c")),
         (["--ignore-eos"], "ignore_eos", True),
+        (["--stop-token-id", "7", "--stop-token-id", "9"], "stop_token_ids", (7, 9)),
+        (["--min-new-tokens", "3"], "min_tokens", 3),
+        (["--include-stop-str-in-output"], "include_stop_str_in_output", True),
         (["--logprobs", "0", "--json"], "logprobs", 0),
     ],
 )
 def test_a_sampling_option_reaches_another_setting_or_none(ask, monkeypatch, options, field, value):
     asked = []
 
-    def generate(_engine, _prompts, params, _raw):
+    def completions(_engine, _prompts, params, _raw):
         asked.append(params)
         raise Pard2Error("enough")
 
-    monkeypatch.setattr(Engine, "generate", generate)
+    monkeypatch.setattr(Engine, "completions", completions)
     assert ask(*options).code == 2
     default = SamplingParams()
     differing = {name for name in default.__dict__ if getattr(asked[0], name) != getattr(default, name)}
@@ -201,7 +204,7 @@ def test_drawn_proposals_judged_by_block(ask, draft_directory):
     [
         (["--temperature", "-1"], "--temperature -1.0"),
         (["--temperature", "nan"], "--temperature nan"),
-        (["--top-k", "-1"], "--top-k -1"),
+        (["--top-k", "-2"], "--top-k -2"),
         (["--top-p", "1.5"], "--top-p 1.5"),
         (["--min-p", "2"], "--min-p 2.0"),
         (["--repetition-penalty", "0"], "--repetition-penalty 0.0"),
@@ -232,7 +235,7 @@ def test_bad_input_is_told_before_the_long_load(ask, monkeypatch, options, messa
     def load(*_args, **_kwargs):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(engine, "load_target", load)
+    monkeypatch.setattr(pair, "load_target", load)
     assert message in ask(*options).error
 
 

@@ -1,4 +1,4 @@
-"""The frame of the command line: start-up, version, the embedded draft."""
+"""The frame of the command line: start-up, version, words of options."""
 
 import subprocess
 import sys
@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from pard2 import __version__
-from pard2.checkpoints import embedded
 from pard2.cli import flags, options
 from pard2.cli.commands import COMMANDS
 from pard2.errors import Pard2Error
@@ -41,15 +40,6 @@ def test_version_and_help(pard2):
 def test_errors_may_hold_brackets(pard2):
     """Rich would read [/x] as markup and fail."""
     assert "no model '[/x]'" in pard2("generate", "-t", "[/x]", "-p", "y").error
-
-
-def test_the_embedded_draft_is_the_embedded_targets_default(monkeypatch):
-    monkeypatch.setattr(embedded, "embedded_draft", lambda: "/shipped")
-    assert options.choose_draft("smollm2", None, None) == "/shipped"
-    assert options.choose_draft("other", "smollm2", "pard2-ti") == "/shipped"
-    assert options.choose_draft("smollm2", "mine", None) == "mine"
-    assert options.choose_draft("smollm2", None, "ar") is None
-    assert options.choose_draft("other", None, None) is None
 
 
 def test_parse_logit_bias():

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from pard2 import files
 from pard2.checkpoints import loading
 from pard2.data.records import RecordWriter, read_records
-from pard2.engine import engine
+from pard2.engine import pair
 from pard2.engine.engine import Engine
 from pard2.errors import Pard2Error
 from pard2.files import CHECKPOINT, claim, new_directory, new_file, whole_directory, write_whole
@@ -126,7 +126,7 @@ def test_ctrl_c_while_loading_keeps_the_old_output_and_says_so_in_one_line(pard2
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "from_pretrained", interrupted)
-    for module in (loading, engine):  # which names it on its own
+    for module in (loading, pair):  # which names it on its own
         monkeypatch.setattr(module, "load_target", interrupted)
     before = snapshot(place)
     result = pard2(*command)

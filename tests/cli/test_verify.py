@@ -44,14 +44,14 @@ def one_prompt(tmp_path):
 
 def change(monkeypatch, edit):
     """Makes the engine deliver edited token ids."""
-    generate = Engine.generate
+    completions = Engine.completions
 
     def edited(self, prompts, params=None, raw=False):
         prompts = list(prompts)
-        for completion in generate(self, prompts, params, raw):
+        for completion in completions(self, prompts, params, raw):
             yield dataclasses.replace(completion, token_ids=edit(list(completion.token_ids), len(prompts)))
 
-    monkeypatch.setattr(Engine, "generate", edited)
+    monkeypatch.setattr(Engine, "completions", edited)
 
 
 def wrong_fifth(tokens, prompts):

@@ -52,7 +52,7 @@ def engine_answerer(target: Target, batch_size: int = 32, temperature: float = 0
     engine = Engine(target, draft, max_batch=batch_size, cache_tokens=4096)
 
     def answer(prompts: list[list[int]], seeds: list[int]) -> Iterator[Completion]:
-        return engine.generate(prompts, [SamplingParams(max_tokens=limit, temperature=temperature, seed=seed) for seed in seeds])
+        return engine.completions(prompts, [SamplingParams(max_tokens=limit, temperature=temperature, seed=seed) for seed in seeds])
 
     return answer
 

@@ -44,7 +44,7 @@ def assert_says_what_transformers_says(target: Target, cut: bool = True) -> None
         draft = tiny_draft(target)
         engines += [Engine(target, draft, "pard2-ti", 6), Engine(target, draft, "pard2-td", 6)]
     for engine in engines:
-        outputs = list(engine.generate(prompts, SamplingParams(max_tokens=NEW)))
+        outputs = engine.generate(prompts, SamplingParams(max_tokens=NEW))
         assert [out.token_ids for out in outputs] == expected, engine.method
         if engine.method == "vsd" and cut:
             # It is its own draft: passes that differ in anything but their rows would show as rejections.
@@ -67,7 +67,7 @@ def test_long_texts_stay_where_the_rotary_frequencies_do_not_change(architecture
     first = {"original_max_position_embeddings": 24} if architecture == "phi3" else {}  # Phi 3 names it beside its rope
     target = tiny_target(architecture=architecture, rope_parameters=rope, **first)
     assert target.context_length == 24
-    output = next(Engine(target).generate([[5, 9, 2]], SamplingParams(max_tokens=100)))
+    output = Engine(target).generate([[5, 9, 2]], SamplingParams(max_tokens=100))[0]
     assert len(output.token_ids) == 22 and output.finish_reason == "length"
     # The one token that lies past the context is read by nobody.
     assert output.token_ids == greedy(target, [5, 9, 2], 22)

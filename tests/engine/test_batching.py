@@ -19,12 +19,12 @@ from tiny import greedy, perfect_draft, random_prompts, tiny_draft, tiny_target
 PROMPTS = random_prompts(6, seed=3)
 # Every one by other settings and of another length.
 PARAMS = [
-    SamplingParams(14),
-    SamplingParams(9, temperature=1.0, seed=1),
-    SamplingParams(17, temperature=0.7, top_k=20, repetition_penalty=1.3, seed=2),
-    SamplingParams(5, repetition_penalty=1.5, frequency_penalty=0.5),
-    SamplingParams(12, temperature=1.5, top_p=0.8, min_p=0.02, logit_bias={7: 3.0}, seed=3),
-    SamplingParams(1, temperature=2.0, presence_penalty=1.0, seed=4),
+    SamplingParams(max_tokens=14),
+    SamplingParams(max_tokens=9, temperature=1.0, seed=1),
+    SamplingParams(max_tokens=17, temperature=0.7, top_k=20, repetition_penalty=1.3, seed=2),
+    SamplingParams(max_tokens=5, repetition_penalty=1.5, frequency_penalty=0.5),
+    SamplingParams(max_tokens=12, temperature=1.5, top_p=0.8, min_p=0.02, logit_bias={7: 3.0}, seed=3),
+    SamplingParams(max_tokens=1, temperature=2.0, presence_penalty=1.0, seed=4),
 ]
 
 
@@ -86,7 +86,9 @@ def test_drawn_proposals_give_the_same_text_in_any_batch(method, verification):
 
 
 def test_completions_come_in_the_order_of_the_prompts_though_short_ones_are_done_first():
-    outs = list(new_engine("ar", "auto").generate(PROMPTS[:3], [SamplingParams(12), SamplingParams(1), SamplingParams(4)]))
+    outs = list(
+        new_engine("ar", "auto").generate(PROMPTS[:3], [SamplingParams(max_tokens=12), SamplingParams(max_tokens=1), SamplingParams(max_tokens=4)])
+    )
     assert [len(out.token_ids) for out in outs] == [12, 1, 4]
     assert [out.prompt_tokens for out in outs] == [len(prompt) for prompt in PROMPTS[:3]]
 
@@ -95,7 +97,7 @@ def test_a_place_in_the_batch_is_taken_as_soon_as_it_is_free():
     """Two places, answers of 2, 8, 2, 2 and 2 tokens: the short ones pass through one place while the
     long one holds the other."""
     engine = new_engine("ar", "auto", max_batch=2)
-    outs = list(engine.generate(PROMPTS[:5], [SamplingParams(n) for n in (2, 8, 2, 2, 2)]))
+    outs = list(engine.generate(PROMPTS[:5], [SamplingParams(max_tokens=n) for n in (2, 8, 2, 2, 2)]))
     assert sum(out.stats.cycles for out in outs) == 11
     assert engine.totals.cycles == 7  # those of the long answer, and none for the others alone
 
@@ -121,9 +123,9 @@ def test_who_finds_no_memory_waits_and_everybody_gets_through(method):
 
 def test_a_small_request_does_not_overtake_a_large_one_for_ever():
     engine = new_engine("ar", "auto", cache_tokens=60)
-    small = [engine.submit([1, 2], SamplingParams(8)) for _ in range(3)]
-    large = engine.submit([3] * 20, SamplingParams(30))
-    late = engine.submit([1, 2], SamplingParams(8))
+    small = [engine.submit([1, 2], SamplingParams(max_tokens=8)) for _ in range(3)]
+    large = engine.submit([3] * 20, SamplingParams(max_tokens=30))
+    late = engine.submit([1, 2], SamplingParams(max_tokens=8))
     while not large.done:
         engine.step()
         assert not late.sequences[0].tokens or large.sequences[0].tokens
@@ -137,16 +139,16 @@ def test_a_request_larger_than_the_cache_is_refused_and_one_that_fills_it_is_not
     with pytest.raises(
         Pard2Error, match=r"prompt of 20 tokens and an answer of 11 do not fit the cache of 30.*`max_tokens`.*`cache_tokens`"
     ) as raised:
-        engine.generate([[1, 2], [1] * 20], SamplingParams(11))
+        engine.generate([[1, 2], [1] * 20], SamplingParams(max_tokens=11))
     assert "\n" not in str(raised.value) and engine.idle
-    assert texts(engine, [[1] * 20], SamplingParams(10)) == [greedy(shared_target(), [1] * 20, 10)]
+    assert texts(engine, [[1] * 20], SamplingParams(max_tokens=10)) == [greedy(shared_target(), [1] * 20, 10)]
 
 
 def test_a_thousand_waiting_requests_do_not_slow_a_step_down():
     """The queue must not be searched again in every step: steps would cost what all who wait cost."""
     engine = new_engine("ar", "auto", max_batch=1)
     for _ in range(1000):
-        engine.submit([1], SamplingParams(2))
+        engine.submit([1], SamplingParams(max_tokens=2))
     looked_at = 0
 
     def count(request: Any) -> None:
@@ -166,7 +168,7 @@ def test_equal_requests_are_told_apart():
     """Compared field by field, two requests of one prompt and seed would be one, or tensors be
     asked whether they are true."""
     engine = new_engine("pard2-td", 4, max_batch=2)
-    requests = [engine.submit([4, 5, 6], SamplingParams(6, temperature=1.0, repetition_penalty=1.1, seed=3)) for _ in range(4)]
+    requests = [engine.submit([4, 5, 6], SamplingParams(max_tokens=6, temperature=1.0, repetition_penalty=1.1, seed=3)) for _ in range(4)]
     run_dry(engine)
     assert len({tuple(request.completions()[0].token_ids) for request in requests}) == 1
 
@@ -176,19 +178,19 @@ def test_equal_requests_are_told_apart():
 
 @pytest.mark.parametrize("method", ["ar", "vsd", "pard2-td"])
 def test_n_completions_differ_by_their_index_alone(method):
-    params = SamplingParams(10, temperature=1.0, seed=5, n=5)
+    params = SamplingParams(max_tokens=10, temperature=1.0, seed=5, n=5)
     expected = list(new_engine("ar", "auto").generate(PROMPTS[:2], params))
     # More than fit at once, and beside others.
     outs = list(new_engine(method, "auto", max_batch=3).generate(PROMPTS[:2], params))
     assert [out.index for out in outs] == [0, 1, 2, 3, 4] * 2
     assert [out.token_ids for out in outs] == [out.token_ids for out in expected]
     assert len({tuple(out.token_ids) for out in outs}) == 10
-    (first,) = new_engine(method, "auto").generate(PROMPTS[:1], SamplingParams(10, temperature=1.0, seed=5))
+    (first,) = new_engine(method, "auto").generate(PROMPTS[:1], SamplingParams(max_tokens=10, temperature=1.0, seed=5))
     assert first.token_ids == outs[0].token_ids, "the first completion is what one alone would be"
 
 
 def test_without_a_seed_each_request_draws_its_own():
-    outs = list(new_engine("ar", "auto").generate([PROMPTS[0]] * 2, SamplingParams(12, temperature=1.0, n=2)))
+    outs = new_engine("ar", "auto").generate([PROMPTS[0]] * 2, SamplingParams(max_tokens=12, temperature=1.0, n=2))
     assert len({tuple(out.token_ids) for out in outs}) == 4
 
 
@@ -202,7 +204,7 @@ def test_prompts_read_in_chunks_give_the_same_texts(method, rows, pending, monke
     for drafter in (pard2.engine.drafters.parallel, pard2.engine.drafters.autoregressive):
         monkeypatch.setattr(drafter, "MOST_PENDING", pending)
     engine = new_engine(method, "auto" if method == "ar" else 4)
-    outs = list(engine.generate(PROMPTS, PARAMS))
+    outs = engine.generate(PROMPTS, PARAMS)
     assert [out.token_ids for out in outs] == plain()
 
 
@@ -211,22 +213,22 @@ def test_a_draft_that_reads_in_chunks_guesses_as_well(method, monkeypatch):
     """A chunk's first token needs the feature of the last one of the chunk before."""
     engine = new_engine(method, 4, tiny_target())
     whole = record_proposals(engine)
-    expected = texts(engine, [PROMPTS[1]], SamplingParams(14))
+    expected = texts(engine, [PROMPTS[1]], SamplingParams(max_tokens=14))
     monkeypatch.setattr(pard2.engine.scheduler, "PREFILL_TOKENS", 4)
     for drafter in (pard2.engine.drafters.parallel, pard2.engine.drafters.autoregressive):
         monkeypatch.setattr(drafter, "MOST_PENDING", 3)
     engine = new_engine(method, 4, tiny_target())
     chunked = record_proposals(engine)
-    assert texts(engine, [PROMPTS[1]], SamplingParams(14)) == expected
+    assert texts(engine, [PROMPTS[1]], SamplingParams(max_tokens=14)) == expected
     assert len(PROMPTS[1]) > 8 and chunked == whole != []
 
 
 def test_running_sequences_go_on_between_the_chunks_of_a_long_prompt(monkeypatch):
     monkeypatch.setattr(pard2.engine.scheduler, "PREFILL_TOKENS", 8)
     engine = new_engine("pard2-td", 2)
-    running = engine.submit(PROMPTS[0][:8], SamplingParams(40))
+    running = engine.submit(PROMPTS[0][:8], SamplingParams(max_tokens=40))
     engine.step()
-    long = engine.submit([7, 9] * 24, SamplingParams(4))
+    long = engine.submit([7, 9] * 24, SamplingParams(max_tokens=4))
     said = []
     while not long.sequences[0].tokens:
         engine.step()
@@ -270,12 +272,12 @@ def test_a_draft_that_was_not_asked_for_a_while_guesses_as_well_as_ever(method, 
         engine = Engine(target, draft, method)
         engine._cycle._lengths = Told(*[0] * silent, 5)  # type: ignore[assignment]
         late = record_proposals(engine)
-        (out,) = engine.generate([PROMPTS[0]], SamplingParams(40))
+        (out,) = engine.generate([PROMPTS[0]], SamplingParams(max_tokens=40))
         assert out.token_ids == text and out.stats.proposed_per_cycle[:silent] == (0,) * silent
         # From the same place in the text, an engine whose draft has missed nothing.
         engine = Engine(target, draft, method, 5)
         fresh = record_proposals(engine)
-        (again,) = engine.generate([PROMPTS[0] + text[:silent]], SamplingParams(40 - silent))
+        (again,) = engine.generate([PROMPTS[0] + text[:silent]], SamplingParams(max_tokens=40 - silent))
         assert late == fresh != []
         assert out.stats.accepted_per_cycle[silent:] == again.stats.accepted_per_cycle
 

@@ -74,11 +74,11 @@ def test_nothing_agrees_with_no_choice():
 
 
 PARAMS = [
-    SamplingParams(9),
-    SamplingParams(9, logit_bias={0: 1.0}),
-    SamplingParams(9, temperature=1.0, seed=1),
-    SamplingParams(9, temperature=0.00001, seed=2),  # divides large numbers out of float32
-    SamplingParams(9, temperature=0.8, top_k=2, seed=3),
+    SamplingParams(max_tokens=9),
+    SamplingParams(max_tokens=9, logit_bias={0: 1.0}),
+    SamplingParams(max_tokens=9, temperature=1.0, seed=1),
+    SamplingParams(max_tokens=9, temperature=0.00001, seed=2),  # divides large numbers out of float32
+    SamplingParams(max_tokens=9, temperature=0.8, top_k=2, seed=3),
 ]
 
 
@@ -92,7 +92,7 @@ def test_whatever_a_cycle_says_the_target_could_have_said(data, k, vocabulary, p
     proposed = proposal.token_ids
     newest = torch.zeros(1, dtype=torch.long)
     (one,) = verify([sequence], wanted, [proposal], torch.cat([newest, proposed]), rule)
-    said = params if params.temperature else SamplingParams(9, temperature=1.0, logit_bias=params.logit_bias)
+    said = params if params.temperature else SamplingParams(max_tokens=9, temperature=1.0, logit_bias=params.logit_bias)
     p, q = (probabilities(rows, said, None, proposed[:0]) for rows in (wanted, guessed))
     assert one.accepted <= one.proposed <= k
     drawn = sampling == "sampled" and params.temperature > 0
@@ -112,7 +112,11 @@ def test_whatever_a_cycle_says_the_target_could_have_said(data, k, vocabulary, p
 
 PROMPTS = random_prompts(3, seed=6)
 # Of each prompt, whatever the rule: the first two can say one token alone at each place.
-SETTINGS = [SamplingParams(12), SamplingParams(12, temperature=1.0, top_k=1, seed=5), SamplingParams(12, temperature=1.0, seed=2)]
+SETTINGS = [
+    SamplingParams(max_tokens=12),
+    SamplingParams(max_tokens=12, temperature=1.0, top_k=1, seed=5),
+    SamplingParams(max_tokens=12, temperature=1.0, seed=2),
+]
 BROKEN = {
     "a token, NaN": (lambda rows: rows.index_fill(1, torch.tensor([7]), NAN), 0),
     "a token, inf": (lambda rows: rows.index_fill(1, torch.tensor([7]), INF), 0),
@@ -133,8 +137,8 @@ def test_a_draft_whose_logits_are_no_numbers_proposes_nothing(kind, method, rule
     run = draft.run
     monkeypatch.setattr(draft, "run", lambda *a: None if (logits := run(*a)) is None else damage(logits))
     engine = Engine(target, draft, method, 4, **rules)
-    outs = list(engine.generate(PROMPTS, SETTINGS))
-    plain = list(Engine(target).generate(PROMPTS, SETTINGS))
+    outs = engine.generate(PROMPTS, SETTINGS)
+    plain = Engine(target).generate(PROMPTS, SETTINGS)
     same = 3 if "verification" not in rules and (proposed == 0 or not rules) else 2  # where numbers of a position decide alone, or p does
     assert [out.token_ids for out in outs[:same]] == [out.token_ids for out in plain[:same]]
     assert [out.finish_reason for out in outs] == ["length"] * 3
@@ -162,8 +166,8 @@ def test_what_stands_before_the_break_is_still_proposed(method, rules, monkeypat
 
     monkeypatch.setattr(DraftSelector, "next", lambda self, x, ns: one_by_one(self, damaged(x, [len(self._guesses[n]) for n in ns]), ns))
     monkeypatch.setattr(DraftSelector, "parallel", lambda self, x, ks: at_once(self, damaged(x, [d for k in ks for d in range(k)]), ks))
-    outs = list(engine.generate(PROMPTS, SETTINGS))
-    plain = list(Engine(target).generate(PROMPTS, SETTINGS))
+    outs = engine.generate(PROMPTS, SETTINGS)
+    plain = Engine(target).generate(PROMPTS, SETTINGS)
     assert [out.token_ids for out in outs[:2]] == [out.token_ids for out in plain[:2]]
     assert max(places) == 3 and {p for out in outs for p in out.stats.proposed_per_cycle} <= {0, 1, 2}
     assert sum(out.stats.proposed for out in outs) > 20
@@ -187,7 +191,7 @@ def test_a_target_whose_logits_are_no_numbers_ends_one_text_and_says_none_of_the
         return output
 
     monkeypatch.setattr(target, "run", broken)
-    outs = list(engine.generate(PROMPTS, SETTINGS))
+    outs = engine.generate(PROMPTS, SETTINGS)
     assert [outs[n].token_ids for n in (0, 2)] == [expected[0], expected[2]]
     assert outs[1].finish_reason == "error" and "NaN" in outs[1].error and outs[1].token_ids == expected[1][: len(outs[1].token_ids)]
     assert len(outs[1].token_ids) <= 5 and is_empty(engine)

@@ -69,7 +69,9 @@ DRAFTED = ["vsd", "pard", "pard2-ti", "pard2-td"]
 # --- what the target alone would say -----------------------------------------------------------------
 
 
-def naive_distribution(logits: list[float], params: SamplingParams, prompt: list[int], answer: tuple[int, ...]) -> list[float]:
+def naive_distribution(
+    logits: list[float], params: SamplingParams, prompt: list[int], answer: tuple[int, ...], eos: int | None = None
+) -> list[float]:
     """The definition of each processor, token by token."""
     scores = dict(enumerate(logits))
     for token in scores:
@@ -80,6 +82,8 @@ def naive_distribution(logits: list[float], params: SamplingParams, prompt: list
             scores[token] -= params.presence_penalty + params.frequency_penalty * answer.count(token)
         scores[token] /= params.temperature
     order = sorted(scores, key=lambda token: -scores[token])
+    if len(answer) < params.min_tokens:
+        order = [token for token in order if token != eos]
     if params.top_k:
         order = order[: params.top_k]
     weights = {token: math.exp(scores[token] - scores[order[0]]) for token in order}
@@ -115,7 +119,7 @@ def exact_texts(params: SamplingParams, eos: int | None = None) -> dict[tuple[in
     for _ in range(DEPTH):
         longer = {}
         for answer, chance in unfinished.items():
-            for token, p in enumerate(naive_distribution(logits[answer], params, PROMPT, answer)):
+            for token, p in enumerate(naive_distribution(logits[answer], params, PROMPT, answer, eos)):
                 if p > 0:
                     (texts if token == eos else longer)[(*answer, token)] = chance * p
         unfinished = longer
@@ -247,6 +251,15 @@ def test_an_end_token_inside_an_accepted_block_ends_the_text_there(method, rule)
     assert chance_of(sampled_counts(params, method, rule, eos=eos), texts) > FAIR
 
 
+@pytest.mark.parametrize(("method", "rule"), [("vsd", "token"), ("pard", "block"), ("pard2-td", "block"), ("pard2-ti", "token")])
+def test_an_answer_that_may_not_end_yet_has_the_targets_distribution_without_its_end(method, rule):
+    """The end has no chance in the first two places, inside of a block as well, then its usual one."""
+    params, eos = SamplingParams(temperature=1.3, top_k=3, min_tokens=2), 3
+    texts = exact_texts(params, eos)
+    assert {len(text) for text in texts} == {3, 4}
+    assert chance_of(sampled_counts(params, method, rule, eos=eos), texts) > FAIR
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_greedy_proposals_leave_every_token_to_its_number(setting):
     """By definition: the first token whose cumulative probability exceeds the number of its position.
@@ -268,7 +281,7 @@ def test_greedy_proposals_leave_every_token_to_its_number(setting):
     drafting = [new_engine(target, method, KS[(turn + i) % len(KS)]) for i, method in enumerate(DRAFTED)]
     for engine in (Engine(target), *drafting):
         each = [dataclasses.replace(params, max_tokens=6, n=2, seed=seed) for seed in range(2)]
-        outs = list(engine.generate([PROMPT] * 2, each))
+        outs = engine.generate([PROMPT] * 2, each)
         assert [tuple(out.token_ids[:DEPTH]) for out in outs] == expected, (engine.method, engine.draft_tokens)
 
 
@@ -276,7 +289,7 @@ def test_proposals_are_both_accepted_and_rejected():
     """Else the tests above would compare the target with itself."""
     for rules in ({}, {"draft_sampling": "sampled"}, {"draft_sampling": "sampled", "verification": "block"}):
         for method in DRAFTED:
-            params = SamplingParams(6, temperature=1.0, n=32, seed=5)
+            params = SamplingParams(max_tokens=6, temperature=1.0, n=32, seed=5)
             stats = [out.stats for out in new_engine(world()[0], method, 4, **rules).generate([PROMPT], params)]
             accepted, proposed = sum(s.accepted for s in stats), sum(s.proposed for s in stats)
             assert 0.05 < accepted / proposed < 0.95, (method, rules, accepted / proposed)
@@ -306,7 +319,7 @@ def share_one_generator(monkeypatch):
 def penalise_once_per_block(monkeypatch):
     probabilities = token_selection.probabilities
     monkeypatch.setattr(
-        token_selection, "probabilities", lambda logits, params, counts, proposed, on_path: probabilities(logits, params, counts, proposed[:0])
+        token_selection, "probabilities", lambda logits, params, counts, proposed, *_: probabilities(logits, params, counts, proposed[:0])
     )
 
 
@@ -357,7 +370,7 @@ def test_a_number_that_a_block_was_dropped_for_is_not_met_again(method, monkeypa
 
     monkeypatch.setattr(randomness, "_uniform", recorded)
     engine = new_engine(world()[0], method, 4, draft_sampling="sampled", verification="block")
-    list(engine.generate([PROMPT], SamplingParams(8, temperature=1.0, n=8, seed=3)))
+    engine.generate([PROMPT], SamplingParams(max_tokens=8, temperature=1.0, n=8, seed=3))
     for purpose in (Purpose.DRAFT, Purpose.ACCEPT):
         used = [starts for (its, _, _), starts in blocks.items() if its == purpose]
         assert all(start < 8 for starts in used for start in starts), "numbers that blocks share"
@@ -370,7 +383,7 @@ def test_a_number_that_a_block_was_dropped_for_is_not_met_again(method, monkeypa
 @pytest.mark.parametrize("rules", [{}, {"draft_sampling": "sampled"}, {"draft_sampling": "sampled", "verification": "block"}], ids=str)
 def test_a_seed_neither_uses_nor_moves_the_global_generators(rules):
     engine = new_engine(world()[0], "pard2-td", 3, **rules)
-    params = SamplingParams(8, temperature=1.0, n=8, seed=11)
+    params = SamplingParams(max_tokens=8, temperature=1.0, n=8, seed=11)
     texts = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
@@ -387,8 +400,8 @@ def test_a_seed_neither_uses_nor_moves_the_global_generators(rules):
 def test_logprobs_are_the_targets_and_not_the_drafts(method):
     """Of accepted tokens too, and before any processing."""
     engine = new_engine(world()[0], method, 3, draft_sampling="sampled")
-    params = SamplingParams(DEPTH, temperature=0.7, top_k=3, frequency_penalty=0.5, n=24, seed=2, logprobs=2)
-    outs = list(engine.generate([PROMPT], params))
+    params = SamplingParams(max_tokens=DEPTH, temperature=0.7, top_k=3, frequency_penalty=0.5, n=24, seed=2, logprobs=2)
+    outs = engine.generate([PROMPT], params)
     assert sum(out.stats.accepted for out in outs) > 5
     for out in outs:
         for position, said in enumerate(out.logprobs):

@@ -99,6 +99,6 @@ def test_a_penalty_changes_the_text(tree):
     plain = Engine(target, None, "ar", max_batch=1, cache_tokens=128)
     engine = Engine(target, tiny_draft(target), "pard2-td", draft_tokens=4, max_batch=1, cache_tokens=128, tree=tree)
     for setting in ({"repetition_penalty": 1.3}, {"presence_penalty": 1.2}, {"logit_bias": {7: 9.0}, "frequency_penalty": 0.5}):
-        params = SamplingParams(30, ignore_eos=True, **setting)
-        (one,), (same,) = (list(used.generate([[1, 2, 3]], params)) for used in (engine, plain))
+        params = SamplingParams(max_tokens=30, ignore_eos=True, **setting)
+        (one,), (same,) = (used.generate([[1, 2, 3]], params) for used in (engine, plain))
         assert one.token_ids == same.token_ids

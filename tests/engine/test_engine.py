@@ -14,7 +14,7 @@ PROMPT = [5, 17, 3, 3, 42, 8, 29, 11]
 
 
 def complete(engine, prompt=PROMPT, max_tokens=24, **params):
-    (out,) = engine.generate([prompt], SamplingParams(max_tokens, **params))
+    (out,) = engine.generate([prompt], SamplingParams(max_tokens=max_tokens, **params))
     return out
 
 
@@ -37,7 +37,7 @@ def test_exactly_max_tokens(max_tokens):
 
 
 def test_the_last_block_does_not_propose_what_could_not_be_emitted():
-    steps = list(accepting(tiny_target(), 4).stream(PROMPT, SamplingParams(8)))
+    steps = list(accepting(tiny_target(), 4).stream(PROMPT, SamplingParams(max_tokens=8)))
     assert [(step.proposed, step.accepted) for step in steps] == [(0, 0), (4, 4), (1, 1)]
     assert [step.finish_reason for step in steps] == [None, None, "length"]
 
@@ -133,7 +133,7 @@ def test_a_draft_with_a_shorter_context_falls_silent_there(method, length):
     target = tiny_target()
     draft = tiny_lm_draft(context=24, architecture="gpt2") if method == "vsd" else pard_draft(target, architecture="gpt2", context=24)
     prompt = (PROMPT * 5)[:length]
-    steps = list(Engine(target, draft, method, 4).stream(prompt, SamplingParams(30)))
+    steps = list(Engine(target, draft, method, 4).stream(prompt, SamplingParams(max_tokens=30)))
     assert [token for step in steps for token in step.token_ids] == greedy(target, prompt, 30)
     reached = length
     for step in steps:
@@ -148,7 +148,7 @@ def test_a_draft_with_a_shorter_context_falls_silent_there(method, length):
 def test_steps_and_completion_tell_the_same():
     target = tiny_target()
     engine = Engine(target, tiny_draft(target), "pard2-td", 5)
-    steps, out = list(engine.stream(PROMPT, SamplingParams(20))), complete(engine, max_tokens=20)
+    steps, out = list(engine.stream(PROMPT, SamplingParams(max_tokens=20))), complete(engine, max_tokens=20)
     assert [token for step in steps for token in step.token_ids] == out.token_ids
     assert Stats.of(steps).accepted_per_cycle == out.stats.accepted_per_cycle
     assert all(len(step.token_ids) == step.accepted + 1 and step.accepted <= step.proposed <= 5 for step in steps)
@@ -173,7 +173,7 @@ def test_the_time_of_the_first_token_covers_all_passes_over_the_prompt(monkeypat
     run = target.run
     monkeypatch.setattr(target, "run", lambda *given: time.sleep(0.03) or run(*given))
     monkeypatch.setattr("pard2.engine.scheduler.PREFILL_TOKENS", budget)
-    (out,) = Engine(target, None, "ar").generate([[1, 2, 3, 4, 5, 6, 7]], SamplingParams(2))
+    (out,) = Engine(target, None, "ar").generate([[1, 2, 3, 4, 5, 6, 7]], SamplingParams(max_tokens=2))
     passes = -(-7 // budget)
     assert 0.03 * passes <= out.stats.prefill_seconds < 0.03 * passes + 0.025
 
@@ -194,9 +194,9 @@ def test_target_reads_the_prompt_once_and_takes_features_only_for_td(monkeypatch
 def test_callers_code_between_steps_is_not_in_inference_mode():
     """Else a trainer that evaluates by decoding would find its tensors frozen."""
     engine, seen = Engine(tiny_target()), []
-    for _ in engine.stream(PROMPT, SamplingParams(3)):
+    for _ in engine.stream(PROMPT, SamplingParams(max_tokens=3)):
         assert not torch.is_inference_mode_enabled()
-    request = engine.submit(PROMPT, SamplingParams(3), on_step=lambda step: seen.append(torch.is_inference_mode_enabled()))
+    request = engine.submit(PROMPT, SamplingParams(max_tokens=3), on_step=lambda step: seen.append(torch.is_inference_mode_enabled()))
     while not request.done:
         engine.step()
     assert seen == [False] * 3
@@ -217,7 +217,7 @@ def test_auto_begins_by_trying_learns_from_prompt_to_prompt_and_keeps_to_what_wa
 def test_interrupt_passes_through_and_leaves_the_engine_whole(monkeypatch):
     target = tiny_target()
     engine = Engine(target, tiny_draft(target), "pard2-td", 4)
-    stream = engine.stream(PROMPT, SamplingParams(20))
+    stream = engine.stream(PROMPT, SamplingParams(max_tokens=20))
     next(stream)
 
     def interrupted(*args):
@@ -301,4 +301,4 @@ def test_options_that_mean_nothing_are_refused_before_the_long_load(options, mes
 
 def test_max_tokens_of_zero_is_refused():
     with pytest.raises(Pard2Error, match="`max_tokens` 0"):
-        SamplingParams(0)
+        SamplingParams(max_tokens=0)

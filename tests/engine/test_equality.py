@@ -33,7 +33,7 @@ def test_every_method_says_what_transformers_says(architecture):
         if expected is None:
             expected = [greedy(engine.target, prompt, NEW) for prompt in prompts]
             assert len({tuple(text) for text in expected}) > 2 and len(set(expected[0])) > 3, "texts too dull to tell anything"
-        outputs = list(engine.generate(prompts, SamplingParams(NEW)))
+        outputs = engine.generate(prompts, SamplingParams(max_tokens=NEW))
         assert [out.token_ids for out in outputs] == expected, engine.method
         assert [out.prompt_tokens for out in outputs] == [len(prompt) for prompt in prompts]
 
@@ -42,7 +42,9 @@ def test_both_kinds_of_cycle_occur():
     """Else the equality above would say nothing of acceptance or of rejection."""
     target = tiny_target()
     for method in ("pard2-ti", "pard2-td"):
-        stats = [out.stats for out in Engine(target, tiny_draft(target), method, 6).generate(random_prompts(6, seed=3), SamplingParams(NEW))]
+        stats = [
+            out.stats for out in Engine(target, tiny_draft(target), method, 6).generate(random_prompts(6, seed=3), SamplingParams(max_tokens=NEW))
+        ]
         accepted = [a for s in stats for a in s.accepted_per_cycle]
         assert sum(accepted) > 0 and min(accepted) < 2, method
 
@@ -51,7 +53,7 @@ def test_many_prompts_through_one_engine_leave_no_trace():
     target = tiny_target(seed=4)
     engine = Engine(target, tiny_draft(target))
     prompts = random_prompts(12, seed=9)
-    assert [out.token_ids for out in engine.generate(prompts, SamplingParams(12))] == [greedy(target, prompt, 12) for prompt in prompts]
+    assert [out.token_ids for out in engine.generate(prompts, SamplingParams(max_tokens=12))] == [greedy(target, prompt, 12) for prompt in prompts]
 
 
 @pytest.mark.parametrize("method", ["ar", "vsd", "pard2-ti", "pard2-td"])
@@ -76,8 +78,8 @@ def test_engines_and_streams_in_turn_do_not_disturb_each_other():
     draft = tiny_draft(target)
     methods = ["pard2-td", "pard2-td", "pard2-ti", "ar"]
     prompts = random_prompts(4, seed=11)
-    alone = [list(Engine(target, draft, m, 3).stream(p, SamplingParams(20))) for m, p in zip(methods, prompts, strict=True)]
-    streams = [Engine(target, draft, m, 3).stream(p, SamplingParams(20)) for m, p in zip(methods, prompts, strict=True)]
+    alone = [list(Engine(target, draft, m, 3).stream(p, SamplingParams(max_tokens=20))) for m, p in zip(methods, prompts, strict=True)]
+    streams = [Engine(target, draft, m, 3).stream(p, SamplingParams(max_tokens=20)) for m, p in zip(methods, prompts, strict=True)]
     in_turn = [[step for step in steps if step] for steps in zip(*zip_longest(*streams), strict=True)]
     assert [[(s.token_ids, s.accepted) for s in steps] for steps in in_turn] == [[(s.token_ids, s.accepted) for s in steps] for steps in alone]
     assert [[t for s in steps for t in s.token_ids] for steps in in_turn] == [greedy(target, prompt, 20) for prompt in prompts]
@@ -88,7 +90,7 @@ def test_a_draft_whose_vocabulary_differs_is_still_lossless():
     target = tiny_target(vocab=61)
     for vocab in (50, 61, 80):
         engine = Engine(target, tiny_lm_draft(vocab=vocab), "vsd", 3)
-        assert next(engine.generate([[59, 60, 58]], SamplingParams(30))).token_ids == greedy(target, [59, 60, 58], 30)
+        assert engine.generate([[59, 60, 58]], SamplingParams(max_tokens=30))[0].token_ids == greedy(target, [59, 60, 58], 30)
 
 
 @pytest.mark.parametrize("method", ["pard2-td", "pard2-ti"])
@@ -99,5 +101,5 @@ def test_a_draft_that_can_propose_some_tokens_alone_is_lossless(method):
     engine = Engine(target, draft, method, 3)
     proposed = record_proposals(engine)
     prompts = [[5, 9, 2], [30, 1, 7, 7]]
-    assert [out.token_ids for out in engine.generate(prompts, SamplingParams(30))] == [greedy(target, prompt, 30) for prompt in prompts]
+    assert [out.token_ids for out in engine.generate(prompts, SamplingParams(max_tokens=30))] == [greedy(target, prompt, 30) for prompt in prompts]
     assert {token for tokens in proposed for token in tokens} <= set(some.tolist()) and len(proposed) > 10

@@ -49,20 +49,22 @@ def test_nan_in_a_prompt_fails_that_request_alone(method, settings):
     bad = unsaid()
     engine = new_engine(method, "auto" if method == "ar" else 4, poisoned(bad))
     prompts = [PROMPTS[0], [3, bad, 5], PROMPTS[1]]
-    outs = list(engine.generate(prompts, [SamplingParams(12), SamplingParams(12, logprobs=2, **settings), SamplingParams(12)]))
+    outs = engine.generate(
+        prompts, [SamplingParams(max_tokens=12), SamplingParams(max_tokens=12, logprobs=2, **settings), SamplingParams(max_tokens=12)]
+    )
     assert [outs[0].token_ids, outs[2].token_ids] == [expected(0), expected(1)]
     assert (outs[1].token_ids, outs[1].finish_reason) == ([], "error")
     assert "NaN" in one_line(outs[1].error) and "`dtype` float32" in outs[1].error and "tiny-llama" in outs[1].error
     assert is_empty(engine)
     # Whoever gets the failed one's part of the cache finds none of its numbers.
-    assert [out.token_ids for out in engine.generate([PROMPTS[2]] * 3, SamplingParams(12))] == [expected(2)] * 3
+    assert [out.token_ids for out in engine.generate([PROMPTS[2]] * 3, SamplingParams(max_tokens=12))] == [expected(2)] * 3
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nan_in_the_middle_of_an_answer_leaves_what_was_said_before(method):
     place = next(i for i in range(4, 12) if expected(0)[i] not in expected(0)[:i] + PROMPTS[0] + PROMPTS[1] + expected(1))
     engine = new_engine(method, "auto" if method == "ar" else 4, poisoned(expected(0)[place]))
-    outs = list(engine.generate(PROMPTS[:2], SamplingParams(12)))
+    outs = list(engine.generate(PROMPTS[:2], SamplingParams(max_tokens=12)))
     assert outs[1].token_ids == expected(1)
     assert outs[0].finish_reason == "error" and outs[0].token_ids == expected(0)[: place + 1]
     assert is_empty(engine)
@@ -75,10 +77,10 @@ def test_a_broken_draft_costs_time_and_nothing_else(method, draft_sampling):
     engine = new_engine(method, 4, target, draft_sampling=draft_sampling)
     with torch.no_grad():
         engine.draft.lm.get_output_embeddings().weight.fill_(torch.nan)  # type: ignore[union-attr]
-    outs = list(engine.generate([PROMPTS[0], PROMPTS[1]], [SamplingParams(12), SamplingParams(12, temperature=0.9, seed=2)]))
+    outs = engine.generate([PROMPTS[0], PROMPTS[1]], [SamplingParams(max_tokens=12), SamplingParams(max_tokens=12, temperature=0.9, seed=2)])
     assert outs[0].token_ids == expected(0)
     if draft_sampling == "greedy":
-        (plain,) = Engine(target).generate([PROMPTS[1]], SamplingParams(12, temperature=0.9, seed=2))
+        (plain,) = Engine(target).generate([PROMPTS[1]], SamplingParams(max_tokens=12, temperature=0.9, seed=2))
         assert outs[1].token_ids == plain.token_ids
 
 
@@ -86,7 +88,7 @@ def test_a_stream_that_fails_raises():
     bad = unsaid()
     seen = []
     with pytest.raises(Pard2Error, match="NaN"):
-        for step in new_engine("pard2-td", 3, poisoned(bad)).stream([bad], SamplingParams(5)):
+        for step in new_engine("pard2-td", 3, poisoned(bad)).stream([bad], SamplingParams(max_tokens=5)):
             seen.append(step)
     assert [step.finish_reason for step in seen] == ["error"]
 
@@ -111,8 +113,8 @@ class Raising:
 def test_a_callback_that_raises_ends_its_own_request_alone(good):
     engine = new_engine("pard2-td", 3)
     callback = Raising(good)
-    broken = engine.submit(PROMPTS[0], SamplingParams(12), on_step=callback)
-    other = engine.submit(PROMPTS[1], SamplingParams(12))
+    broken = engine.submit(PROMPTS[0], SamplingParams(max_tokens=12), on_step=callback)
+    other = engine.submit(PROMPTS[1], SamplingParams(max_tokens=12))
     run_dry(engine)
     (out,) = broken.completions()
     assert (out.finish_reason, len(callback.seen)) == ("error", good)
@@ -124,7 +126,7 @@ def test_a_callback_that_raises_ends_its_own_request_alone(good):
 
 def test_a_callback_that_raises_at_the_very_last_step_is_not_passed_over():
     engine = new_engine("ar", "auto")
-    broken = engine.submit(PROMPTS[0], SamplingParams(3), on_step=Raising(2))
+    broken = engine.submit(PROMPTS[0], SamplingParams(max_tokens=3), on_step=Raising(2))
     run_dry(engine)
     (out,) = broken.completions()
     assert (out.finish_reason, out.token_ids) == ("error", expected(0, 3)) and "ValueError" in out.error
@@ -132,7 +134,7 @@ def test_a_callback_that_raises_at_the_very_last_step_is_not_passed_over():
 
 def test_a_callback_of_several_completions_ends_them_all():
     engine = new_engine("ar", "auto", max_batch=2)
-    broken = engine.submit(PROMPTS[0], SamplingParams(9, n=4), on_step=Raising(3))
+    broken = engine.submit(PROMPTS[0], SamplingParams(max_tokens=9, n=4), on_step=Raising(3))
     run_dry(engine)
     assert [out.finish_reason for out in broken.completions()] == ["error"] * 4
     assert is_empty(engine)
@@ -144,8 +146,8 @@ def test_a_callback_of_several_completions_ends_them_all():
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_cancelled_request_keeps_what_it_has_said(steps):
     engine = new_engine("ar", "auto", max_batch=2)
-    cancelled = engine.submit(PROMPTS[0], SamplingParams(12))
-    others = [engine.submit(PROMPTS[n], SamplingParams(12)) for n in (1, 2)]
+    cancelled = engine.submit(PROMPTS[0], SamplingParams(max_tokens=12))
+    others = [engine.submit(PROMPTS[n], SamplingParams(max_tokens=12)) for n in (1, 2)]
     for _ in range(steps):
         engine.step()
     cancelled.cancel()
@@ -159,9 +161,9 @@ def test_a_cancelled_request_keeps_what_it_has_said(steps):
 
 def test_a_request_cancelled_in_the_queue_is_never_read_and_its_callback_hears_of_it():
     engine = new_engine("ar", "auto", max_batch=1)
-    first = engine.submit(PROMPTS[0], SamplingParams(5))
+    first = engine.submit(PROMPTS[0], SamplingParams(max_tokens=5))
     seen: list[Step] = []
-    waiting = engine.submit(PROMPTS[1], SamplingParams(5), on_step=seen.append)
+    waiting = engine.submit(PROMPTS[1], SamplingParams(max_tokens=5), on_step=seen.append)
     engine.step()
     waiting.cancel()
     run_dry(engine)
@@ -171,7 +173,7 @@ def test_a_request_cancelled_in_the_queue_is_never_read_and_its_callback_hears_o
 
 def test_cancelling_what_is_done_changes_nothing():
     engine = new_engine("ar", "auto")
-    request = engine.submit(PROMPTS[0], SamplingParams(4))
+    request = engine.submit(PROMPTS[0], SamplingParams(max_tokens=4))
     run_dry(engine)
     request.cancel()
     assert request.completions()[0].finish_reason == "length"
@@ -215,7 +217,7 @@ def test_a_pass_that_fails_ends_who_took_part_and_the_engine_goes_on(method, whe
         fail_once(monkeypatch, pard2.engine.cycle, "verify", error, after=2)
     else:
         fail_once(monkeypatch, pard2.engine.scheduler, "TokenCounts", error)
-    penalised = SamplingParams(12, repetition_penalty=1.0001)
+    penalised = SamplingParams(max_tokens=12, repetition_penalty=1.0001)
     requests = [engine.submit(prompt, penalised) for prompt in PROMPTS]
     with pytest.raises(RuntimeError, match="broken"):
         run_dry(engine)
@@ -227,7 +229,7 @@ def test_a_pass_that_fails_ends_who_took_part_and_the_engine_goes_on(method, whe
     run_dry(engine)
     rest = [request.completions()[0].token_ids for request in requests[len(failed) :]]
     assert rest == [expected(n) for n in range(len(failed), 4)]
-    assert [out.token_ids for out in engine.generate(PROMPTS, SamplingParams(12))] == [expected(n) for n in range(4)]
+    assert [out.token_ids for out in engine.generate(PROMPTS, SamplingParams(max_tokens=12))] == [expected(n) for n in range(4)]
     assert is_empty(engine)
 
 
@@ -235,22 +237,22 @@ def test_out_of_memory_is_told_with_the_way_out(monkeypatch):
     engine = new_engine("pard2-td", 3, tiny_target())
     fail_once(monkeypatch, engine.target, "run", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 GiB"), after=2)
     with pytest.raises(Pard2Error, match="ran out of memory.*`max_batch`.*`cache_tokens`") as raised:
-        list(engine.generate(PROMPTS, SamplingParams(12)))
+        engine.generate(PROMPTS, SamplingParams(max_tokens=12))
     one_line(raised.value)
     assert is_empty(engine)
-    assert next(engine.generate([PROMPTS[0]], SamplingParams(12))).token_ids == expected(0)
+    assert engine.generate([PROMPTS[0]], SamplingParams(max_tokens=12))[0].token_ids == expected(0)
 
 
 def test_a_cache_that_does_not_fit_is_told_with_the_way_out(monkeypatch):
     engine = new_engine("ar", "auto", tiny_target(), cache_tokens=2**50)
     with pytest.raises(Pard2Error, match="does not fit.*`cache_tokens`"):
-        list(engine.generate([PROMPTS[0]], SamplingParams(4)))
+        engine.generate([PROMPTS[0]], SamplingParams(max_tokens=4))
     assert engine.idle
 
 
 def test_a_stream_learns_that_anothers_pass_has_failed(monkeypatch):
     engine = new_engine("ar", "auto", tiny_target())
-    first, second = (engine.stream(PROMPTS[n], SamplingParams(12)) for n in (0, 1))
+    first, second = (engine.stream(PROMPTS[n], SamplingParams(max_tokens=12)) for n in (0, 1))
     next(first), next(second)
     fail_once(monkeypatch, engine.target, "run", RuntimeError("broken"))
     with pytest.raises(RuntimeError, match="broken"):

@@ -52,7 +52,7 @@ def test_max_tokens_is_exact_for_every_method_and_k(method):
     expected = greedy(shared_target(), PROMPT, 9)
     for draft_tokens in ("auto",) if method == "ar" else (1, 2, 6, "auto"):
         engine = new_engine(method, draft_tokens)
-        outs = list(engine.generate([PROMPT] * 9, [SamplingParams(n) for n in range(1, 10)]))
+        outs = engine.generate([PROMPT] * 9, [SamplingParams(max_tokens=n) for n in range(1, 10)])
         assert [out.token_ids for out in outs] == [expected[:n] for n in range(1, 10)]
         assert {out.finish_reason for out in outs} == {"length"}
         assert all(len(out.token_ids) == 1 + out.stats.cycles + out.stats.accepted for out in outs)
@@ -62,7 +62,7 @@ def test_the_contexts_end_is_a_length_for_each_sequence_of_a_batch():
     target = tiny_target(context=32)
     prompts = [[1, 2, 3] * 4, [4] * 30, [5] * 32]
     for engine in (Engine(target), Engine(target, tiny_draft(target), "pard2-td", 6)):
-        outs = list(engine.generate(prompts, SamplingParams(100)))
+        outs = engine.generate(prompts, SamplingParams(max_tokens=100))
         assert [(len(out.token_ids), out.finish_reason) for out in outs] == [(21, "length"), (3, "length"), (1, "length")]
 
 
@@ -72,7 +72,7 @@ def test_ignore_eos_concerns_one_request_of_a_batch():
     set_eos(target, text[4])
     engine = Engine(target, perfect_draft(target), "vsd", 5)
     place = text.index(text[4])
-    outs = list(engine.generate([PROMPT] * 2, [SamplingParams(12), SamplingParams(12, ignore_eos=True)]))
+    outs = engine.generate([PROMPT] * 2, [SamplingParams(max_tokens=12), SamplingParams(max_tokens=12, ignore_eos=True)])
     assert [(out.token_ids, out.finish_reason) for out in outs] == [(text[: place + 1], "stop"), (text, "length")]
 
 
@@ -139,13 +139,15 @@ def test_eos_before_a_stop_string_of_the_same_block_and_after_it():
 def test_stop_strings_of_one_request_end_no_other():
     _, text = said()
     for engine in speaking_engines():
-        outs = list(engine.generate([PROMPT] * 3, [SamplingParams(24), SamplingParams(24, stop=text[3]), SamplingParams(24, stop=text[9:11])]))
+        outs = engine.generate(
+            [PROMPT] * 3, [SamplingParams(max_tokens=24), SamplingParams(max_tokens=24, stop=text[3]), SamplingParams(max_tokens=24, stop=text[9:11])]
+        )
         assert [out.text for out in outs] == [text, text[: text.index(text[3])], text[: text.index(text[9:11])]]
 
 
 def test_each_of_n_completions_has_its_own_text():
     target = speaking()
-    params = SamplingParams(12, temperature=1.0, seed=1, n=4, stop="qq")
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=1, n=4, stop="qq")
     for out in Engine(target, perfect_draft(target), "vsd", 4).generate([PROMPT], params):
         assert out.text == target.tokenizer.decode(out.token_ids)
 
@@ -172,7 +174,7 @@ def test_logprobs_are_the_targets_own_before_any_processing(method):
     engine = new_engine(method, "auto" if method == "ar" else 4)
     if method == "vsd":
         engine = Engine(shared_target(), perfect_draft(shared_target()), "vsd", 4)
-    outs = list(engine.generate(prompts, [SamplingParams(12, logprobs=3, **settings) for settings in SETTINGS]))
+    outs = engine.generate(prompts, [SamplingParams(max_tokens=12, logprobs=3, **settings) for settings in SETTINGS])
     for out, prompt in zip(outs, prompts, strict=True):
         with torch.no_grad():
             logits = shared_target().model(torch.tensor([prompt + out.token_ids])).logits[0, len(prompt) - 1 : -1]
@@ -189,7 +191,7 @@ def test_logprobs_are_the_targets_own_before_any_processing(method):
 
 def test_as_many_top_logprobs_as_asked_for_by_each():
     engine = new_engine("pard2-ti", 4)
-    outs = list(engine.generate([PROMPT] * 4, [SamplingParams(7, logprobs=m) for m in (None, 0, 20, 1)]))
+    outs = engine.generate([PROMPT] * 4, [SamplingParams(max_tokens=7, logprobs=m) for m in (None, 0, 20, 1)])
     assert len({tuple(out.token_ids) for out in outs}) == 1
     assert outs[0].logprobs is None
     assert [{len(one.top) for one in out.logprobs} for out in outs[1:]] == [{0}, {20}, {1}]

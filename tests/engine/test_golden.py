@@ -27,7 +27,7 @@ def test_tokens_equal(golden):
     engine, cases = golden
     for case in cases:
         new = case["tokens"][len(case["prompt"]) :]
-        assert next(engine.generate([case["prompt"]], SamplingParams(len(new)))).token_ids == new
+        assert engine.generate([case["prompt"]], SamplingParams(max_tokens=len(new)))[0].token_ids == new
 
 
 def propose(engine: Engine, context: list[int], k: int) -> list[int]:
@@ -68,7 +68,7 @@ def test_running_engine_accepts_what_the_reference_accepts(golden):
         lengths = accumulate((accepted + 1 for accepted in case["accepted"]), initial=len(prompt))
         reference = dict(zip(lengths, case["accepted"], strict=False))
         length = len(prompt)
-        for step in engine.stream(prompt, SamplingParams(len(tokens) - len(prompt))):
+        for step in engine.stream(prompt, SamplingParams(max_tokens=len(tokens) - len(prompt))):
             if length > len(prompt) and length in reference and step.proposed == GOLDEN["K"] and length + reference[length] < len(tokens):
                 assert step.accepted == reference[length], (prompt, length)
                 compared += 1

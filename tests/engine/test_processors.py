@@ -188,7 +188,10 @@ def test_the_largest_values_are_found_block_by_block_whatever_the_ties(count, wi
 
 def test_a_place_where_nothing_is_proposed_leaves_the_rows_before_it_as_they_are():
     """Its id is -1, which would index the last token: here that token is said by the block itself."""
-    logits, params = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), SamplingParams(9, repetition_penalty=2.0, frequency_penalty=1.5)
+    logits, params = (
+        torch.randn(4, 5, generator=torch.Generator().manual_seed(0)),
+        SamplingParams(max_tokens=9, repetition_penalty=2.0, frequency_penalty=1.5),
+    )
     for last in (4, 0, 2):
         expected = process_logits(logits[:2], params, TokenCounts([1], 5), torch.tensor([last]))
         rows = process_logits(logits, params, TokenCounts([1], 5), torch.tensor([last, verification.NOTHING, verification.NOTHING]))

@@ -62,7 +62,7 @@ def test_a_dict_says_what_the_template_gets_beside_the_messages(target):
     plain = encode_prompt(target, messages)
     assert encode_prompt(target, {"messages": messages, "id": "x"}) == plain
     assert encode_prompt(target, {"messages": messages, "chat_template_kwargs": {"quiet": True}, "tools": [{"name": "blue"}]}) == [*plain, 7, 8]
-    (made,) = Engine(target).generate([{"messages": messages, "chat_template_kwargs": {"quiet": True}}], SamplingParams(1))
+    (made,) = Engine(target).generate([{"messages": messages, "chat_template_kwargs": {"quiet": True}}], SamplingParams(max_tokens=1))
     assert made.prompt_tokens == len(plain) + 1
     for wrong in ({}, {"id": "x"}, {"messages": []}, {"messages": "what"}):
         with pytest.raises(Pard2Error, match="prompt"):
@@ -85,16 +85,16 @@ def test_a_bad_prompt_is_refused_before_a_good_one_is_decoded(target):
 
 
 def test_one_text_in_place_of_a_list_is_not_read_letter_by_letter(target):
-    with pytest.raises(Pard2Error, match="list of prompts"):
-        Engine(target).generate("what is red")
+    engine, params = Engine(target), SamplingParams(max_tokens=3)
+    assert engine.generate("what is red", params)[0].token_ids == engine.generate(["what is red"], params)[0].token_ids
 
 
 def test_text_of_a_completion_leaves_its_end_out_even_if_that_is_an_ordinary_word(target):
     ids = greedy(target, [8, 7], 12)
     place = next(i for i in range(2, 12) if ids[i] not in ids[:i])
-    (whole,) = Engine(target).generate([[8, 7]], SamplingParams(12))
+    (whole,) = Engine(target).generate([[8, 7]], SamplingParams(max_tokens=12))
     assert whole.text == target.tokenizer.decode(ids, skip_special_tokens=True)
     set_eos(target, ids[place])
-    (cut,) = Engine(target).generate([[8, 7]], SamplingParams(12))
+    (cut,) = Engine(target).generate([[8, 7]], SamplingParams(max_tokens=12))
     assert cut.token_ids == ids[: place + 1]
     assert cut.text == target.tokenizer.decode(ids[:place], skip_special_tokens=True)

@@ -20,7 +20,14 @@ NAN = math.nan
         ("`temperature`", {"temperature": math.inf}),
         ("`temperature`", {"temperature": 1e-30}),  # would divide logits to infinity
         ("`temperature`", {"temperature": "hot"}),
-        ("`top_k`", {"top_k": -1}),
+        ("`top_k`", {"top_k": -2}),
+        ("`min_tokens`", {"min_tokens": -1}),
+        ("`min_tokens`", {"min_tokens": 9, "max_tokens": 8}),
+        ("`stop_token_ids`", {"stop_token_ids": 5}),
+        ("`stop_token_ids`", {"stop_token_ids": [-1]}),
+        ("`stop_token_ids`", {"stop_token_ids": ["5"]}),
+        ("`stop_token_ids`", {"stop_token_ids": "5"}),
+        ("`include_stop_str_in_output`", {"include_stop_str_in_output": 1}),
         ("`top_k`", {"top_k": True}),
         ("`top_p`", {"top_p": 0.0}),
         ("`top_p`", {"top_p": 1.01}),
@@ -51,7 +58,6 @@ NAN = math.nan
         ("`stop`", {"stop": [str(i) for i in range(17)]}),
         ("`stop`", {"stop": [7]}),
         ("`stop`", {"stop": 5}),
-        ("`stop`", {"stop": None}),
         ("`logit_bias`", {"logit_bias": 5}),
         ("`logit_bias`", {"logit_bias": [1]}),
         ("`logit_bias`", {"logit_bias": {1: "much"}}),
@@ -84,8 +90,34 @@ def test_the_ends_of_every_range_are_accepted():
         n=128,
         stop=["x" * 256] * 16,
         logprobs=20,
+        min_tokens=1,
+        stop_token_ids=[0, 2**31],
     )
     SamplingParams(temperature=1e-5, min_p=0, seed=0, stop=[], logprobs=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"temperature": "0.5"}, "`temperature` '0.5', a str: give 0 (greedy) or a number from 0.00001 to 100000"),
+        ({"max_tokens": None}, "`max_tokens` None: give a whole number; at least 1 is needed"),
+        ({"top_k": True}, "`top_k` True, a bool: give the number of tokens to keep; 0 and -1 are off"),
+        ({"min_tokens": 5, "max_tokens": 4}, "`min_tokens` 5: give no more than `max_tokens`, 4"),
+    ],
+)
+def test_a_type_that_is_wrong_is_said(settings, said):
+    with pytest.raises(Pard2Error) as refusal:
+        SamplingParams(**settings)
+    assert str(refusal.value) == said
+
+
+def test_all_settings_are_given_by_name():
+    with pytest.raises(TypeError):
+        SamplingParams(0.5)
+
+
+def test_what_is_off_in_vllm_is_off():
+    assert SamplingParams(top_k=-1, temperature=1.0, stop=None, stop_token_ids=None, min_tokens=0).processed is False
 
 
 def test_one_stop_text_is_not_taken_for_a_list_of_characters():

@@ -29,7 +29,7 @@ def random_params(dice: random.Random) -> SamplingParams:
             "n": dice.choice([1, 1, 1, 3]),
         }
     return SamplingParams(
-        dice.choice([1, 2, 5, 9]),
+        max_tokens=dice.choice([1, 2, 5, 9]),
         repetition_penalty=dice.choice([1.0, 1.0, 1.4]),
         presence_penalty=dice.choice([0.0, 0.5]),
         logit_bias=dice.choice([None, {4: 2.0}]),
@@ -66,7 +66,7 @@ def soak(engine: Engine, dice: random.Random, count: int) -> dict[str, int]:
             if dice.random() < 0.15:
                 dice.choice(requests[-10:]).cancel()
         if dice.random() < 0.1 and len(requests) < count:
-            open_streams.append(engine.stream([dice.randrange(60)], SamplingParams(6)))
+            open_streams.append(engine.stream([dice.randrange(60)], SamplingParams(max_tokens=6)))
             next(open_streams[-1])
         if open_streams and dice.random() < 0.3:
             open_streams.pop(0).close()

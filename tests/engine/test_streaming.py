@@ -29,7 +29,7 @@ def tokens(steps: list[Step]) -> list[int]:
 
 
 async def consume(engine: Engine, number: int, count: int = 16) -> list[int]:
-    return tokens([step async for step in engine.astream(PROMPTS[number], SamplingParams(count))])
+    return tokens([step async for step in engine.astream(PROMPTS[number], SamplingParams(max_tokens=count))])
 
 
 def settle(engine: Engine) -> None:
@@ -43,7 +43,7 @@ def settle(engine: Engine) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_streams_in_turn_share_batches_and_say_what_each_says_alone(method):
     engine = new_engine(method, "auto" if method == "ar" else 3)
-    streams = [engine.stream(prompt, SamplingParams(16)) for prompt in PROMPTS]
+    streams = [engine.stream(prompt, SamplingParams(max_tokens=16)) for prompt in PROMPTS]
     steps: list[list[Step]] = [[] for _ in streams]
     going = list(range(len(streams)))
     while going:
@@ -62,7 +62,7 @@ def test_streams_in_turn_share_batches_and_say_what_each_says_alone(method):
 
 def test_a_closed_stream_frees_its_memory_at_once_and_leaves_others_alone():
     engine = new_engine("pard2-td", 3)
-    first, second = (engine.stream(PROMPTS[n], SamplingParams(16)) for n in (0, 1))
+    first, second = (engine.stream(PROMPTS[n], SamplingParams(max_tokens=16)) for n in (0, 1))
     begun = [next(second)]
     next(first)
     held = engine.cache_tokens - engine.free_cache_tokens
@@ -74,7 +74,7 @@ def test_a_closed_stream_frees_its_memory_at_once_and_leaves_others_alone():
 
 def test_a_forgotten_stream_is_closed():
     engine = new_engine("ar", "auto")
-    for _ in engine.stream(PROMPTS[0], SamplingParams(16)):
+    for _ in engine.stream(PROMPTS[0], SamplingParams(max_tokens=16)):
         break
     gc.collect()
     assert is_empty(engine)
@@ -83,9 +83,9 @@ def test_a_forgotten_stream_is_closed():
 def test_a_stream_whose_memory_is_freed_in_the_middle_of_a_pass_does_not_stop_the_engine():
     """The collector runs wherever it likes, also where the engine holds its own lock."""
     engine = new_engine("pard2-td", 3)
-    streams = [engine.stream(PROMPTS[0], SamplingParams(16))]
+    streams = [engine.stream(PROMPTS[0], SamplingParams(max_tokens=16))]
     next(streams[0])
-    request = engine.submit(PROMPTS[1], SamplingParams(16))
+    request = engine.submit(PROMPTS[1], SamplingParams(max_tokens=16))
     propose = engine._cycle._drafter.propose
 
     def collecting(requests: Any, selector: Any) -> Any:
@@ -103,22 +103,22 @@ def test_a_stream_whose_memory_is_freed_in_the_middle_of_a_pass_does_not_stop_th
 def test_a_stream_that_nobody_began_asks_for_nothing():
     engine = new_engine("ar", "auto")
     engine.stream(PROMPTS[0])
-    engine.generate(PROMPTS)
+    engine.completions(PROMPTS)
     engine.astream(PROMPTS[0])
     assert is_empty(engine)
 
 
-def test_closing_generate_cancels_what_has_not_been_made_yet():
+def test_closing_completions_cancels_what_has_not_been_made_yet():
     engine = new_engine("vsd", 3, max_batch=2)
-    outputs = engine.generate(PROMPTS, SamplingParams(16))
+    outputs = engine.completions(PROMPTS, SamplingParams(max_tokens=16))
     assert next(outputs).token_ids == expected(0)
     outputs.close()
     assert is_empty(engine)
-    assert next(engine.generate([PROMPTS[3]], SamplingParams(16))).token_ids == expected(3)
+    assert engine.generate([PROMPTS[3]], SamplingParams(max_tokens=16))[0].token_ids == expected(3)
 
 
 def test_a_stream_of_n_completions_says_whose_each_step_is():
-    params = SamplingParams(9, temperature=1.0, seed=3, n=3)
+    params = SamplingParams(max_tokens=9, temperature=1.0, seed=3, n=3)
     engine = new_engine("pard2-ti", 3)
     steps = list(engine.stream(PROMPTS[0], params))
     for out in engine.generate([PROMPTS[0]], params):
@@ -130,7 +130,7 @@ def test_callbacks_see_every_step_of_their_own_request_in_order():
     engine = new_engine("pard2-ti", 3)
     seen: list[list[Step]] = [[] for _ in PROMPTS]
     for prompt, mine in zip(PROMPTS, seen, strict=True):
-        engine.submit(prompt, SamplingParams(16), on_step=mine.append)
+        engine.submit(prompt, SamplingParams(max_tokens=16), on_step=mine.append)
     run_dry(engine)
     assert [tokens(mine) for mine in seen] == [expected(number) for number in range(len(PROMPTS))]
     assert [mine[-1].finish_reason for mine in seen] == ["length"] * len(PROMPTS)
@@ -143,11 +143,11 @@ def test_a_callback_may_submit_and_cancel():
 
     def chain(step: Step) -> None:
         if not later:
-            later.append(engine.submit(PROMPTS[1], SamplingParams(16)))
+            later.append(engine.submit(PROMPTS[1], SamplingParams(max_tokens=16)))
             second.cancel()
 
-    engine.submit(PROMPTS[0], SamplingParams(16), on_step=chain)
-    second = engine.submit(PROMPTS[2], SamplingParams(16))
+    engine.submit(PROMPTS[0], SamplingParams(max_tokens=16), on_step=chain)
+    second = engine.submit(PROMPTS[2], SamplingParams(max_tokens=16))
     thread = threading.Thread(target=run_dry, args=(engine,), daemon=True)
     thread.start()
     thread.join(20)
@@ -171,7 +171,7 @@ def test_characters_are_never_torn_and_pieces_add_up_to_the_text(text):
     engine = babbling()
     ids = engine.target.tokenizer(text * 2)["input_ids"]
     for seed in range(4):
-        params = SamplingParams(40, temperature=0.5, seed=seed, logit_bias=dict.fromkeys(ids, 40.0), repetition_penalty=1.02)
+        params = SamplingParams(max_tokens=40, temperature=0.5, seed=seed, logit_bias=dict.fromkeys(ids, 40.0), repetition_penalty=1.02)
         steps = list(engine.stream(ids, params))
         (out,) = engine.generate([ids], params)
         assert "".join(step.text or "" for step in steps) == out.text == engine.target.tokenizer.decode(out.token_ids)
@@ -184,7 +184,7 @@ def test_a_character_waits_for_its_last_byte():
     first, second = engine.target.tokenizer("é")["input_ids"]
     for seed in range(4):
         said, shown = b"", ""
-        for step in engine.stream([first, second], SamplingParams(30, temperature=1.0, seed=seed, logit_bias={first: 60.0, second: 60.0})):
+        for step in engine.stream([first, second], SamplingParams(max_tokens=30, temperature=1.0, seed=seed, logit_bias={first: 60.0, second: 60.0})):
             said += bytes(0xC3 if token == first else 0xA9 for token in step.token_ids)
             shown += step.text
             complete = said[:-1] if said.endswith(b"\xc3") and step.finish_reason is None else said
@@ -199,7 +199,7 @@ def test_pieces_of_a_stream_add_up_to_the_completions_text(stop):
     target.tokenizer = byte_tokenizer(template=None)
     engine = Engine(target, tiny_draft(target), "pard2-ti", 5)
     for prompt in PROMPTS:
-        params = SamplingParams(20, temperature=1.0, seed=1, stop=stop)
+        params = SamplingParams(max_tokens=20, temperature=1.0, seed=1, stop=stop)
         (out,) = engine.generate([prompt], params)
         assert "".join(step.text for step in engine.stream(prompt, params)) == out.text
 
@@ -216,7 +216,7 @@ def test_async_streams_share_batches(method):
 
     assert asyncio.run(all_of_them()) == [expected(number) for number in range(len(PROMPTS))]
     alone = new_engine(method, "auto" if method == "ar" else 3)
-    cycles = [out.stats.cycles for prompt in PROMPTS for out in alone.generate([prompt], SamplingParams(16))]
+    cycles = [out.stats.cycles for prompt in PROMPTS for out in alone.generate([prompt], SamplingParams(max_tokens=16))]
     assert engine.totals.cycles < sum(cycles) * 2 / 3
     settle(engine)
     assert is_empty(engine)
@@ -227,7 +227,7 @@ def test_a_cancelled_task_frees_its_memory_and_changes_nobodys_text():
     begun = asyncio.Event()
 
     async def watched() -> None:
-        async for _ in engine.astream(PROMPTS[4], SamplingParams(200)):
+        async for _ in engine.astream(PROMPTS[4], SamplingParams(max_tokens=200)):
             begun.set()
 
     async def main() -> list[list[int]]:
@@ -269,7 +269,7 @@ def test_an_async_stream_left_by_break_is_cancelled():
     engine = new_engine("ar", "auto")
 
     async def main() -> None:
-        stream = engine.astream(PROMPTS[0], SamplingParams(100))
+        stream = engine.astream(PROMPTS[0], SamplingParams(max_tokens=100))
         async for _ in stream:
             break
         await stream.aclose()  # type: ignore[attr-defined]
@@ -289,7 +289,7 @@ def test_an_async_stream_refuses_a_bad_prompt_before_it_begins():
 
 def test_saying_and_ending_exclude_each_other():
     """A cancel between the check and the end of `emit` was overwritten, and the sequence went on for ever."""
-    sequence = Sequence(prompt=[1], params=SamplingParams(9), seed=0, index=0, max_new_tokens=9, stop_token_ids=frozenset(), text=None)
+    sequence = Sequence(prompt=[1], params=SamplingParams(max_tokens=9), seed=0, index=0, max_new_tokens=9, stop_token_ids=frozenset(), text=None)
 
     class Cancelling(list):  # type: ignore[type-arg]
         def __getitem__(self, at: Any) -> Any:
@@ -311,7 +311,7 @@ def test_threads_share_one_engine():
     found: dict[int, list[int]] = {}
 
     def ask(number: int) -> None:
-        found[number] = tokens(list(engine.stream(PROMPTS[number], SamplingParams(16))))
+        found[number] = tokens(list(engine.stream(PROMPTS[number], SamplingParams(max_tokens=16))))
 
     threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(len(PROMPTS))]
     for thread in threads:

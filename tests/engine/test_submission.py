@@ -75,7 +75,7 @@ PARAMS: list[tuple[Any, str]] = [(0, "int"), ({}, "dict"), ({"max_tokens": 3}, "
 @pytest.mark.parametrize(("prompt", "says"), PROMPTS, ids=[repr(prompt)[:40] for prompt, _ in PROMPTS])
 def test_a_prompt_that_is_none_is_refused_and_its_neighbour_goes_on(target, prompt, says):
     engine = Engine(target)
-    neighbour = engine.submit([4, 5], SamplingParams(6))
+    neighbour = engine.submit([4, 5], SamplingParams(max_tokens=6))
     engine.step()
     for call in (engine.submit, engine.stream, engine.astream, lambda prompt: engine.generate([[4, 5], prompt])):
         with pytest.raises(Pard2Error, match=says) as refusal:
@@ -96,10 +96,31 @@ def test_settings_that_are_none_are_refused_and_do_not_count_as_the_default(para
     assert is_empty(engine)
 
 
-@pytest.mark.parametrize("prompts", [None, 5, "hi", b"hi", {"a": 1}, [USER], [USER, USER], [4, 5], [True]], ids=repr)
-def test_one_prompt_in_place_of_a_list_of_them_is_told_how_to_be_wrapped(prompts):
-    with pytest.raises(Pard2Error, match=r"list of prompts.*wrap.*\[\.\.\.\]$"):
-        new_engine("ar").generate(prompts)
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [
+        (None, "^`prompts` is a text, a conversation or a list of them, and not NoneType$"),
+        (5, "^`prompts` is .* and not int$"),
+        (b"hi", "^`prompts` is .* and not bytes$"),
+        ({"a": 1}, "^a prompt that is a dict needs `messages`; a single message"),
+        (USER, r"a single message is wrapped in \[\.\.\.\]$"),
+        ([4, 5], r"^prompt 0: a prompt is a text, .* and not int; the token ids of a single prompt are wrapped in \[\.\.\.\]$"),
+        ([5], "^a prompt is a text, .* and not int"),
+        ([None], "^a prompt is a text, .* and not None"),
+        ([{"role": "user"}], "message 1 of `messages` has no `content` text$"),
+    ],
+    ids=repr,
+)
+def test_what_is_neither_one_prompt_nor_several_is_told_what_it_is(target, prompts, says):
+    with pytest.raises(Pard2Error, match=says):
+        Engine(target).generate(prompts)
+
+
+@pytest.mark.parametrize("prompt", ["hi", [USER], [USER, USER], {"messages": [USER]}], ids=repr)
+def test_one_prompt_may_stand_in_place_of_a_list(target, prompt):
+    engine, params = Engine(target), SamplingParams(max_tokens=6, n=2, temperature=1.0, seed=1)
+    alone, listed = engine.generate(prompt, params), engine.generate([prompt], params)
+    assert [one.token_ids for one in alone] == [one.token_ids for one in listed] and len(alone) == 2
 
 
 def test_a_prompt_of_many_is_refused_by_its_number():
@@ -124,7 +145,7 @@ def test_a_message_is_read_as_a_record_of_a_file_is(target):
 def test_a_list_that_the_caller_changes_afterwards_is_no_longer_the_prompt(change):
     engine = new_engine("pard2-td")
     ids = [4, 5]
-    request = engine.submit(ids, SamplingParams(6))
+    request = engine.submit(ids, SamplingParams(max_tokens=6))
     change(ids)
     run_dry(engine)
     (out,) = request.completions()
@@ -208,7 +229,7 @@ def test_a_tokenizer_that_fails_on_a_token_ends_the_text_that_says_it_alone(targ
 
     monkeypatch.setattr(type(bad.tokenizer), "convert_ids_to_tokens", failing)
     engine = new_engine(method, 3, bad) if method != "ar" else Engine(bad)
-    first, second = engine.generate([[4, 5], [7, 9]], SamplingParams(8))
+    first, second = engine.generate([[4, 5], [7, 9]], SamplingParams(max_tokens=8))
     assert (first.finish_reason, second.finish_reason, second.token_ids) == ("error", "length", expected[1])
     assert "out of range" in first.error and "\n" not in first.error
     assert first.token_ids == expected[0][: len(first.token_ids)] and is_empty(engine)

@@ -109,13 +109,13 @@ def test_the_text_does_not_depend_on_the_threads(monkeypatch):
     torch.set_num_threads(2)
     target = Target(tiny_model(seed=3).to(torch.bfloat16), weight_format="fbgemm")
     engine = Engine(target, None, "ar")
-    params = SamplingParams(24, ignore_eos=True)
-    usual = next(iter(engine.generate([[1, 2, 3]], params))).token_ids
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    usual = engine.generate([[1, 2, 3]], params)[0].token_ids
     counts = iter([1, 2] * 100)
     monkeypatch.setattr(threads.Threads, "_decide", lambda self, *_: setattr(self, "count", next(counts)))
     monkeypatch.setattr(threads, "_WINDOW", 0.0)
     engine._threads = Threads(2)
-    assert next(iter(engine.generate([[1, 2, 3]], params))).token_ids == usual
+    assert engine.generate([[1, 2, 3]], params)[0].token_ids == usual
     assert next(counts) in (1, 2)
 
 

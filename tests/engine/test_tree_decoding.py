@@ -16,7 +16,7 @@ from tiny import greedy, pard_draft, random_prompts, tiny_draft, tiny_lm_draft, 
 
 PROMPTS = random_prompts(4, seed=9)
 ARCHITECTURES = ["llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "phi3", "qwen3_moe", "opt"]
-DRAWN = SamplingParams(24, temperature=0.9, top_p=0.95, repetition_penalty=1.2, presence_penalty=0.5, seed=4)
+DRAWN = SamplingParams(max_tokens=24, temperature=0.9, top_p=0.95, repetition_penalty=1.2, presence_penalty=0.5, seed=4)
 
 
 def texts(engine, params, prompts=PROMPTS):
@@ -126,7 +126,7 @@ def test_a_drafter_is_told_the_features_of_another_place(monkeypatch, tree):
 
     monkeypatch.setattr(ParallelDrafter, "update", noting)
     engine = Engine(target, tiny_draft(target), "pard2-td", draft_tokens=4, max_batch=4, tree=tree)
-    done = list(engine.generate(PROMPTS, SamplingParams(20, ignore_eos=True)))
+    done = engine.generate(PROMPTS, SamplingParams(max_tokens=20, ignore_eos=True))
     assert sum(one.stats.accepted for one in done) > 0 and len(told) == len(PROMPTS)
     for tokens, seen in told.values():
         features = target.forward(torch.tensor([tokens]), num_logits=0, layers=(-1, -2)).features[0]
@@ -139,12 +139,12 @@ def test_random_trees_leave_the_text(architecture, monkeypatch):
     stands at a wrong position."""
     target = tiny_target(architecture=architecture)
     draft = tiny_draft(target)
-    greedy_texts, drawn = texts(Engine(target), SamplingParams(24)), texts(Engine(target), DRAWN)
+    greedy_texts, drawn = texts(Engine(target), SamplingParams(max_tokens=24)), texts(Engine(target), DRAWN)
     for seed in range(2):
         with monkeypatch.context() as patch:
             grow_at_random(patch, target, seed)
             engine = Engine(target, draft, "pard2-td", "full", tree=12)
-            outs = list(engine.generate(PROMPTS, SamplingParams(24)))
+            outs = engine.generate(PROMPTS, SamplingParams(max_tokens=24))
             assert [out.token_ids for out in outs] == greedy_texts
             assert sum(out.stats.accepted for out in outs) > 8, "nothing was accepted, so nothing was tried"
             assert texts(Engine(target, draft, "pard2-td", "full", tree=12), DRAWN) == drawn
@@ -158,7 +158,7 @@ def test_random_trees_leave_the_text(architecture, monkeypatch):
 def test_the_drafts_own_trees_leave_the_text(nodes, method, draft_tokens, max_batch, sampled):
     target = tiny_target()
     draft = pard_draft(target) if method == "pard" else tiny_draft(target)
-    params = DRAWN if sampled else SamplingParams(24)
+    params = DRAWN if sampled else SamplingParams(max_tokens=24)
     engine = Engine(target, draft, method, draft_tokens, max_batch=max_batch, tree=nodes if nodes < 20 else "auto")
     assert texts(engine, params) == texts(Engine(target), params)
 
@@ -166,7 +166,7 @@ def test_the_drafts_own_trees_leave_the_text(nodes, method, draft_tokens, max_ba
 def test_chains_and_trees_of_one_batch_leave_the_text(monkeypatch):
     """Some sequences have room for a tree, some for one node, some propose nothing."""
     target = tiny_target()
-    params = [SamplingParams(n) for n in (2, 30, 3, 9)]
+    params = [SamplingParams(max_tokens=n) for n in (2, 30, 3, 9)]
     engine = Engine(target, tiny_draft(target), "pard2-td", "full", tree=16)
     assert texts(engine, params) == texts(Engine(target), params)
 
@@ -179,7 +179,7 @@ def test_trees_accept_less_than_chains():
     accepted = []
     for tree in (0, 8, 32):
         engine = Engine(target, tiny_draft(target), "pard2-td", "full", tree=tree)
-        outs = list(engine.generate(random_prompts(12, seed=2), SamplingParams(24)))
+        outs = list(engine.generate(random_prompts(12, seed=2), SamplingParams(max_tokens=24)))
         accepted.append(sum(out.stats.accepted for out in outs) / sum(out.stats.cycles for out in outs))
     assert accepted[0] < accepted[2] and accepted[1] <= accepted[2]
 
@@ -195,7 +195,7 @@ def test_a_tree_is_larger_than_was_asked_for(monkeypatch):
         return drafted
 
     monkeypatch.setattr(ParallelDrafter, "propose", noting)
-    list(Engine(target, tiny_draft(target), "pard2-td", 4, tree=7).generate(PROMPTS, SamplingParams(20)))
+    Engine(target, tiny_draft(target), "pard2-td", 4, tree=7).generate(PROMPTS, SamplingParams(max_tokens=20))
     assert max(sizes) == 7
 
 

@@ -39,12 +39,12 @@ def test_every_method_says_what_plain_decoding_says(directories, form, threads):
     try:
         target = load_target(directories[0], "bfloat16", "cpu", form)
         draft = load_draft(directories[1], target, torch.bfloat16, weight_format=form)
-        prompts, params = random_prompts(6, seed=3), SamplingParams(40, ignore_eos=True)
+        prompts, params = random_prompts(6, seed=3), SamplingParams(max_tokens=40, ignore_eos=True)
         expected = [out.token_ids for out in Engine(target, None, "ar", max_batch=1).generate(prompts, params)]
         accepted = 0
         for method, tree in (("ar", 0), ("pard2-ti", 0), ("pard2-td", 0), ("pard2-td", 12)):
             for size in (1, 6):
-                found = list(Engine(target, draft if method != "ar" else None, method, 6, max_batch=size, tree=tree).generate(prompts, params))
+                found = Engine(target, draft if method != "ar" else None, method, 6, max_batch=size, tree=tree).generate(prompts, params)
                 assert [out.token_ids for out in found] == expected, (method, tree, size)
                 accepted += sum(out.stats.accepted for out in found)
         assert accepted > 20 and len({tuple(text) for text in expected}) > 2, "too dull to tell anything"
@@ -80,7 +80,7 @@ def test_a_draft_shares_the_tables_of_a_target_in_any_form(tmp_path, form):
     target = load_target(str(tmp_path / "target"), "bfloat16", "cpu", form)
     draft = load_draft(str(tmp_path / "draft"), target, torch.bfloat16, weight_format=form)
     assert draft.lm.get_input_embeddings().weight.dtype == torch.bfloat16
-    (out,) = Engine(target, draft, "pard2-td", 6).generate(random_prompts(1, seed=3), SamplingParams(12))
+    (out,) = Engine(target, draft, "pard2-td", 6).generate(random_prompts(1, seed=3), SamplingParams(max_tokens=12))
     assert len(out.token_ids) == 12
 
 
@@ -146,7 +146,7 @@ def test_parallel_drafts_of_any_kind_decode_in_int8():
     target = tiny_target()
     draft = pard_draft(target)
     draft.convert("int8")
-    prompts, params = random_prompts(3, seed=3), SamplingParams(20)
+    prompts, params = random_prompts(3, seed=3), SamplingParams(max_tokens=20)
     expected = [out.token_ids for out in Engine(target, None, "ar").generate(prompts, params)]
     assert [out.token_ids for out in Engine(target, draft, "pard", 5).generate(prompts, params)] == expected
 
@@ -156,7 +156,7 @@ def test_everything_but_our_own_kernels_does_without_numba(directories):
         "import sys; sys.modules['numba'] = None\n"
         "from pard2 import Engine, SamplingParams\n"
         "engine = Engine.from_pretrained(sys.argv[1], sys.argv[2], device='cpu')\n"
-        "(one,) = engine.generate([[1, 2, 3]], SamplingParams(4, ignore_eos=True))\n"
+        "(one,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))\n"
         "print(engine.target.weight_format, len(one.token_ids))"
     )
     run = subprocess.run([sys.executable, "-c", code, *directories], capture_output=True, text=True, timeout=250)

@@ -123,6 +123,13 @@ def test_how_long_the_warm_up_is(said, steps, expected):
     assert OptimizerConfig(**said).warmup(steps) == expected
 
 
+def test_a_revision_is_part_of_the_targets_name_once(run):
+    for name in ("org/name", "org/name@v1"):
+        assert load_config(run, [f"target.name={name}", "target.revision=v1"]).target.name == "org/name@v1"
+    config = load_config(run, ["target.name=org/name", "target.revision=v1"])
+    assert TrainConfig.model_validate(config.model_dump()).target.name == "org/name@v1"
+
+
 def test_a_missing_field_is_named(run):
     run.write_text(yaml.safe_dump({key: value for key, value in RUN.items() if key != "loop"}))
     assert "loop: Field required" in refused(run)

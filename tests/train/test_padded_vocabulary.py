@@ -114,7 +114,7 @@ def test_a_sibling_of_another_padding_trains_decodes_and_is_accepted(of_target, 
     for directory in (tmp_path / "untrained", train(config, quiet)):
         draft = load_draft(str(directory), target, torch.float32, weight_format="plain")
         assert draft.vocab_size == of_draft and draft.spec.mask_token == MASK_ID
-        outputs = list(Engine(target, draft, "pard2-td", 4).generate(prompts, SamplingParams(max_tokens=12)))
+        outputs = Engine(target, draft, "pard2-td", 4).generate(prompts, SamplingParams(max_tokens=12))
         assert [out.token_ids for out in outputs] == greedy
         accepted.append(sum(out.stats.accepted for out in outputs))
     assert accepted[1] > accepted[0] + 4, accepted

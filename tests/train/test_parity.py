@@ -77,7 +77,7 @@ def test_decoding_proposes_what_training_trained(architecture, attention, method
         trained = cut_draft(target, [0, 1], MASK, K, options=None).eval().requires_grad_(False)
     draft = exported(trained, target, tmp_path / "draft")
     prompts = random_prompts(5, 8, seed=2)
-    completions = list(Engine(target, draft, method, K, max_batch=3).generate(prompts, SamplingParams(max_tokens=20)))
+    completions = Engine(target, draft, method, K, max_batch=3).generate(prompts, SamplingParams(max_tokens=20))
 
     # The same texts as training sees them: packed into one sequence, every answer token predicted.
     examples = [
@@ -103,7 +103,7 @@ def test_the_two_modes_differ(proposed):
     draft = tiny_draft(target, projection=3.0, draft_tokens=K)
     first = []
     for method in ("pard2-td", "pard2-ti"):
-        list(Engine(target, draft, method, K).generate([[3, 4, 5]], SamplingParams(max_tokens=8)))
+        Engine(target, draft, method, K).generate([[3, 4, 5]], SamplingParams(max_tokens=8))
         first.append(proposed[min(proposed, key=len)])
         proposed.clear()
     assert first[0] and first[0] != first[1]

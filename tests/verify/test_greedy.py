@@ -16,13 +16,13 @@ from tiny import greedy, perfect_draft, random_prompts, set_eos, tiny_draft, tin
 
 def change(monkeypatch, edit):
     """Makes the engine deliver edited token ids."""
-    generate = Engine.generate
+    completions = Engine.completions
 
     def edited(self, prompts, params=None, raw=False):
-        for completion in generate(self, prompts, params, raw):
+        for completion in completions(self, prompts, params, raw):
             yield dataclasses.replace(completion, token_ids=edit(list(completion.token_ids)))
 
-    monkeypatch.setattr(Engine, "generate", edited)
+    monkeypatch.setattr(Engine, "completions", edited)
 
 
 def wrong_fifth(tokens):
@@ -59,7 +59,7 @@ class TestBothWays:
     def test_text_after_the_end_token_is_found(self, prepare, monkeypatch):
         target = prepare(tiny_target())
         (prompt,) = random_prompts(1)
-        whole = next(Engine(target).generate([prompt], SamplingParams(20))).token_ids
+        whole = Engine(target).generate([prompt], SamplingParams(max_tokens=20))[0].token_ids
         end = whole.index(whole[6])
         set_eos(target, whole[6])
         change(monkeypatch, lambda tokens: whole[: end + 3])
@@ -74,12 +74,12 @@ class TestBothWays:
     def test_sequences_that_disturb_each_other_are_found(self, prepare, monkeypatch):
         """An engine that is right alone and wrong in company, as one that pads or mixes up caches is."""
         target = prepare(tiny_target())
-        generate = Engine.generate
+        completions = Engine.completions
 
         def mixed_up(self, prompts, params=None, raw=False):
-            return generate(self, [prompts[0]] * len(prompts), params, raw)
+            return completions(self, [prompts[0]] * len(prompts), params, raw)
 
-        monkeypatch.setattr(Engine, "generate", mixed_up)
+        monkeypatch.setattr(Engine, "completions", mixed_up)
         audits = list(audit(Engine(target), random_prompts(3), 12, near_tie=1.0, together=True))
         assert [one.lossless for one in audits] == [True] * 4 + [False] * 2
 
@@ -136,13 +136,13 @@ def test_our_own_forms_are_held_to_equality_with_plain_decoding(form, monkeypatc
     target = Target(half_precision(tiny_target()).model, weight_format=form)
     engine, prompts = Engine(target, max_batch=2), random_prompts(2)
     assert all(one.lossless for one in audit(engine, prompts, 12, near_tie=100.0, together=True))
-    generate = Engine.generate
+    completions = Engine.completions
 
     def differs(self, prompts, params=None, raw=False):
-        for completion in generate(self, prompts, params, raw):
+        for completion in completions(self, prompts, params, raw):
             yield dataclasses.replace(completion, token_ids=wrong_fifth(list(completion.token_ids))) if self is engine else completion
 
-    monkeypatch.setattr(Engine, "generate", differs)
+    monkeypatch.setattr(Engine, "completions", differs)
     found = list(audit(engine, prompts, 12, near_tie=100.0, together=True))
     assert [one.first_difference for one in found] == [4] * 4 and found[0].largest_gap > 0
 

@@ -69,6 +69,7 @@ class Plan:
     seed: of the first prompt; the next ones have the next numbers
     tree, cuda_graphs: as in `EngineOptions`, the tree for the methods that propose any
     weights: the target's, as `Engine.from_pretrained` takes them
+    commits: of the models that come from the hub, by name; None where none does
     """
 
     target: str
@@ -84,6 +85,7 @@ class Plan:
     tree: TreeNodes = 0
     cuda_graphs: bool | None = None
     weights: str = "auto"
+    commits: dict[str, str] | None = None
 
     @property
     def title(self) -> str:

@@ -81,7 +81,7 @@ class Runner:
             announce(one)
             texts = [prompts[i % len(prompts)] for i in range(one.batch_size)]
             started = time.perf_counter()
-            _complete(engine, texts, [SamplingParams(tokens, temperature=one.temperature, seed=0, ignore_eos=True)] * len(texts))
+            _complete(engine, texts, [SamplingParams(max_tokens=tokens, temperature=one.temperature, seed=0, ignore_eos=True)] * len(texts))
             seconds += (time.perf_counter() - started) / (len(texts) * tokens)
         return seconds * self.plan.prompts * self.plan.repeats * self.plan.max_new_tokens
 
@@ -107,7 +107,9 @@ class Runner:
     def _params(self, configuration: Configuration, index: int) -> SamplingParams:
         """The same numbers for a prompt whatever the configuration, so that all of them say the same."""
         plan = self.plan
-        return SamplingParams(plan.max_new_tokens, temperature=configuration.temperature, seed=plan.seed + index, ignore_eos=plan.ignore_eos)
+        return SamplingParams(
+            max_tokens=plan.max_new_tokens, temperature=configuration.temperature, seed=plan.seed + index, ignore_eos=plan.ignore_eos
+        )
 
 
 def run(runner: Runner, file: ResultFile, console: Console) -> None:
@@ -137,7 +139,7 @@ def _encode(target: Target, record_id: str, prompt: Prompt) -> list[int]:
 
 
 def _complete(engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> list[Completion]:
-    completions = list(engine.generate(prompts, params))
+    completions = engine.generate(prompts, params)
     for completion in completions:
         if completion.finish_reason == "error":
             raise Pard2Error(f"`method` {engine.method} failed: {completion.error}")

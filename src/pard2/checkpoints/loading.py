@@ -5,7 +5,6 @@ from a checkpoint: no remote code, no pickles.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 
-from pard2.checkpoints.gguf import EMBEDDED_TARGET, dequantised, described, gguf_file
+from pard2.checkpoints import hub
+from pard2.checkpoints.embedded import EMBEDDED
+from pard2.checkpoints.gguf import dequantised, described, gguf_file
 from pard2.checkpoints.gguf_weights import stored_format
+from pard2.checkpoints.progress_bars import without_bars
 from pard2.checkpoints.quantisation import check_quantisation, check_unread
 from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
@@ -27,20 +28,25 @@ from pard2.models.target import Target
 from pard2.reading import read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _GENERATION = "generation_config.json"
 # Beyond these a config is damaged, and what it describes would take hours to build even without weights.
 _MOST = {"num_hidden_layers": 2**12, "hidden_size": 2**24, "num_attention_heads": 2**24, "vocab_size": 2**30, "sliding_window": 2**40}
 
 
-def parse_dtype(name: str | torch.dtype | None) -> torch.dtype:
-    """`float32`, `bfloat16` or `float16`; None is bfloat16."""
+def parse_dtype(name: str | torch.dtype | None, model: str | None = None) -> torch.dtype:
+    """`float32`, `bfloat16` or `float16`; None is bfloat16.
+
+    model: whose checkpoint says what `auto` is; bfloat16 where it says nothing, as a `.gguf` file does.
+    """
+    if name == "auto" and model is not None:
+        stored = None if gguf_file(model) is not None else load_config(model).dtype
+        return stored if stored in DTYPES.values() else torch.bfloat16
     if isinstance(name, torch.dtype):
         return name
     if name is None:
         return torch.bfloat16
     if name not in DTYPES:
-        raise Pard2Error(f"`dtype` {name!r} is not one of {', '.join(DTYPES)}")
+        raise Pard2Error(f"`dtype` {name!r} is not one of {', '.join([*DTYPES, *(['auto'] if model else [])])}")
     return DTYPES[name]
 
 
@@ -59,16 +65,7 @@ def parse_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def resolve(name: str) -> str:
-    """A directory or hub id that transformers can open."""
-    if (file := gguf_file(name)) is not None:
-        return str(dequantised(file))
-    if not os.path.isdir(name) and not _HUB_ID.fullmatch(name):  # Path.is_dir raises for what is too long
-        raise Pard2Error(f"no model {name!r}: neither a directory nor a hub id; {_WAYS}")
-    return name
-
-
-_WAYS = f"give a directory, a hub id (org/name), a .gguf file or {EMBEDDED_TARGET!r}"
+_WAYS = f"give a directory, a hub id (org/name, or org/name@revision), a .gguf file or {EMBEDDED!r}"
 
 
 def model_directory(name: str, *patterns: str) -> Path:
@@ -76,9 +73,15 @@ def model_directory(name: str, *patterns: str) -> Path:
 
     patterns: of the files that are downloaded first, if it is a hub id.
     """
-    path = resolve(name)
-    with load_errors(name):
-        return Path(path if os.path.isdir(path) else snapshot_download(path, allow_patterns=list(patterns)))
+    if (file := gguf_file(name)) is not None:
+        return dequantised(file)
+    if os.path.isdir(name):  # Path.is_dir raises for what is too long
+        return Path(name)
+    if (base := name.rpartition("@")[0]) and (base == EMBEDDED or os.path.exists(base)):
+        raise Pard2Error(f"{name!r}: {base!r} is on this disk, and only a model of the hub has revisions; leave `revision` away")
+    if not hub.is_name(name):
+        raise Pard2Error(f"no model {name!r}: neither a directory nor a hub id; {_WAYS}")
+    return hub.download(name, list(patterns))
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -87,10 +90,13 @@ def load_config(name: str) -> PreTrainedConfig:
     Raises `Pard2Error` for an unknown name, an architecture that transformers does not know,
     and values that no model has.
     """
-    path = resolve(name)
+    directory = model_directory(name, "config.json")
+    if not (directory / "config.json").is_file():
+        raise Pard2Error(f"no checkpoint in {name!r}: config.json is missing; {_WAYS}")
     with load_errors(name):
-        _check_objects(path, "config.json")
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _check_objects(directory, "config.json")
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config._commit_hash = hub.commit_of(directory)
         _ = config.to_dict(), config.get_text_config().to_dict()  # what raises, raises here
         for field, most in _MOST.items():
             value = getattr(config.get_text_config(), field, None)
@@ -105,7 +111,7 @@ def load_generation_config(name: str) -> GenerationConfig | None:
     """The model's own, or None: chat models often name their end-of-turn tokens only here."""
     directory = model_directory(name, _GENERATION)
     with load_errors(name):
-        _check_objects(str(directory), _GENERATION)
+        _check_objects(directory, _GENERATION)
         config = transformers.GenerationConfig.from_pretrained(directory) if (directory / _GENERATION).is_file() else None
         ends = None if config is None else config.eos_token_id
         if not all(type(end) is int for end in (ends if isinstance(ends, list) else [0 if ends is None else ends])):
@@ -142,7 +148,7 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     empty, coded = empty_model(config, name), config.to_dict().get("quantization_config") is not None
     if not coded:
         check_weights(name, wanted_weights(empty), weights)
-    with load_errors(name, device):
+    with load_errors(name, device), without_bars():
         if coded:
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, config=config, trust_remote_code=False, use_safetensors=True, **options
@@ -174,7 +180,7 @@ def load_target(
     weight_format: of its linear layers; by default the fastest that keeps the weights as they are, for so
         many `sequences` at once. Only `plain` weights can be read.
     """
-    where, kind = parse_device(device), parse_dtype(dtype)
+    where, kind = parse_device(device), parse_dtype(dtype, name)
     if weight_format is not None:
         check_format(weight_format, where, kind)  # before the long load
     file = gguf_file(name)
@@ -207,23 +213,27 @@ def _load_straight(file: Path, name: str, dtype: torch.dtype) -> Target:
 
 def load_tokenizer(name: str) -> Tokenizer | None:
     """The tokenizer beside a model, or None where there is none (token ids still work)."""
-    path = resolve(name)
-    directory = Path(path)
-    if directory.is_dir() and not any((directory / f).is_file() for f in _TOKENIZER_FILES):
+    directory = model_directory(name, "config.json", *_BESIDE_A_TOKENIZER)
+    if not any((directory / f).is_file() for f in _TOKENIZER_FILES):
         return None
     with load_errors(name):
-        _check_objects(path, "tokenizer_config.json", "special_tokens_map.json")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        _check_objects(directory, "tokenizer_config.json", "special_tokens_map.json")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         if not isinstance(tokenizer.chat_template, str | dict | None) or not isinstance(tokenizer.model_max_length, int | float):
             raise ValueError("its tokenizer's chat_template is no text, or its model_max_length no number")
         return tokenizer
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# In the names that transformers gives them, all at the top but the last.
+_BESIDE_A_TOKENIZER = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "added_tokens.json", "special_tokens_map.json", "chat_template*",
+    "additional_chat_templates/*",
+)  # fmt: skip
 
 
-def _check_objects(directory: str, *names: str) -> None:
-    for file in (Path(directory, name) for name in names):
+def _check_objects(directory: Path, *names: str) -> None:
+    for file in (directory / name for name in names):
         if file.is_file() and not isinstance(read_json(file), dict):
             raise ValueError(f"{file.name} holds no JSON object")
 
@@ -243,6 +253,4 @@ def load_errors(name: str, device: torch.device | None = None) -> Iterator[None]
     except torch.OutOfMemoryError:
         raise Pard2Error(f"{name!r} does not fit on {device}; try `dtype` bfloat16, a smaller model or `device` cpu") from None
     except BaseException as error:  # what panics in a tokenizer's Rust is no `Exception`
-        if isinstance(error, OSError) and not os.path.exists(name):
-            raise Pard2Error(f"no model {name!r}: no such directory, and the hub has no such id or cannot be reached; {_WAYS}") from None
         raise Pard2Error(f"cannot load the model {name!r}: {first_line(error)}") from None

@@ -6,8 +6,7 @@ import transformers
 from torch import nn
 
 from pard2.checkpoints.draft_spec import read_spec
-from pard2.checkpoints.embedded import embedded_draft
-from pard2.checkpoints.gguf import EMBEDDED_TARGET
+from pard2.checkpoints.embedded import EMBEDDED, embedded_draft
 from pard2.checkpoints.loading import empty_model, load_config, load_errors, load_generation_config, load_tokenizer
 from pard2.checkpoints.quantisation import check_quantisation
 from pard2.checkpoints.read import check_vocabulary, without_vocabulary
@@ -29,7 +28,7 @@ def meta_draft(name: str, target: Target) -> Draft:
 
     Only its config and tokenizer are read. Raises `Pard2Error` where those do not fit the target.
     """
-    if name == EMBEDDED_TARGET:
+    if name == EMBEDDED:
         name = embedded_draft()
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)

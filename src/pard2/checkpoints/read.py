@@ -13,8 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 from pard2.checkpoints.draft_spec import read_spec
-from pard2.checkpoints.embedded import embedded_draft
-from pard2.checkpoints.gguf import EMBEDDED_TARGET
+from pard2.checkpoints.embedded import EMBEDDED, embedded_draft
 from pard2.checkpoints.loading import Tokenizer, load_causal_lm, load_config, load_errors, load_tokenizer, model_directory
 from pard2.checkpoints.projection_file import USE_TI, mask_embedding_of, mask_feature_of, projection_of, read_projection_file, vocabulary_of
 from pard2.checkpoints.weight_choice import choose_format
@@ -45,7 +44,7 @@ def load_draft(
     `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, or a pickle
     that holds more than tensors. Warns of a draft whose features are another target's.
     """
-    if name == EMBEDDED_TARGET:
+    if name == EMBEDDED:
         name = embedded_draft()
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)
@@ -140,6 +139,6 @@ def checkpoint_directory(name: str) -> Path:
 
     name: a directory, hub id or `smollm2`.
     """
-    if name == EMBEDDED_TARGET:
+    if name == EMBEDDED:
         return Path(embedded_draft())
     return model_directory(name, "*.json", "*.safetensors", "*.bin", "*.jinja")

@@ -1,6 +1,6 @@
 """`pard2 bench`: methods x suites x batch sizes x draft lengths x temperatures, side by side in one run."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,12 +8,13 @@ import typer
 
 from pard2.bench.named_suites import NAMED_SUITES
 from pard2.bench.suites import check_suites
+from pard2.checkpoints.embedded import EMBEDDED
 from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
-from pard2.cli.options import EMBEDDED, ForceOption, Models, SeedOption, choose_draft, note_weights, parse_list
+from pard2.cli.options import ForceOption, Models, SeedOption, note_weights, parse_list
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
-from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method
+from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_draft, choose_method
 from pard2.engine.options import EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -155,6 +156,8 @@ def bench(
         check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
     # By their names: where they lie on this machine matters to nobody.
     plan = _plan(models, work, options, suites, loaded, {name: named[name] or EMBEDDED for name in loaded})
+    commits = {draft.name: draft.commit for draft in loaded.values()} | {target.name: target.commit}
+    plan = replace(plan, commits={name: commit for name, commit in commits.items() if commit is not None} or None)
     runner = Runner(plan, target, loaded)
     file = ResultFile(path, plan, force)
     print_note(
@@ -194,11 +197,11 @@ def _load(models: Models, drafts: dict[str | None, str], names: list[str] | None
     from pard2.checkpoints.weight_choice import asked_format
 
     with working(f"loading {models.target}"):
-        weight_format = asked_format(models.weights, parse_device(models.device), parse_dtype(models.dtype))
+        weight_format = asked_format(models.weights, parse_device(models.device), parse_dtype(models.dtype, models.target))
         target = load_target(models.target, models.dtype, models.device, weight_format, sequences)
         note_weights(target)
         wanted = None if names is None else any(METHODS[name].loads_projection for name in names)
-        dtype = parse_dtype(models.dtype)
+        dtype = parse_dtype(models.dtype, models.target)
         return target, {name: load_draft(draft, target, dtype, wanted, sequences=sequences) for name, draft in drafts.items()}
 
 
@@ -212,7 +215,7 @@ def _plan(
     return Plan(
         target=models.target,
         draft=named.get(None) if len(named) < 2 else {str(name): draft for name, draft in named.items()},
-        dtype=str(parse_dtype(models.dtype)).removeprefix("torch."),
+        dtype=str(parse_dtype(models.dtype, models.target)).removeprefix("torch."),
         device=parse_device(models.device).type,
         suites=tuple(suites),
         configurations=work.configurations(drafts, options),

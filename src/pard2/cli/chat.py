@@ -65,7 +65,7 @@ def _load(models: Models, options: EngineOptions, arguments: dict[str, Any]) -> 
     check_template_args(engine.target, engine.draft, arguments, [{"chat_template_kwargs": arguments}])
     # The first pass imports and compiles: no answer should wait for that, and Ctrl-C in an import ends all.
     with working("warming up"):
-        list(engine.generate([to_prompt({"messages": [{"role": "user", "content": "Hello"}]}, arguments)], SamplingParams(4)))
+        list(engine.generate([to_prompt({"messages": [{"role": "user", "content": "Hello"}]}, arguments)], SamplingParams(max_tokens=4)))
     return engine
 
 

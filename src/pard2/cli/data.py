@@ -214,7 +214,7 @@ def _tell_failures(file: Output, source: Path, records: int, answered: int, fail
     print_note(f"{file.output}: {answered:,} of {records:,} answered, {len(failures):,} could not be{listed}")
 
 
-_HERE_ALONE = ("draft", "max_batch", "dtype", "device")
+_HERE_ALONE = ("draft", "max_batch", "dtype", "device", "revision")
 _ENDPOINT_ALONE = ("model", "concurrency", "api_key", "timeout", "retries", "extra_body")
 
 
@@ -250,7 +250,7 @@ def _environment(flag: str, name: str | None) -> str | None:
 
 def _answerer(engine: "Engine", params: "SamplingParams") -> "Answerer":
     def answer(prompts: list[list[int]], seeds: list[int]) -> Iterator["Answer"]:
-        return engine.generate(prompts, [dataclasses.replace(params, seed=seed) for seed in seeds])
+        return engine.completions(prompts, [dataclasses.replace(params, seed=seed) for seed in seeds])
 
     return answer
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pard2.checkpoints.embedded import EMBEDDED
 from pard2.cli.console import print_note, working
 from pard2.cli.flags import Flags, with_records
-from pard2.cli.options import EMBEDDED, DtypeOption, JsonOption, choose_draft
+from pard2.cli.options import DtypeOption, JsonOption
 from pard2.cli.output import output_console
 from pard2.engine.methods import METHODS, PLAIN, methods_for
 from pard2.engine.options import EngineOptions
@@ -66,7 +67,7 @@ def demo(
     with working("loading the model and its draft"):
         from pard2.engine.engine import Engine
 
-        best = Engine.from_pretrained(EMBEDDED, choose_draft(EMBEDDED, None, BEST), BEST, dtype, draft_tokens=options.draft_tokens, max_batch=1)
+        best = Engine.from_pretrained(EMBEDDED, None, BEST, dtype, draft_tokens=options.draft_tokens, max_batch=1)
         others = {name: Engine(best.target, best.draft, name, options.draft_tokens, max_batch=1) for name in SHOWN if name != BEST}
         engines = {name: others.get(name, best) for name in SHOWN}
     params = SamplingParams(max_tokens=max_new_tokens)

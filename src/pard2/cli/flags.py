@@ -126,6 +126,7 @@ _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "draft_tokens": (str, number_or_word),
     "tree": (str, number_or_word),
     "logit_bias": (list[str] | None, parse_logit_bias),
+    "stop_token_ids": (list[int] | None, lambda words: tuple(words or ())),
     "stop": (list[str] | None, lambda words: tuple(words or ())),
 }
 
@@ -146,7 +147,7 @@ def speak_flags_of(options: Iterable[Any]) -> None:
 
 def speak_fields() -> None:
     """From now on messages name the fields of a run's file for the parameters that they decide."""
-    sections = {"data": ("max_length", "on_long"), "draft": ("layers", "mask_token"), "loop": ("device",), "target": ("dtype",)}
+    sections = {"data": ("max_length", "on_long"), "draft": ("layers", "mask_token"), "loop": ("device",), "target": ("dtype", "revision")}
     _flags.update({name: f"{section}.{name}" for section, names in sections.items() for name in names})
 
 

@@ -89,7 +89,7 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
     total, tokens, failures = len(prompts) * params.n, 0, []
     print_note(f"{len(prompts)} prompts, {total} answers of up to {params.max_tokens} tokens")
     with record_progress("answers", total, 0, lambda: engine.totals) as advance:
-        for count, completion in enumerate(engine.generate(prompts, params, raw)):
+        for count, completion in enumerate(engine.completions(prompts, params, raw)):
             place = {"prompt": count // params.n, "index": completion.index}
             if completion.error is not None:
                 failures.append(f"prompt {place['prompt']}: {completion.error}")

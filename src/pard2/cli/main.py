@@ -19,8 +19,10 @@ def main(argv: list[str] | None = None) -> None:
         _open_streams()
         _quiet_libraries()
         from pard2.cli.commands import app, show_warnings
+        from pard2.cli.downloads import show_downloads
 
         show_warnings()
+        show_downloads()
         app(args=argv, prog_name="pard2")
     except SystemExit as ending:
         code = ending.code

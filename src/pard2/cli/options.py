@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from pard2.checkpoints.embedded import EMBEDDED
+from pard2.checkpoints.hub import with_revision
 from pard2.cli.console import print_note, working
 from pard2.data.arguments import to_prompts
 from pard2.data.records import Message, Record, read_records
-from pard2.engine.methods import find_method
 from pard2.engine.options import EngineOptions
 from pard2.errors import Pard2Error
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from pard2.engine.engine import Engine
     from pard2.models.target import Target
 
-EMBEDDED = "smollm2"
 Part = TypeVar("Part", int, float, str, Path)
 
 TargetOption = Annotated[
@@ -28,11 +28,17 @@ DraftOption = Annotated[
     str | None,
     typer.Option("-d", "--draft", metavar="DRAFT", help="Directory, hub id, or 'smollm2' for the embedded one (the default for that target)."),
 ]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16; by default bfloat16.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16, float16, or auto, as the checkpoint says; by default bfloat16.")
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default the GPU where there is one.")]
 WeightsOption = Annotated[
     str,
     typer.Option("--weights", metavar="FORM", help="How a CPU keeps the target: auto or bf16, as it is, or int8, faster and nearly the same model."),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REVISION", help="The target's branch, tag or commit on the hub; a draft's is named as ID@REVISION."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that is already there.")]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")]
@@ -53,6 +59,11 @@ class Models:
     dtype: DtypeOption = None
     device: DeviceOption = None
     weights: WeightsOption = "auto"
+    revision: RevisionOption = None
+
+    def __post_init__(self) -> None:
+        # From here on the target's name says it, wherever it is shown or kept.
+        object.__setattr__(self, "target", with_revision(self.target, self.revision))
 
     def load(self, options: EngineOptions) -> "Engine":
         """An engine of these models."""
@@ -60,8 +71,7 @@ class Models:
             from pard2.engine.engine import Engine
 
         with working(f"loading {self.target}"):
-            draft = choose_draft(self.target, self.draft, options.method)
-            engine = Engine.from_pretrained(self.target, draft, dtype=self.dtype, device=self.device, weights=self.weights, **vars(options))
+            engine = Engine.from_pretrained(self.target, self.draft, dtype=self.dtype, device=self.device, weights=self.weights, **vars(options))
         note_weights(engine.target)
         return engine
 
@@ -72,17 +82,6 @@ def note_weights(target: "Target") -> None:
         print_note(f"{target.name} in int8 is another model by a hair; decoding is lossless against that one")
     if target.origin and target.name.endswith(".gguf"):
         print_note(f"{target.name}: {target.origin}")
-
-
-def choose_draft(target: str, draft: str | None, method: str | None) -> str | None:
-    """The draft's directory or hub id; the embedded one for the embedded target where none is named and the
-    method needs one.
-    """
-    if draft == EMBEDDED or (draft is None and target == EMBEDDED and (method is None or find_method(method).needs)):
-        from pard2.checkpoints.embedded import embedded_draft
-
-        return embedded_draft()
-    return draft
 
 
 def parse_list(flag: str, text: str, kind: Callable[[str], Part]) -> list[Part]:

@@ -97,8 +97,9 @@ class DraftSelector:
 
     def _is_special(self, number: int) -> bool:
         """Whether more is to be done for a sequence than to take each row's largest logit."""
-        params = self._sequences[number].params
-        return params.logit_bias is not None or params.penalised or (self._sampling == "sampled" and not params.greedy)
+        sequence = self._sequences[number]
+        params = sequence.params
+        return params.logit_bias is not None or params.penalised or sequence.may_not_end or (self._sampling == "sampled" and not params.greedy)
 
     def _guess(self, number: int, logits: Tensor) -> Tensor:
         """Guesses [N] by logits [N, vocabulary] of a sequence's next places; of one place alone
@@ -106,11 +107,11 @@ class DraftSelector:
         sequence = self._sequences[number]
         before = torch.cat(self._guesses[number]) if self._guesses[number] else torch.zeros(0, dtype=torch.long, device=logits.device)
         on_path = torch.ones(len(logits), len(before), dtype=torch.bool, device=logits.device)
-        logits = self._padded(logits)
+        logits, barred = self._padded(logits), sequence.barred(range(len(before), len(before) + len(logits)))
         if self._sampling == "greedy" or sequence.params.greedy:
-            tokens = _argmax(process_logits(logits, _uncut(sequence.params), sequence.counts, before, on_path))
+            tokens = _argmax(process_logits(logits, _uncut(sequence.params), sequence.counts, before, on_path, barred))
         else:
-            q = probabilities(logits, sequence.params, sequence.counts, before, on_path)
+            q = probabilities(logits, sequence.params, sequence.counts, before, on_path, barred)
             u = self._numbers(sequence.seed, sequence.index, len(sequence.tokens), len(before) + len(q), Purpose.DRAFT, q.device)
             # Softmax makes a whole row NaN of one number that is none; dividing by the
             # temperature may have overflowed, too.
@@ -135,7 +136,8 @@ class DraftSelector:
         """The most probable tree by logits [depths, vocabulary]."""
         sequence = self._sequences[number]
         params = sequence.params
-        scores = process_logits(self._padded(logits), params, sequence.counts, logits.new_zeros(0, dtype=torch.long))
+        barred = sequence.barred(range(len(logits)))
+        scores = process_logits(self._padded(logits), params, sequence.counts, logits.new_zeros(0, dtype=torch.long), barred=barred)
         values, ids = most_probable(scores, min(nodes, _MOST_CANDIDATES, scores.shape[-1]))
         total = scores.logsumexp(-1, keepdim=True)
         width = values.shape[1]

@@ -6,35 +6,31 @@ whoever waits. Who takes part is `Scheduler`'s business, what happens in a cycle
 """
 
 import asyncio
-import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as ListOf
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
 
-from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
-from pard2.checkpoints.read import load_draft
-from pard2.checkpoints.weight_choice import asked_format
 from pard2.engine.capacity import cache_positions
 from pard2.engine.cycle import Cycle
 from pard2.engine.draft_length.adaptive import AdaptiveDraftLength
 from pard2.engine.methods import METHODS
+from pard2.engine.new_request import new_request
 from pard2.engine.options import DraftTokens, EngineOptions
-from pard2.engine.prompts import Prompt, encode_prompt
+from pard2.engine.pair import Pair
+from pard2.engine.prompts import Prompt, as_list
 from pard2.engine.request import Completion, OnStep, Request
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.scheduler import Scheduler
-from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Step, Totals
-from pard2.engine.text import TextStream
 from pard2.engine.threads import decoding_threads
 from pard2.errors import Pard2Error, first_line
 from pard2.models.draft import Draft
-from pard2.models.target import Target
+from pard2.models.target import Target, Tokenizer
 from pard2.runtime.support import check_trees
 
 Result = TypeVar("Result")
@@ -82,7 +78,7 @@ class Engine:
         # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its
         # memory happens to be freed.
         self._lock = threading.RLock()
-        self._in_pass = False
+        self._in_pass = self._closed = False
         self._worker: ThreadPoolExecutor | None = None
 
     @classmethod
@@ -99,22 +95,54 @@ class Engine:
     ) -> "Engine":
         """Load both models by hub id or directory.
 
-        dtype: bfloat16 by default.
+        draft: for the target "smollm2" the embedded one by default.
+        dtype: bfloat16 by default; "auto" is the checkpoint's.
         device: the GPU where there is one.
         weights: in which form a CPU keeps the target's; "auto" and "bf16" as they are, "int8" with one
             scale for each output, which is faster and another model by a hair: lossless against itself.
+        options: `revision`, branch, tag or commit of the target (a draft is named ID@REVISION); `token`, for
+            the hub, in place of HF_TOKEN or that of `hf auth login`; `local_files_only`, ask no server.
         The rest as for `Engine`. Raises `Pard2Error` for whatever cannot be loaded or does not fit together.
         """
+        of_hub = {name: options.pop(name) for name in ("revision", "token", "local_files_only") if name in options}
         asked = EngineOptions(method=method, draft_tokens=draft_tokens, **options)
-        asked.check_has_draft(draft is not None)  # before the long load
-        weight_format = asked_format(weights, parse_device(device), parse_dtype(dtype))
-        loaded = load_target(target, dtype, device, weight_format, asked.max_batch)
-        wanted = None if method is None else METHODS[method]
-        found = None
-        if draft is not None and (wanted is None or wanted.needs):
-            dependent = None if wanted is None else wanted.loads_projection
-            found = load_draft(draft, loaded, parse_dtype(dtype), dependent, sequences=asked.max_batch)
-        return cls(loaded, found, **vars(asked))
+        return cls(*Pair(target=target, draft=draft, dtype=dtype, device=device, weights=weights, **of_hub).load(asked), **vars(asked))
+
+    def close(self) -> None:
+        """Cancel what has not been answered, and let go of both models and the cache.
+
+        Whatever else is asked of the engine then raises `Pard2Error`.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._scheduler.cancel_all()
+            self._closed = True
+            if self._worker is not None:
+                self._worker.shutdown(wait=False)
+            del self.target, self.draft, self._scheduler, self._cycle, self._threads
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if self.__dict__.get("_closed"):  # called only for what it has no more
+            raise Pard2Error("the engine is closed; make another")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<Engine, closed>"
+        draft = "" if self.draft is None else f" with draft {self.draft.name!r}"
+        return f"<Engine {self.target.name!r}{draft}: {self.method} on {self.target.device}>"
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The target's; None where it has none."""
+        return self.target.tokenizer
 
     @property
     def totals(self) -> Totals:
@@ -135,33 +163,44 @@ class Engine:
 
     def generate(
         self,
-        prompts: Iterable[Prompt],
+        prompts: Prompt | Iterable[Prompt],
+        params: SamplingParams | ListOf[SamplingParams] | None = None,
+        raw: bool = False,
+    ) -> list[Completion]:
+        """Complete prompts together, up to `max_batch` at once; in the prompts' order, n of each.
+
+        prompts: several, or one: a text, a conversation (a list of messages) or a dict of `messages`.
+        params: for all prompts, or one for each.
+        raw: take texts as they are, without the chat template.
+
+        All prompts are checked before the first is decoded: raises `Pard2Error` for one that is empty or does
+        not fit. What fails later (finish_reason "error") fails alone.
+        """
+        return list(self.completions(prompts, params, raw))
+
+    def completions(
+        self,
+        prompts: Prompt | Iterable[Prompt],
         params: SamplingParams | ListOf[SamplingParams] | None = None,
         raw: bool = False,
     ) -> Iterator[Completion]:
-        """Complete prompts together, up to `max_batch` at once; completions come in
-        the prompts' order, n for each.
+        """`generate`, each completion as soon as it and all before it are there.
 
-        params: for all prompts, or one for each.
-        raw: take texts as they are, without the chat template. All prompts are checked before the first is
-            decoded: raises `Pard2Error` for one that is empty or does not fit. What fails later
-            (finish_reason "error") fails alone. Closing the iterator cancels what has not been made yet.
+        Checks, and raises, at the call. Closing the iterator cancels what has not been made yet.
         """
-        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
-            raise Pard2Error("generate takes a list of prompts; wrap a single one in [...]")
-        prompts = list(prompts)
-        each = list(params) if isinstance(params, ListOf) else [params] * len(prompts)
-        if len(each) != len(prompts):
-            raise Pard2Error(f"generate got {len(prompts)} prompts and {len(each)} SamplingParams; give one for all, or one for each")
+        several = as_list(prompts)
+        each = list(params) if isinstance(params, ListOf) else [params] * len(several)
+        if len(each) != len(several):
+            raise Pard2Error(f"there are {len(several)} prompts and {len(each)} SamplingParams; give one for all, or one for each")
         requests: deque[Request] = deque()
-        for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+        for number, (prompt, one) in enumerate(zip(several, each, strict=True)):
             try:
                 requests.append(self._request(prompt, one, raw))
             except Pard2Error as error:
-                raise Pard2Error(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from None
-        return self._generate(requests)
+                raise Pard2Error(f"prompt {number}: {error}" if len(several) > 1 else str(error)) from None
+        return self._completions(requests)
 
-    def _generate(self, requests: deque[Request]) -> Iterator[Completion]:
+    def _completions(self, requests: deque[Request]) -> Iterator[Completion]:
         try:
             self._enqueue(list(requests))
             while requests:
@@ -217,8 +256,8 @@ class Engine:
             _raise_failure(request)
         finally:
             request.cancel()
-            # Not awaited: a cancelled task may not wait.
-            self._get_worker().submit(self._tidy)
+            if not self._closed:
+                self._get_worker().submit(self._tidy)  # not awaited: a cancelled task may not wait
 
     def _step_for(self, request: Request) -> None:
         """A cycle, unless others' cycles have brought this request something while it waited for its turn."""
@@ -282,42 +321,11 @@ class Engine:
         In the middle of a pass, whose sequences must stay, `step` does so after it.
         """
         with self._lock:
-            if not self._in_pass:
+            if not self._in_pass and not self._closed:
                 self._scheduler.sweep_queue()
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, raw: bool, on_step: OnStep | None = None) -> Request:
-        """A prompt and its settings as this request's own: nothing that is checked here can be changed
-        by the caller afterwards."""
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise Pard2Error(f"params are SamplingParams(...), and not {type(params).__name__}")
-        ids = encode_prompt(self.target, prompt, raw)
-        params.check_vocabulary(self.target.vocab_size)
-        if params.stop and self.target.tokenizer is None:
-            raise Pard2Error(f"`stop` needs a tokenizer, which {self.target.name!r} lacks")
-        # The last token is never read by the target, so it may lie just past the context.
-        limit = min(params.max_tokens, self.target.context_length - len(ids) + 1)
-        if len(ids) + limit > self.cache_tokens:
-            raise Pard2Error(
-                f"a prompt of {len(ids)} tokens and an answer of {limit} do not fit the cache of {self.cache_tokens}; "
-                "give a smaller `max_tokens` or a larger `cache_tokens`"
-            )
-        stops = frozenset() if params.ignore_eos else self.target.eos_token_ids
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        tokenizer = self.target.tokenizer
-        sequences = [
-            Sequence(
-                prompt=ids,
-                params=params,
-                seed=seed,
-                index=index,
-                max_new_tokens=limit,
-                stop_token_ids=stops,
-                text=None if tokenizer is None else TextStream(tokenizer, tuple(params.stop)),
-            )
-            for index in range(params.n)
-        ]
-        return Request(sequences, self.method, on_step)
+        return new_request(self.target, self.method, self.cache_tokens, prompt, params, raw, on_step)
 
 
 def _raise_failure(request: Request) -> None:

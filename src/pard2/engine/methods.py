@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pard2.checkpoints.embedded import EMBEDDED
 from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
 
@@ -86,6 +87,13 @@ def find_method(name: str) -> Method:
     if name not in list(METHODS):
         raise Pard2Error(f"`method` {name!r} is not one of {', '.join(METHODS)}; a model is named with `target`")
     return METHODS[name]
+
+
+def choose_draft(target: str, draft: str | None, method: str | None) -> str | None:
+    """The draft's name: the embedded one where none is named for the embedded target and one is needed."""
+    if draft is None and target == EMBEDDED and (method is None or find_method(method).needs):
+        return EMBEDDED
+    return draft
 
 
 def check_has_draft(name: str | None, has_draft: bool) -> None:

@@ -1,12 +1,13 @@
 """From the target's logits to the distribution that the caller asked for: pure functions on the
 rows of one sequence's block.
 
-The order is transformers': bias, penalties, temperature, top-k, top-p, min-p. Whatever comes out here is the
-p of METHOD: section 6; how tokens are drawn from it is none of this file's business.
+The order is transformers': bias, penalties, barred tokens, temperature, top-k, top-p, min-p. Whatever comes
+out here is the p of METHOD: section 6; how tokens are drawn from it is none of this file's business.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,12 +41,37 @@ class TokenCounts:
         self.said.index_add_(0, tokens, torch.ones_like(tokens, dtype=self.said.dtype))
 
 
-def probabilities(logits: Tensor, params: SamplingParams, counts: TokenCounts | None, proposed: Tensor, on_path: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Barred:
+    """Tokens that may not be said yet: those that end an answer which is not as long as it must be.
+
+    rows: the numbers of the rows of a block that this holds for.
+    """
+
+    token_ids: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+def probabilities(
+    logits: Tensor,
+    params: SamplingParams,
+    counts: TokenCounts | None,
+    proposed: Tensor,
+    on_path: Tensor | None = None,
+    barred: Barred | None = None,
+) -> Tensor:
     """The distributions that tokens are drawn from: softmax of `process_logits`, [T, V], float32 or wider."""
-    return process_logits(logits, params, counts, proposed, on_path).softmax(-1)
+    return process_logits(logits, params, counts, proposed, on_path, barred).softmax(-1)
 
 
-def process_logits(logits: Tensor, params: SamplingParams, counts: TokenCounts | None, proposed: Tensor, on_path: Tensor | None = None) -> Tensor:
+def process_logits(
+    logits: Tensor,
+    params: SamplingParams,
+    counts: TokenCounts | None,
+    proposed: Tensor,
+    on_path: Tensor | None = None,
+    barred: Barred | None = None,
+) -> Tensor:
     """Logits [T, V] after all that `params` asks for, float32 or wider; the input
     itself where it asks for nothing.
 
@@ -53,12 +79,13 @@ def process_logits(logits: Tensor, params: SamplingParams, counts: TokenCounts |
     proposed: [k] tokens, any of which row i may follow and its penalties then count as said.
     on_path: [T, k] bool, True where row i follows token j: its ancestors in a tree. None for a chain, where
         row i follows proposed[:i], k < T.
+    barred: tokens that get no probability in some rows; None for none.
 
     Greedy logits are biased and penalised alone. A row keeps its largest logit, so none is empty.
     Tokens as probable as the last one kept are kept too (transformers: the same for top-k and min-p;
     for top-p its sort's order decides).
     """
-    if not params.processed:
+    if not params.processed and barred is None:
         return logits.to(_wide(logits.dtype))
     scores = logits.to(_wide(logits.dtype), copy=True)  # everything below is in place: fresh memory of this size costs more than the arithmetic
     if params.logit_bias is not None:
@@ -67,6 +94,9 @@ def process_logits(logits: Tensor, params: SamplingParams, counts: TokenCounts |
     if params.penalised:
         assert counts is not None, "penalties need counts"
         _penalise(scores, params, counts, proposed, on_path)
+    if barred is not None:
+        rows, columns = (torch.tensor(numbers, dtype=torch.long, device=scores.device) for numbers in (barred.rows, barred.token_ids))
+        scores[rows[:, None], columns] = -torch.inf
     if params.temperature not in (0, 1):
         scores.div_(params.temperature)
     if params.truncated:

@@ -1,5 +1,8 @@
 """From what a caller calls a prompt to token ids that the target can read."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from pard2.data.chat import check_ids, prompt_text
 from pard2.data.conversations import Message, Record, template_arguments, to_record
 from pard2.errors import Pard2Error
@@ -9,7 +12,20 @@ from pard2.reading import check_text
 # A dict holds `messages`, and perhaps `tools` and `chat_template_kwargs`, which the chat template gets.
 Prompt = str | list[Message] | list[int] | Record
 
-_WRAP = "where a list of prompts is wanted, the messages or token ids of a single one are wrapped in [...]"
+_WRAP = "the token ids of a single prompt are wrapped in [...]"
+
+
+def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Any]:
+    """The prompts, not yet looked at; a text, a conversation or a dict is one of them.
+
+    Raises `Pard2Error` for what holds none. Token ids are taken for prompts, and refused as such later.
+    """
+    single = isinstance(prompts, list) and prompts and isinstance(prompts[0], dict) and "messages" not in prompts[0]
+    if single or isinstance(prompts, (str, dict)):
+        return [prompts]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise Pard2Error(f"`prompts` is a text, a conversation or a list of them, and not {type(prompts).__name__}")
+    return list(prompts)
 
 
 def encode_prompt(target: Target, prompt: Prompt, raw: bool = False) -> list[int]:
@@ -36,7 +52,7 @@ def encode_prompt(target: Target, prompt: Prompt, raw: bool = False) -> list[int
 
 def _tokenize(target: Target, prompt: Prompt, raw: bool) -> list[int]:
     if isinstance(prompt, dict) and "messages" not in prompt:
-        raise Pard2Error(f"a prompt that is a dict needs `messages`; {_WRAP}")
+        raise Pard2Error("a prompt that is a dict needs `messages`; a single message is wrapped in [...]")
     if target.tokenizer is None:
         raise Pard2Error(f"{target.name!r} has no tokenizer; give the prompt as token ids")
     if isinstance(prompt, str) and raw:

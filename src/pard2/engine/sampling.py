@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from pard2.engine.settings import check, flag, is_real, is_whole
+from pard2.engine.settings import check, check_number, flag, is_real, is_whole
 
 MOST_STOPS = 16
 LONGEST_STOP = 256  # characters
@@ -33,9 +33,11 @@ _GROUP = "Sampling"
 class SamplingParams:
     """How one request is decoded; the defaults are greedy decoding to the first end-of-answer token.
 
-    max_tokens: new tokens at most; may be given without its name.
+    max_tokens: new tokens at most.
+    min_tokens: new tokens before the answer may end: what would end it has no probability before, and stop
+        texts are looked for behind them.
     temperature: 0 is greedy.
-    top_k: sample from so many tokens, the likeliest; 0 is off.
+    top_k: sample from so many tokens, the likeliest; 0 or -1 is off.
     top_p: sample from the fewest tokens that hold this probability; 1 is off.
     min_p: leave out tokens below this share of the likeliest one's probability; 0 is off.
     repetition_penalty: divides the positive logits of tokens in the prompt or the answer and multiplies the
@@ -46,19 +48,28 @@ class SamplingParams:
     seed: same seed, same text; None draws a new one.
     n: completions of the prompt.
     stop: texts that end the answer; a tuple after construction.
-    ignore_eos: go on past the end of the answer.
+    stop_token_ids: tokens that end the answer, beside those that the model names; a tuple after construction.
+    include_stop_str_in_output: keep what ended the answer, a stop text or a token with a text, in its text.
+    ignore_eos: go on past the tokens that the model names as the end of an answer.
     logprobs: None for none, 0 for the emitted tokens' alone, m for those and the m largest.
 
-    Ranges are the OpenAI API's and vLLM's. Raises `Pard2Error` for a value outside, by the field's name.
+    Names, meanings and ranges are vLLM's. Raises `Pard2Error` for a value outside, by the field's name.
     """
 
-    max_tokens: int = field(default=128, kw_only=False, metadata=flag("Longest answer, in tokens.", "--max-new-tokens", metavar="N"))
-    stop: Sequence[str] | str = field(
+    max_tokens: int = field(default=128, metadata=flag("Longest answer, in tokens.", "--max-new-tokens", metavar="N"))
+    min_tokens: int = field(default=0, metadata=flag("Shortest answer, in tokens.", "--min-new-tokens", metavar="N"))
+    stop: Sequence[str] | str | None = field(
         default=(), metadata=flag("End the answer before this text; may be given several times.", "--stop", metavar="TEXT")
+    )
+    stop_token_ids: Sequence[int] | None = field(
+        default=(), metadata=flag("End the answer at this token, too; may be given several times.", "--stop-token-id", metavar="ID")
+    )
+    include_stop_str_in_output: bool = field(
+        default=False, metadata=flag("Print the stop text that ended the answer, too.", "--include-stop-str-in-output")
     )
     ignore_eos: bool = field(default=False, metadata=flag("Go on past the end of the answer, for measurements.", "--ignore-eos"))
     temperature: float = field(default=0.0, metadata=flag("0 is greedy; higher is more varied.", "--temperature", group=_GROUP))
-    top_k: int = field(default=0, metadata=flag("Sample from so many tokens, the likeliest; 0 is off.", "--top-k", group=_GROUP))
+    top_k: int = field(default=0, metadata=flag("Sample from so many tokens, the likeliest; 0 or -1 is off.", "--top-k", group=_GROUP))
     top_p: float = field(default=1.0, metadata=flag("Sample from the fewest tokens that hold this probability; 1 is off.", "--top-p", group=_GROUP))
     min_p: float = field(default=0.0, metadata=flag("Leave out tokens below this share of the likeliest one's probability.", "--min-p", group=_GROUP))
     repetition_penalty: float = field(
@@ -80,42 +91,47 @@ class SamplingParams:
     )
 
     def __post_init__(self) -> None:
-        check("stop", repr(self.stop), isinstance(self.stop, Iterable), "give a text or a list of texts")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        check("stop", repr(self.stop), isinstance(self.stop, Iterable | None), "give a text or a list of texts")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         check("logit_bias", repr(self.logit_bias), isinstance(self.logit_bias, Mapping | None), "give a dictionary of biases by token id")
         object.__setattr__(self, "logit_bias", Biases(self.logit_bias) if self.logit_bias else None)
 
-        check("max_tokens", self.max_tokens, is_whole(self.max_tokens, 1), "at least 1 is needed")
+        check("stop_token_ids", repr(self.stop_token_ids), _lists_tokens(self.stop_token_ids or ()), "give a list of token ids, whole numbers from 0")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+
+        check_number("max_tokens", self.max_tokens, is_whole(self.max_tokens, 1), "give a whole number; at least 1 is needed")
+        check_number("min_tokens", self.min_tokens, is_whole(self.min_tokens, 0), "give a whole number, 0 (off) or more")
+        check("min_tokens", self.min_tokens, self.min_tokens <= self.max_tokens, f"give no more than `max_tokens`, {self.max_tokens}")
         in_range = is_real(self.temperature, 0, _LARGEST) and (self.temperature == 0 or self.temperature >= _SMALLEST)
-        check("temperature", self.temperature, in_range, "give 0 (greedy) or a number from 0.00001 to 100000")
-        check("top_k", self.top_k, is_whole(self.top_k, 0), "give 0 (off) or the number of tokens to keep")
-        check("top_p", self.top_p, is_real(self.top_p, 0, 1) and self.top_p > 0, "give a number above 0 and at most 1 (off)")
-        check("min_p", self.min_p, is_real(self.min_p, 0, 1), "give a number from 0 (off) to 1")
+        check_number("temperature", self.temperature, in_range, "give 0 (greedy) or a number from 0.00001 to 100000")
+        check_number("top_k", self.top_k, is_whole(self.top_k, -1), "give the number of tokens to keep; 0 and -1 are off")
+        check_number("top_p", self.top_p, is_real(self.top_p, 0, 1) and self.top_p > 0, "give a number above 0 and at most 1 (off)")
+        check_number("min_p", self.min_p, is_real(self.min_p, 0, 1), "give a number from 0 (off) to 1")
         in_range = is_real(self.repetition_penalty, _SMALLEST, _LARGEST)
-        check("repetition_penalty", self.repetition_penalty, in_range, "give a number from 0.00001 to 100000; 1 is off")
-        check("presence_penalty", self.presence_penalty, is_real(self.presence_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
-        check("frequency_penalty", self.frequency_penalty, is_real(self.frequency_penalty, -2, 2), "give a number from -2 to 2; 0 is off")
+        check_number("repetition_penalty", self.repetition_penalty, in_range, "give a number from 0.00001 to 100000; 1 is off")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check_number(name, getattr(self, name), is_real(getattr(self, name), -2, 2), "give a number from -2 to 2; 0 is off")
         for token, bias in (self.logit_bias or {}).items():
             check("logit_bias", f"{token}={bias}", is_whole(token, 0), "the token id must be a whole number, 0 or more")
             check("logit_bias", f"{token}={bias}", is_real(bias, -100, 100), "give a bias from -100 to 100")
-        check("seed", self.seed, self.seed is None or is_whole(self.seed, 0, 2**63 - 1), "give a whole number from 0 to 2**63 - 1")
-        check("n", self.n, is_whole(self.n, 1, MOST_COMPLETIONS), f"give a number of completions from 1 to {MOST_COMPLETIONS}")
+        check_number("seed", self.seed, self.seed is None or is_whole(self.seed, 0, 2**63 - 1), "give a whole number from 0 to 2**63 - 1")
+        check_number("n", self.n, is_whole(self.n, 1, MOST_COMPLETIONS), f"give a number of completions from 1 to {MOST_COMPLETIONS}")
         check("stop", f"has {len(stop)} texts", len(stop) <= MOST_STOPS, f"give at most {MOST_STOPS}")
         for text in stop:
             fits = isinstance(text, str) and 1 <= len(text) <= LONGEST_STOP
             check("stop", repr(text)[:40], fits, f"give texts of 1 to {LONGEST_STOP} characters")
-        check("ignore_eos", self.ignore_eos, isinstance(self.ignore_eos, bool), "give True or False")
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            check(name, repr(getattr(self, name)), isinstance(getattr(self, name), bool), "give True or False")
         in_range = self.logprobs is None or is_whole(self.logprobs, 0, MOST_LOGPROBS)
-        check("logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
+        check_number("logprobs", self.logprobs, in_range, f"give a number of alternatives from 0 to {MOST_LOGPROBS}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `Pard2Error` for what a vocabulary of this size lacks: a biased token id, or as many
-        alternatives.
-        """
+        """Raise `Pard2Error` for what such a vocabulary lacks: a token id, or as many alternatives."""
         check("logprobs", self.logprobs, (self.logprobs or 0) <= vocab_size, f"the vocabulary has {vocab_size} tokens")
-        for token in self.logit_bias or {}:
-            check("logit_bias", f"names token {token}", token < vocab_size, f"the vocabulary ends at {vocab_size - 1}")
+        for name in ("logit_bias", "stop_token_ids"):
+            for token in getattr(self, name) or ():
+                check(name, f"names token {token}", token < vocab_size, f"the vocabulary ends at {vocab_size - 1}")
 
     @property
     def greedy(self) -> bool:
@@ -136,3 +152,7 @@ class SamplingParams:
     def processed(self) -> bool:
         """Whether logits need any processing before a token is chosen by them."""
         return self.logit_bias is not None or self.penalised or self.truncated or self.temperature not in (0, 1)
+
+
+def _lists_tokens(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and all(is_whole(token, 0) for token in value)

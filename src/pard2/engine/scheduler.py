@@ -78,6 +78,12 @@ class Scheduler:
         self._release_finished()
         self._running = [request for request in self._running if not request.done]
 
+    def cancel_all(self) -> None:
+        """End what runs and what waits with what has been said so far."""
+        for request in [*self._running, *self._waiting]:
+            request.cancel()
+        self.sweep_queue()
+
     def sweep_queue(self) -> None:
         """`sweep`, and forget what was cancelled while it waited."""
         self._running += [request for request in self._waiting if request.done]

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Sequence as ListOf
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 
 from pard2.engine.draft_length.acceptance import Acceptance
 from pard2.engine.draft_state import DraftState
-from pard2.engine.processors import TokenCounts
+from pard2.engine.processors import Barred, TokenCounts
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import FinishReason, Step
 from pard2.engine.text import TextStream
@@ -77,6 +78,18 @@ class Sequence:
     def prefilled(self) -> bool:
         return self.num_computed_tokens >= len(self.prompt)
 
+    def barred(self, depths: ListOf[int]) -> Barred | None:
+        """What may not be said yet in rows that stand so far behind the newest token; None for nothing."""
+        if not self.may_not_end:
+            return None
+        missing = self.params.min_tokens - len(self.tokens)
+        return Barred(tuple(self.stop_token_ids), tuple(row for row, depth in enumerate(depths) if depth < missing))
+
+    @property
+    def may_not_end(self) -> bool:
+        """Whether the next token may be none of those that end it."""
+        return len(self.tokens) < self.params.min_tokens and bool(self.stop_token_ids)
+
     def emit(self, verified: Verification, *, seconds: float, draft_seconds: float = 0.0, verify_seconds: float = 0.0) -> None:
         """Say accepted tokens and the target's own, as far as the answer goes; what
         lies behind its end is dropped.
@@ -123,8 +136,8 @@ class Sequence:
         finish: FinishReason | None = "stop" if block[kept - 1] in self.stop_token_ids else None
         shown = None
         if self.text is not None:
-            # An end-of-answer token may be an ordinary word, which is not part of the text.
-            delta = self.text.push(block[: kept - 1] if finish else block[:kept])
+            # An end-of-answer token may be an ordinary word, which is no part of the text unless asked for.
+            delta = self.text.push(block[: kept - 1] if finish and not self.params.include_stop_str_in_output else block[:kept])
             shown = delta.text
             if delta.kept is not None:
                 kept, finish = delta.kept, "stop"

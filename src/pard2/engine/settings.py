@@ -39,6 +39,12 @@ def check(name: str, value: object, holds: bool, wanted: str) -> None:
         raise Pard2Error(f"`{name}` {' '.join(str(value).split())[:60]}: {wanted}")  # of a wrong type, it may be long
 
 
+def check_number(name: str, value: object, holds: bool, wanted: str) -> None:
+    """`check` of what is to be a number: of another type, that is said."""
+    shown = value if value is None or type(value) in (int, float) else f"{value!r}, a {type(value).__name__}"
+    check(name, shown, holds, wanted)
+
+
 # What comes from JSON may be of any type; and NaN, which no comparison holds for, is in no range.
 def is_whole(value: Any, low: int, high: float = math.inf) -> bool:
     """Whether it is an `int` from low to high."""

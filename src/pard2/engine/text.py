@@ -53,11 +53,17 @@ class TextStream:
     at the end of a text, which may yet become a character, is no match until something follows it.
 
     stop: not empty strings.
+    keep_stop: end the text right behind the stop string instead.
+    unstoppable: so many tokens from the first on have text that is no part of a stop string.
     skip_special_tokens: leave special tokens, such as end-of-answer ones, out of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), keep_stop: bool = False, unstoppable: int = 0, skip_special_tokens: bool = True
+    ) -> None:
         self.stop = stop
+        self._keep_stop = keep_stop
+        self._unstoppable = unstoppable
         self._tokenizer = tokenizer
         self._skipped = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if skip_special_tokens and token.special)
         self._window = _Window()
@@ -74,11 +80,22 @@ class TextStream:
         """Take the tokens of one cycle. Raises `ValueError` after the text has ended."""
         if self._ended:
             raise ValueError("the text has ended")
+        free = min(self._unstoppable, len(token_ids)) if self.stop else 0
+        if not free:
+            return self._push(token_ids)
+        self._unstoppable -= free
+        self._window, shown = self._advance(self._window, token_ids[:free])
+        self._shown.append(shown)
+        delta = self._push(token_ids[free:])
+        return TextDelta(shown + delta.text, None if delta.kept is None else free + delta.kept)
+
+    def _push(self, token_ids: Sequence[int]) -> TextDelta:
+        """`push` of tokens that may hold a stop string."""
         # Without byte tokens text only grows, so a stop string that a block's first tokens complete
         # is still there at its end.
         if not self.stop or not any(self._is_byte(token) for token in token_ids):
             window, settled = self._advance(self._window, token_ids)
-            if self._stop_start(self._held + settled) is None:
+            if self._text_end(self._held + settled) is None:
                 self._window = window
                 return TextDelta(self._show_safe(settled))
         shown = ""
@@ -87,10 +104,10 @@ class TextStream:
             # A byte run's text is not settled, but a stop string in it ends the answer: in such a
             # vocabulary "\n" is a byte.
             text = self._held + settled + self._unsettled().rstrip(_REPLACEMENT)
-            start = self._stop_start(text)
-            if start is not None:
-                self._end(text[:start])
-                return TextDelta(shown + text[:start], count)
+            end = self._text_end(text)
+            if end is not None:
+                self._end(text[:end])
+                return TextDelta(shown + text[:end], count)
             shown += self._show_safe(settled)
         return TextDelta(shown)
 
@@ -155,9 +172,10 @@ class TextStream:
         name = self._tokenizer.convert_ids_to_tokens(token)
         return name is not None and _BYTE.fullmatch(name) is not None
 
-    def _stop_start(self, text: str) -> int | None:
-        """Where the first stop string starts."""
-        return min((start for stop in self.stop if (start := text.find(stop)) >= 0), default=None)
+    def _text_end(self, text: str) -> int | None:
+        """Where the text ends by the stop string that starts first, if there is one."""
+        found = min(((start, len(stop)) for stop in self.stop if (start := text.find(stop)) >= 0), default=None)
+        return None if found is None else found[0] + (found[1] if self._keep_stop else 0)
 
     def _show_safe(self, settled: str) -> str:
         """Show what can no longer be part of a stop string, and hold back the rest."""

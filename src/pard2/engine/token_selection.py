@@ -32,7 +32,7 @@ def verify(sequences: ListOf[Sequence], logits: Tensor, proposals: ListOf[Propos
     """
     highest, top = largest(logits)
     counts = [proposal.num_nodes + 1 for proposal in proposals]
-    if all(s.params.greedy and not s.params.processed and s.params.logprobs is None for s in sequences):
+    if all(s.params.greedy and not s.params.processed and not s.may_not_end and s.params.logprobs is None for s in sequences):
         return _unpack_greedy(proposals, counts, torch.cat([highest.double(), top.double(), token_ids.double()]).cpu())
     parts: list[Tensor] = []
     of_each = zip(sequences, proposals, logits.split(counts), highest.split(counts), top.split(counts), strict=True)
@@ -56,12 +56,13 @@ def _choose_one(
     """
     params, proposed = sequence.params, proposal.token_ids
     on_host = torch.tensor(_ON_HOST, dtype=torch.float64, device=logits.device)
+    barred = sequence.barred(proposal.depths)
     if params.greedy:
-        if not params.processed:
+        if not params.processed and barred is None:
             return on_host, highest, best
-        scores = process_logits(logits, params, sequence.counts, proposed, proposal.ancestors(logits.device))
+        scores = process_logits(logits, params, sequence.counts, proposed, proposal.ancestors(logits.device), barred)
         return on_host, *scores.max(-1)  # argmax is several times slower for bfloat16 on a CPU
-    p = probabilities(logits, params, sequence.counts, proposed, proposal.ancestors(logits.device))
+    p = probabilities(logits, params, sequence.counts, proposed, proposal.ancestors(logits.device), barred)
     k, start = proposal.num_nodes, len(sequence.tokens)
     if proposal.q is None:
         # A position's number decides its token, at whatever node (`choose_coupled`).

@@ -147,6 +147,11 @@ class Draft(nn.Module):
         self._weight_format: WeightFormat = "plain"
 
     @property
+    def commit(self) -> str | None:
+        """The commit that the hub gave; None where it comes from elsewhere."""
+        return getattr(self.lm.config, "_commit_hash", None)
+
+    @property
     def config(self):
         return self.lm.config.get_text_config()
 

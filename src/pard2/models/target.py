@@ -94,6 +94,11 @@ class Target:
         return None if self.device.type == "meta" else identity_keys(self.name, self.model.named_parameters())
 
     @property
+    def commit(self) -> str | None:
+        """The commit that the hub gave; None where it comes from elsewhere."""
+        return getattr(self.model.config, "_commit_hash", None)
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

@@ -149,7 +149,7 @@ def _engine(target: Target, draft: Draft | None, method: str, draft_tokens: Any,
 
 
 def _complete(engine: Engine, prompts: Prompts, max_tokens: int) -> list[Completion]:
-    completions = list(engine.generate(prompts, SamplingParams(max_tokens=max_tokens)))
+    completions = engine.generate(prompts, SamplingParams(max_tokens=max_tokens))
     for completion in completions:
         if completion.finish_reason == "error":
             raise Pard2Error(f"evaluation by {engine.method} failed: {completion.error}")

@@ -63,7 +63,8 @@ class TrainingProgress:
             self._sums[name] = _KEEP * self._sums[name] + record[name]
         self._figures = self.figures(record)
         if record.get("evaluation"):
-            self._log.print(f"step {self._done:,}: {evaluation_line(record['evaluation'])}", markup=False, highlight=False)
+            line = f"step {self._done:,}: {evaluation_line(record['evaluation'])}"
+            self._log.print(line, markup=False, highlight=False, soft_wrap=not self._log.console.is_terminal)
         now = self._clock()
         if now - self._told >= _PLAIN_SECONDS or self._done == self._total:
             self._told = now

@@ -133,9 +133,9 @@ def draw(engine: Engine, prompt: list[int], samples: int, max_new_tokens: int, t
 
     Raises `Pard2Error` where a completion fails.
     """
-    each = [SamplingParams(max_new_tokens, temperature=temperature, seed=seed + i, ignore_eos=True) for i in range(samples)]
+    each = [SamplingParams(max_tokens=max_new_tokens, temperature=temperature, seed=seed + i, ignore_eos=True) for i in range(samples)]
     texts, stats = [], Stats()
-    for completion in engine.generate([prompt] * samples, each):
+    for completion in engine.completions([prompt] * samples, each):
         if completion.error is not None:
             raise Pard2Error(completion.error)
         texts.append(tuple(completion.token_ids))

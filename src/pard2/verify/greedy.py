@@ -83,18 +83,18 @@ def audit(
 
     Raises `Pard2Error` where a decoding fails.
     """
-    target, params = engine.target, SamplingParams(max_new_tokens)
+    target, params = engine.target, SamplingParams(max_tokens=max_new_tokens)
     plain = Engine(target, method=PLAIN, max_batch=1) if rows_are_alike(target) else None
     references: list[list[int] | None] = []
     for ids in prompts:
         if plain is not None:
-            references.append(next(plain.generate([ids], params)).token_ids)
+            references.append(plain.generate([ids], params)[0].token_ids)
         else:
             references.append(greedy_reference(target, ids, max_new_tokens) if demands_equality(target) else None)
         (completion,) = engine.generate([ids], params)
         yield _check(target, ids, completion, references[-1], max_new_tokens, near_tie, False)
     if together:
-        for ids, completion, reference in zip(prompts, engine.generate(prompts, params), references, strict=True):
+        for ids, completion, reference in zip(prompts, engine.completions(prompts, params), references, strict=True):
             yield _check(target, ids, completion, reference, max_new_tokens, near_tie, True)
 
 

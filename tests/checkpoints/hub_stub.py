@@ -1,0 +1,83 @@
+"""A hub on this machine: serves one model, or refuses it in the ways of the hub."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "c" * 40
+NAME = "org/tiny"
+
+
+@dataclass
+class Hub:
+    """refusal: status and headers for all that is asked, or for files alone (where `open_card`)."""
+
+    directory: Path
+    revisions: tuple[str, ...] = ("main", "v1")
+    refusal: tuple[int, dict[str, str]] | None = None
+    open_card: bool = False
+    url: str = ""
+    asked: list[tuple[str, str | None]] = field(default_factory=list)  # paths, and who asked
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        card = path.startswith("/api/")
+        if self.refusal is not None and not (card and self.open_card):
+            return *self.refusal, b"{}"
+        if path.startswith(f"/api/models/{NAME}/tree/{COMMIT}"):
+            tree = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file.read_bytes())}
+                for file in sorted(self.directory.iterdir())
+            ]
+            return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
+        if path.startswith(f"/api/models/{NAME}/revision/"):
+            if path.rpartition("/revision/")[2] not in (*self.revisions, COMMIT):
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+            return 200, {"Content-Type": "application/json"}, json.dumps({"id": NAME, "sha": COMMIT, "siblings": []}).encode()
+        if path.startswith(f"/{NAME}/resolve/{COMMIT}/"):
+            body = (self.directory / path.rpartition("/")[2]).read_bytes()
+            return 200, {"ETag": f'"{_etag(body)}"', "X-Repo-Commit": COMMIT}, body
+        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+
+
+def _etag(body: bytes) -> str:
+    return hashlib.sha1(body).hexdigest()
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[Hub]:
+    """A hub with the model of this directory."""
+    hub = Hub(directory)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.asked.append((path, self.headers.get("Authorization")))
+            status, headers, body = hub.answer(path)
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
