@@ -10,18 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_serializer, model_validator
 
 from pard2.config_methods import METHODS, TrainingMethod, fit_method, without_unfit
 from pard2.config_paths import place
@@ -228,7 +217,7 @@ class TrainConfig(_Section):
         return fit_method(document) if isinstance(document, dict) else document
 
     @model_serializer(mode="wrap")
-    def _fields_of_method(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _fields_of_method(self, handler: Any) -> dict[str, Any]:
         return without_unfit(self.method, handler(self))
 
     @property

@@ -36,7 +36,7 @@ class TrainingMethod:
     @property
     def unfit(self) -> dict[tuple[str, str], str]:
         """Fields that mean nothing here, as section and name, each with the reason."""
-        found = {}
+        found: dict[tuple[str, str], str] = {}
         for here, fields, why in ((self.features, _FEATURES, "takes no features of the target"), (self.masks, _MASKS, "trains one token a pass")):
             if not here:
                 found |= {(section, name): why for section, names in fields.items() for name in names}

@@ -98,8 +98,7 @@ def cut_draft(
     target: with plain weights, or on torch's `meta` device.
     layers: numbers of its blocks, rising.
     mask_token, draft_tokens, target_layers: as in `DraftSpec`; target_layers by
-        default `default_target_layers`. mask_token None makes it an ordinary LM, to which
-        what is said below of masks, features and a shared vocabulary does not apply.
+        default `default_target_layers`. No mask token makes it an ordinary LM with a vocabulary of its own.
     shared_vocabulary: go on using the target's embedding and head in place of copies, with an embedding
         of its own for the mask token.
     vocabulary: [D] ids of the only tokens that such a draft shall propose; by default all.
@@ -122,12 +121,8 @@ def cut_draft(
         raise Pard2Error(f"`mask_token` {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
     if vocabulary is not None and not shared_vocabulary:
         raise ValueError("only a draft that shares its target's vocabulary can propose a part of it alone")
-    spec = None
-    if mask_token is not None:
-        size = None if vocabulary is None else len(vocabulary)
-        spec = _new_spec(target, mask_token, draft_tokens, target_layers, options, shared_vocabulary, size)
-    elif shared_vocabulary:
-        raise ValueError("an ordinary LM has a vocabulary of its own")
+    size = None if vocabulary is None else len(vocabulary)
+    spec = None if mask_token is None else _new_spec(target, mask_token, draft_tokens, target_layers, options, shared_vocabulary, size)
 
     config = config_of_layers(target.model.config, layers, target.name)
     if shared_vocabulary:
