@@ -72,7 +72,13 @@ def main() -> None:
             config = load_config(recipe)
             data = Path(folder) / f"{recipe.stem}.jsonl"
             write_conversations(data, config.data.max_length)
-            changes = [f"target.name={models_at[config.target.name]}", f"data.train=[{data}]", "data.evaluation=null", f"loop.output={folder}/run"]
+            changes = [
+                f"target.name={models_at[config.target.name]}",
+                f"data.train=[{data}]",
+                "data.evaluation=null",
+                "data.chat_template_kwargs=null",
+                f"loop.output={folder}/run",
+            ]
             if config.draft.path is not None:
                 changes.append(f"draft.path={models_at[config.draft.path]}")
             plan = dry_run(load_config(recipe, changes))

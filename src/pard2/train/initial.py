@@ -14,6 +14,8 @@ from pard2.checkpoints.twin import check_decodable
 from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
 from pard2.data.examples import load_examples
+from pard2.data.features import LAST_STATE
+from pard2.data.state_cache import stored_layers
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.draft_kind import DraftKind
@@ -128,6 +130,18 @@ def _given_draft(
         # From now on it learns this target, and K masks: no weight depends on their number.
         draft.spec = dataclasses.replace(draft.spec, made_for=target.identity, draft_tokens=k)
     return draft.requires_grad_(True)
+
+
+def read_layers(draft: Draft) -> tuple[int, ...]:
+    """The hidden states that a step reads: those of the features, else the last, for the target's logits."""
+    return (draft.spec and draft.spec.target_layers) or LAST_STATE
+
+
+def cache_layers(config: TrainConfig, draft: Draft) -> tuple[int, ...]:
+    """The hidden states that the run's cache holds: a run without features reads any cache that is there."""
+    assert config.features.cache is not None
+    stored = None if config.kind.features else stored_layers(config.features.cache)
+    return stored or read_layers(draft)
 
 
 def answer_vocabulary(examples: Examples | None, size: int, vocab_size: int, kept: Tensor | None = None) -> Tensor:

@@ -30,11 +30,12 @@ from pard2.models.target import Target
 from pard2.train.allocator import keep_freed_memory
 from pard2.train.curve import draw_curve
 from pard2.train.evaluate import check_evaluation, evaluate, evaluation_target
+from pard2.train.initial import read_layers
 from pard2.train.metrics import MetricsLog, step_figures
 from pard2.train.optimizer import learning_rate
 from pard2.train.packed_sequences import DROPOUT, PackedSequence, generator
 from pard2.train.plausibility import implausible
-from pard2.train.preparation import PreparedRun, prepare_run, read_layers
+from pard2.train.preparation import PreparedRun, prepare_run
 from pard2.train.processes import Processes
 from pard2.train.progress import TrainingProgress
 from pard2.train.run_checkpoint import check_output, save_checkpoint

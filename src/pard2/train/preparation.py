@@ -8,16 +8,16 @@ import torch
 from pard2.checkpoints.loading import load_target
 from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
-from pard2.data.features import LAST_STATE, online_states
+from pard2.data.features import online_states
 from pard2.data.records import read_records
-from pard2.data.state_cache import StateCache, stored_layers
+from pard2.data.state_cache import StateCache
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train.attention import AttentionKind, attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import held_out_prompts
-from pard2.train.initial import initial_draft, meta_pair, run_examples
+from pard2.train.initial import cache_layers, initial_draft, meta_pair, run_examples
 from pard2.train.learner import Learner
 from pard2.train.origin import Origin
 from pard2.train.packed_sequences import PackedCorpus
@@ -109,11 +109,6 @@ def prepare_run(config: TrainConfig, processes: Processes, log: RunLog) -> Prepa
     )
 
 
-def read_layers(draft: Draft) -> tuple[int, ...]:
-    """The hidden states that a step reads: those of the features, else the last, for the target's logits."""
-    return (draft.spec and draft.spec.target_layers) or LAST_STATE
-
-
 def _load(config: TrainConfig, processes: Processes) -> tuple[Target, RunCheckpoint | None]:
     """The target with its weights, and the newest checkpoint, of which all processes must see the same."""
     output = Path(config.loop.output)
@@ -146,8 +141,7 @@ def _open_cache(config: TrainConfig, target: Target, draft: Draft) -> StateCache
     features = config.features
     if features.cache is None:
         return None
-    layers = read_layers(draft) if config.kind.features else stored_layers(features.cache) or read_layers(draft)
-    return StateCache.open(features.cache, target, layers, features.on_missing, features.on_generate)
+    return StateCache.open(features.cache, target, cache_layers(config, draft), features.on_missing, features.on_generate)
 
 
 def _standardise(draft: Draft, target: Target, examples: Examples) -> None:
