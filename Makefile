@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-input --constraint constraints.txt
 WORKERS ?= 2
+# What is imported leaves its bytecode, also where the environment says otherwise: without it each start takes a quarter of a minute more.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint clean
 

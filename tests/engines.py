@@ -8,8 +8,8 @@ from pard2.models.draft import Draft
 from pard2.models.target import Target
 from tiny import pard_draft, tiny_draft, tiny_lm_draft, tiny_target
 
-METHODS = ("ar", "vsd", "pard", "pard2-ti", "pard2-td")
-DRAFTED = METHODS[1:]
+METHODS = ("ar", "ngram", "vsd", "pard", "pard2-ti", "pard2-td")
+DRAFTED = METHODS[2:]
 
 
 @cache
@@ -25,7 +25,7 @@ def _shared_draft(method: str) -> Draft | None:
 
 def new_draft(method: str, target: Target) -> Draft | None:
     """One whose proposals are sometimes right. A draft of another target's shape would do, too."""
-    if method == "ar":
+    if method in ("ar", "ngram"):
         return None
     if method == "vsd":
         return tiny_lm_draft()
@@ -58,7 +58,8 @@ def is_empty(engine: Engine) -> bool:
     """Whether nothing is left in it: no request, no sequence, not a row of the target's
     cache nor of the draft's."""
     drafter = engine._cycle._drafter
-    drafts_free = engine.method == "ar" or drafter.cache.free == drafter.cache.num_places  # type: ignore[attr-defined]
+    drafter = getattr(drafter, "_drafter", drafter)  # behind `NgramFirst`
+    drafts_free = engine.draft is None or drafter.cache.free == drafter.cache.num_places  # type: ignore[attr-defined]
     return engine.idle and not engine._scheduler.sequences and engine.free_cache_tokens == engine.cache_tokens and drafts_free
 
 

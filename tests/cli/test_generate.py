@@ -185,9 +185,10 @@ def test_engine_options_reach_the_engine(run, monkeypatch):
         raise Pard2Error(json.dumps(options))
 
     monkeypatch.setattr(Engine, "from_pretrained", build)
-    options = ("--cache-tokens", 500, "--batch-size", 3, "--draft-sampling", "sampled", "--verification", "block")
+    options = ("--cache-tokens", 500, "--batch-size", 3, "--draft-sampling", "sampled", "--verification", "block", "--ngram-first", 5)
     expected = {"dtype": "float32", "device": "cpu", "method": None, "draft_tokens": "auto", "tree": 0, "cuda_graphs": None, "weights": "auto"}
     expected |= {"max_batch": 3, "cache_tokens": 500, "draft_sampling": "sampled", "verification": "block"}
+    expected |= {"ngram_min": None, "ngram_max": 8, "ngram_first": 5, "ngram_cap": 8}
     assert json.loads(run("-p", "x", "--n", 8, *options).error) == expected
     assert json.loads(run("-p", "x", *options).error)["max_batch"] == 1  # one answer needs no memory for more
 
@@ -296,7 +297,7 @@ def test_prompts_that_cannot_be_answered(run):
     [
         (["--draft-tokens", "7"], "--draft-tokens 7: this draft was trained for 6"),
         (["--draft-tokens", "many"], "--draft-tokens 'many' is neither"),
-        (["-m", "medusa"], "-m 'medusa' is not one of ar, vsd"),
+        (["-m", "medusa"], "-m 'medusa' is not one of ar, ngram, vsd"),
         (["--dtype", "int4"], "--dtype 'int4' is not one of"),
         (["--device", "tpu9"], "--device 'tpu9'"),
     ],

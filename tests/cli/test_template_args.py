@@ -95,6 +95,7 @@ def test_a_prompt_of_the_command_line_and_a_conversation_have_arguments_too(pard
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
     assert pard2("chat", *ARG, *common).code == 0
     assert pard2("verify", "--samples", 0, "--batch-size", 1, *ARG, *common).code == 0
+    del lengths[1]  # chat's first pass, which nobody sees
     assert lengths[:3] == [BARE + OFF, BARE + OFF, BARE + OFF - 2 + len("Explain in three sentences why the sky is blue.")]
     assert "--raw leaves the chat template away" in pard2("generate", "-p", "hi", "--raw", *ARG, *common).error
 

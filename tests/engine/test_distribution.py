@@ -168,9 +168,11 @@ def test_the_statistic_knows_fair_counts_from_false_ones():
 # --- what the engine says ---------------------------------------------------------------------------
 
 
-def new_engine(target: Target, method: str, k: int | str, **rules: str) -> Engine:
+def new_engine(target: Target, method: str, k: int | str, **rules: str | int) -> Engine:
     """With a draft that is neither right nor useless."""
-    if method == "vsd":
+    if method == "ngram":
+        draft, rules = None, rules | {"ngram_min": 1}
+    elif method == "vsd":
         draft = tiny_lm_draft(vocab=VOCABULARY, hidden=16, context=32)
     elif method == "pard":
         lm = tiny_model(seed=6, vocab=VOCABULARY, hidden=16, layers=1, context=32, initializer_range=0.25)
@@ -207,6 +209,26 @@ def test_drawn_proposals_leave_the_targets_distribution(setting, rule):
     counts = sampled_counts(params, method, rule)
     assert counts.total() == SAMPLES
     assert chance_of(counts, exact_texts(params)) > FAIR
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("method", ["ngram", *DRAFTED])
+def test_copies_leave_the_targets_distribution(method, rule, monkeypatch):
+    """Alone, and in turn with drawn proposals, whose blocks look at numbers of later positions."""
+    params = SamplingParams(**COUNTED["penalised" if method == "vsd" else "plain" if method == "pard" else "all"])
+    counts, nodes = Counter[tuple[int, ...]](), Counter[bool]()
+
+    def counting(sequences, logits, proposals, token_ids, rule):
+        nodes.update({copied: sum(p.num_nodes for p in proposals if (p.q is None) == copied) for copied in (True, False)})
+        return token_selection.verify(sequences, logits, proposals, token_ids, rule)
+
+    monkeypatch.setattr(cycle, "verify", counting)
+    for i, k in enumerate(KS):
+        before_a_draft = {} if method == "ngram" else {"ngram_first": 2, "ngram_min": 1, "ngram_cap": 2}
+        engine = new_engine(world()[0], method, k, draft_sampling="sampled", verification=rule, **before_a_draft)
+        counts.update(first_tokens(engine, params, SAMPLES // len(KS), 1000 * i))
+    assert chance_of(counts, exact_texts(params)) > FAIR
+    assert nodes[True] > 200 and (nodes[False] > 200 or method == "ngram")
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])
@@ -278,7 +300,8 @@ def test_greedy_proposals_leave_every_token_to_its_number(setting):
         expected.append(answer)
     assert len(set(expected)) > 1
     turn = list(SETTINGS).index(setting)
-    drafting = [new_engine(target, method, KS[(turn + i) % len(KS)]) for i, method in enumerate(DRAFTED)]
+    drafting = [new_engine(target, method, KS[(turn + i) % len(KS)]) for i, method in enumerate(["ngram", *DRAFTED])]
+    drafting.append(new_engine(target, DRAFTED[turn % len(DRAFTED)], 4, ngram_first=2))
     for engine in (Engine(target), *drafting):
         each = [dataclasses.replace(params, max_tokens=6, n=2, seed=seed) for seed in range(2)]
         outs = engine.generate([PROMPT] * 2, each)
@@ -288,7 +311,7 @@ def test_greedy_proposals_leave_every_token_to_its_number(setting):
 def test_proposals_are_both_accepted_and_rejected():
     """Else the tests above would compare the target with itself."""
     for rules in ({}, {"draft_sampling": "sampled"}, {"draft_sampling": "sampled", "verification": "block"}):
-        for method in DRAFTED:
+        for method in ("ngram", *DRAFTED):
             params = SamplingParams(max_tokens=6, temperature=1.0, n=32, seed=5)
             stats = [out.stats for out in new_engine(world()[0], method, 4, **rules).generate([PROMPT], params)]
             accepted, proposed = sum(s.accepted for s in stats), sum(s.proposed for s in stats)

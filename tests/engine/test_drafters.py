@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pard2.engine.draft_selection import DraftSelector
+from pard2.engine.draft_state import DraftState
 from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
 from pard2.engine.drafters.base import MOST_PENDING, DraftRequest
 from pard2.engine.drafters.parallel import ParallelDrafter
@@ -264,10 +265,10 @@ def test_autoregressive_proposes_its_models_greedy_text(target):
 def test_limit_ends_with_the_drafts_own_context_or_training(target):
     drafter = parallel(target, pard_draft(target, context=20), dependent=False)
     # The anchor sits at length - 1, and the last of k slots at length + k - 2, which must be below 20.
-    assert [drafter.limit(length) for length in (1, 15, 16, 20, 21, 40)] == [6, 6, 5, 1, 0, 0]
+    assert [drafter.limit(DraftState(), length) for length in (1, 15, 16, 20, 21, 40)] == [6, 6, 5, 1, 0, 0]
     lm = autoregressive(target, tiny_lm_draft(context=20))
-    assert [lm.limit(length) for length in (1, 20, 21, 40)] == [20, 1, 0, 0]
-    assert PlainDrafter(target.device).limit(1) == 0
+    assert [lm.limit(DraftState(), length) for length in (1, 20, 21, 40)] == [20, 1, 0, 0]
+    assert PlainDrafter(target.device).limit(DraftState(), 1) == 0
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
@@ -280,9 +281,9 @@ def test_a_text_that_outgrows_the_draft_is_read_no_further(target, one_by_one):
         drafter = parallel(target, pard_draft(target, context=10), dependent=False)
     state = started(drafter, target)
     assert state.region.size == 10
-    assert len(propose(drafter, state, drafter.limit(8))) == 3
+    assert len(propose(drafter, state, drafter.limit(state, 8))) == 3
     drafter.update(state, [4, 4], None)
-    assert not state.closed and len(propose(drafter, state, drafter.limit(10))) == 1
+    assert not state.closed and len(propose(drafter, state, drafter.limit(state, 10))) == 1
     for block in ([4], [4, 4, 4]):
         drafter.update(state, block, None)
         assert state.closed and not state.pending

@@ -251,7 +251,7 @@ def test_default_method_is_the_best_that_the_draft_allows():
     [
         (None, "vsd", "auto", "`draft`"),
         (None, "pard2-td", "auto", "`draft`"),
-        (None, "eagle", "auto", "`method` 'eagle' is not one of ar, vsd"),
+        (None, "eagle", "auto", "`method` 'eagle' is not one of ar, ngram, vsd"),
         (lambda target: tiny_lm_draft(), "pard", "auto", "mask token.*`method` vsd"),
         (lambda target: tiny_lm_draft(), "pard2-td", "auto", "mask token.*`method` vsd"),
         (pard_draft, "pard2-td", "auto", "no projection; use `method` pard2-ti"),

@@ -46,7 +46,7 @@ def test_a_kind_of_draft_has_its_methods_and_the_first_is_the_default():
 @pytest.mark.parametrize("method", METHODS)
 def test_the_table_says_of_a_drafter_what_the_drafter_does(method):
     target = tiny_target()
-    drafter = METHODS[method].new_drafter(target, tiny_draft(target), 64)
+    drafter = METHODS[method].new_drafter(target, tiny_draft(target), 64, EngineOptions(method=method))
     assert bool(drafter.feature_layers) == METHODS[method].loads_projection
     assert Engine(target, tiny_draft(target), method).method == method
 

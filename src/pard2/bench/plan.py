@@ -5,12 +5,12 @@ It runs nothing.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
 from pard2.bench.suites import Suite
-from pard2.engine.methods import PLAIN
+from pard2.engine.methods import METHODS, PLAIN
 from pard2.engine.options import TreeNodes
 
 DraftTokens = int | Literal["auto"]
@@ -25,7 +25,7 @@ class Configuration:
     """A way to decode.
 
     draft_tokens: as in `EngineOptions`; 0 for `ar`, which proposes nothing
-    draft: name of the draft that proposes, where a run has several
+    draft: name of the draft that proposes, where a run has several; None for a method without one
     """
 
     method: str
@@ -68,6 +68,7 @@ class Plan:
     repeats: how many times each suite is run
     seed: of the first prompt; the next ones have the next numbers
     tree, cuda_graphs: as in `EngineOptions`, the tree for the methods that propose any
+    ngrams: further fields of `EngineOptions`; a match before the draft for the methods that have one
     weights: the target's, as `Engine.from_pretrained` takes them
     commits: of the models that come from the hub, by name; None where none does
     """
@@ -83,6 +84,7 @@ class Plan:
     repeats: int = 1
     seed: int = 0
     tree: TreeNodes = 0
+    ngrams: Mapping[str, int | None] = field(default_factory=dict)
     cuda_graphs: bool | None = None
     weights: str = "auto"
     commits: dict[str, str] | None = None
@@ -145,7 +147,8 @@ def configurations(
         for temperature in temperatures:
             found.append(Configuration(PLAIN, size, 0, temperature))
             for draft, names in by_draft.items():
-                found += [Configuration(name, size, k, temperature, draft) for name in names if name != PLAIN for k in draft_tokens]
+                proposing = [(name, draft if METHODS[name].needs else None) for name in names if name != PLAIN]
+                found += [Configuration(name, size, k, temperature, used) for name, used in proposing for k in draft_tokens]
     return tuple(dict.fromkeys(found))
 
 

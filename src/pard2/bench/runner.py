@@ -58,6 +58,7 @@ class Runner:
                 cache_tokens=positions,
                 tree=plan.tree if method.trees else 0,
                 cuda_graphs=plan.cuda_graphs,
+                **{name: value for name, value in plan.ngrams.items() if method.needs or name != "ngram_first"},
             )
             size = position_bytes(target.config, target.decoder_dtype)
             size += 0 if used is None else position_bytes(used.config, used.decoder_dtype)

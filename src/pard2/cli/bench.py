@@ -14,8 +14,8 @@ from pard2.cli.flags import Flags, number_or_word, with_records
 from pard2.cli.options import ForceOption, Models, SeedOption, note_weights, parse_list
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
-from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_draft, choose_method
-from pard2.engine.options import EngineOptions
+from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
+from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.files import new_file
@@ -100,22 +100,27 @@ class Work:
                 raise Pard2Error("--draft-tokens 'full' is neither a number nor 'auto'")
             EngineOptions(draft_tokens=k)
         if self.names is not None:
-            _check_trees(self.names, options)
+            _check_any(self.names, options)
 
     def configurations(self, drafts: "dict[str | None, Draft]", options: EngineOptions) -> "tuple[Configuration, ...]":
         """drafts: by name; the only one has the name None"""
         from pard2.bench.plan import configurations
 
         methods = {name: self.names or [choose_method(None, draft)] for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
-        _check_trees([method for names in methods.values() for method in names], options)
+        _check_any([method for names in methods.values() for method in names], options)
         return configurations(methods, self.sizes, self.ks, self.heats)
 
 
-def _check_trees(names: list[str], options: EngineOptions) -> None:
-    """Raises `Pard2Error` for a tree that none of the methods would propose."""
+def _check_any(names: list[str], options: EngineOptions) -> None:
+    """Raises `Pard2Error` for a tree that no method proposes, or a match before a draft that none has."""
     if options.tree != 0 and not any(METHODS[name].trees for name in names):
         raise Pard2Error(
             f"--tree {options.tree}: {', '.join(dict.fromkeys(names))} proposes no trees; name a method that does with -m, or leave --tree away"
+        )
+    if options.ngram_first is not None and not any(METHODS[name].needs for name in names):
+        raise Pard2Error(
+            f"--ngram-first {options.ngram_first}: {', '.join(dict.fromkeys(names))} has no draft that a match could come before; "
+            "name a method that has one with -m, or leave --ngram-first away"
         )
 
 
@@ -124,7 +129,7 @@ def bench(
     context: typer.Context,
     models: Annotated[Models, Flags(*_ALL_BUT_DRAFT)],
     work: Work,
-    options: Annotated[EngineOptions, Flags("tree", "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags("tree", *NGRAM_OPTIONS, "cuda_graphs")],
     drafts: DraftsOption = None,
     shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table",
     path: Annotated[
@@ -138,7 +143,7 @@ def bench(
         raise Pard2Error(f"--format {shown!r} is not one of {', '.join(FORMATS)}")
     arguments = parse_template_args(work.template_arguments)
     named = name_drafts(drafts)
-    needs_draft = work.names is None or any(name != PLAIN for name in work.names)
+    needs_draft = work.names is None or any(find_method(name).needs for name in work.names)
     chosen = {name: choose_draft(models.target, draft, None if needs_draft else PLAIN) for name, draft in named.items()}
     found = {name: draft for name, draft in chosen.items() if draft is not None}
     work.check(options, bool(found))
@@ -224,6 +229,7 @@ def _plan(
         repeats=work.repeats,
         seed=work.seed,
         tree=options.tree,
+        ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
     )

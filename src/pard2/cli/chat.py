@@ -15,7 +15,7 @@ from pard2.cli.keyboard import QUOTES, Turns, open_turns
 from pard2.cli.options import Models, SystemOption
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.data.arguments import to_prompt
-from pard2.engine.options import EngineOptions
+from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 
@@ -40,7 +40,7 @@ A line that begins with a space is no command."""
 def chat(
     models: Models,
     params: Annotated[SamplingParams, Flags("max_tokens", "temperature", "top_p", "seed", max_tokens=512)],
-    options: Annotated[EngineOptions, Flags("method", "draft_tokens", "tree", "cache_tokens", "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags("method", "draft_tokens", "tree", *NGRAM_OPTIONS, "cache_tokens", "cuda_graphs")],
     system: SystemOption = None,
     template_arguments: TemplateArgOption = None,
 ) -> None:

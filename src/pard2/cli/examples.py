@@ -35,5 +35,9 @@ EXAMPLES = {
         "pard2 data cache recipes/smollm2-start.yaml features.cache=states",
         "pard2 data cache run.yaml features.cache=/mnt/states",
     ),
+    "data split": (
+        "pard2 data split -i all.jsonl -n 16 -o prompts.jsonl --held-out held-out.jsonl",
+        "pard2 data split -i org/prompts -n 100 -o some.jsonl --held-out held-out.jsonl",
+    ),
     "env": ("pard2 env", "pard2 env --json"),
 }

@@ -15,7 +15,7 @@ from pard2.cli.options import JsonOption, Models, read_prompts
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS
-from pard2.engine.options import EngineOptions
+from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.verify import FEWEST_SAMPLES
@@ -105,7 +105,7 @@ class Verdict:
         accepted.update({} if self.sampling is None else {"sampling": self.sampling.accepted})
         lacking = dict.fromkeys(accepted, "")
         for part, count in accepted.items():
-            if count < FEWEST_ACCEPTED and METHODS[self.method].needs:  # others propose nothing
+            if count < FEWEST_ACCEPTED and METHODS[self.method].proposes:
                 more = "--samples or --sample-tokens" if part == "sampling" else "--prompts or --max-new-tokens"
                 lacking[part] = f"{part}: only {count} proposals were accepted, {FEWEST_ACCEPTED} are needed; give more {more}, or a better draft"
         if self.sampling is not None and not self.sampling.prefixes_freedom:
@@ -120,7 +120,7 @@ class Verdict:
         return f"{verdict}: {found} ({self.method}, {what})"
 
     def _proposals(self) -> str:
-        if not METHODS[self.method].needs:
+        if not METHODS[self.method].proposes:
             return f"nothing was proposed, {self.method} is plain decoding"
         parts = [*self.audits, self.sampling]
         proposed, judged, accepted = (sum(getattr(one, name) for one in parts if one) for name in ("proposed", "judged", "accepted"))
@@ -153,7 +153,7 @@ def verify(
     options: Annotated[
         EngineOptions,
         Flags(
-            *("method", "draft_tokens", "draft_sampling", "verification", "tree", "max_batch", "cuda_graphs"),
+            *("method", "draft_tokens", "draft_sampling", "verification", "tree", *NGRAM_OPTIONS, "max_batch", "cuda_graphs"),
             help={
                 "draft_tokens": "Tokens proposed in a cycle; auto may leave nothing to judge.",
                 "max_batch": "Sequences decoded together; 1 leaves that part out.",

@@ -131,9 +131,7 @@ class Cycle:
 
     def _plan(self, sequences: list[Sequence]) -> list[int]:
         """How deep each proposal may be, never deeper than there is room for."""
-        limits = [
-            min(self._depth, self._drafter.limit(sequence.length), sequence.max_new_tokens - len(sequence.tokens) - 1) for sequence in sequences
-        ]
+        limits = [min(self._depth, self._drafter.limit(_memory(sequence).draft, sequence.length), sequence.room) for sequence in sequences]
         if self._lengths is None:
             return limits
         acceptances = [sequence.acceptance for sequence in sequences if sequence.acceptance is not None]
@@ -148,12 +146,14 @@ class Cycle:
             nodes = [min(most, _memory(sequence).region.size - sequence.num_computed_tokens - 1) for sequence in sequences]
         options = self._options
         selector = DraftSelector(sequences, options.draft_sampling, options.verification, self._target.vocab_size, nodes)
-        drafted = self._drafter.propose([DraftRequest(_memory(s).draft, depth) for s, depth in zip(sequences, depths, strict=True)], selector)
+        requests = [DraftRequest(_memory(s).draft, depth, s.room) for s, depth in zip(sequences, depths, strict=True)]
+        drafted = self._drafter.propose(requests, selector)
         if self._tree_size is None:
             return drafted
         probabilities = [proposal.probabilities for proposal in drafted.proposals]
         sizes = self._tree_size.choose(probabilities, self._target_times, self._draft_seconds)
-        return Drafted([proposal.first(size) for proposal, size in zip(drafted.proposals, sizes, strict=True)], drafted.passes)
+        both = zip(drafted.proposals, sizes, strict=True)
+        return Drafted([proposal if proposal.parents is None else proposal.first(size) for proposal, size in both], drafted.passes)
 
     def _lay_out(self, sequences: list[Sequence], proposals: list[Proposal]) -> tuple[TokenBatch, Tensor]:
         """The target's batch, each sequence's newest token and its proposal; and its token ids, where
@@ -191,8 +191,9 @@ class Cycle:
         """Tell those who choose lengths what was proposed, what stood, and what it cost: seconds of
         the draft and of the target."""
         nodes = sum(proposal.num_nodes for proposal in drafted.proposals)
-        # Of those asked for: a draft that brings NOTHING costs as much as one that is wrong.
-        accepted = [one.accepted for one in verified]
+        # Of those asked for: a draft that brings NOTHING costs as much as one that is wrong, and what was
+        # copied without being asked for (`NgramFirst`) says nothing about the draft.
+        accepted = [min(one.accepted, depth) for one, depth in zip(verified, depths, strict=True)]
         self._draft_seconds = seconds[0]
         if self._tree_size is not None:
             self._tree_size.observe(sum(sum(proposal.probabilities) for proposal in drafted.proposals), sum(accepted))

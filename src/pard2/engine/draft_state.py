@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pard2.engine.ngrams import NgramIndex
 from pard2.runtime.kv_cache import CacheRegion
 
 
@@ -20,6 +21,7 @@ class DraftState:
         target's at the position before it.
     last_feature: [1, F], of the prompt's latest token that the draft was told of.
     closed: the text has outgrown the draft, which reads no further.
+    ngrams: the text so far, for a drafter that copies from it.
     """
 
     region: CacheRegion | None = None
@@ -29,3 +31,4 @@ class DraftState:
     features: list[tuple[Tensor, Sequence[int]]] = field(default_factory=list)
     last_feature: Tensor | None = None
     closed: bool = False
+    ngrams: NgramIndex | None = None

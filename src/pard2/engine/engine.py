@@ -18,7 +18,7 @@ import torch
 from pard2.engine.capacity import cache_positions
 from pard2.engine.cycle import Cycle
 from pard2.engine.draft_length.adaptive import AdaptiveDraftLength
-from pard2.engine.methods import METHODS
+from pard2.engine.methods import METHODS, make_drafter
 from pard2.engine.new_request import new_request
 from pard2.engine.options import DraftTokens, EngineOptions
 from pard2.engine.pair import Pair
@@ -68,7 +68,7 @@ class Engine:
         self.options.check_tree_fits(self.cache_tokens)
         if self.options.tree != 0:
             check_trees(target.decoder, target.name)
-        drafter = chosen.new_drafter(target, used, self.cache_tokens)
+        drafter = make_drafter(self.options, target, used, self.cache_tokens)
         target.check_layers(drafter.feature_layers)
         adaptive = draft_tokens == "auto" and self.draft_tokens > 0
         lengths = AdaptiveDraftLength(self.draft_tokens, chosen.sequential) if adaptive else None

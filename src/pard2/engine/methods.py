@@ -13,33 +13,40 @@ from pard2.models.draft_kind import DraftKind
 
 if TYPE_CHECKING:
     from pard2.engine.drafters.base import Drafter
+    from pard2.engine.options import EngineOptions
     from pard2.models.draft import Draft
     from pard2.models.target import Target
 
-    NewDrafter = Callable[[Target, Draft | None, int], Drafter]
+    NewDrafter = Callable[[Target, Draft | None, int, EngineOptions], Drafter]
 
 
-def _plain(target: "Target", draft: "Draft | None", positions: int) -> "Drafter":
+def _plain(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.plain import PlainDrafter
 
     return PlainDrafter(target.device)
 
 
-def _autoregressive(target: "Target", draft: "Draft | None", positions: int) -> "Drafter":
+def _ngram(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
+    from pard2.engine.drafters.ngram import NgramDrafter
+
+    return NgramDrafter(options.shortest_match, options.ngram_max, options.most_copied, target.device)
+
+
+def _autoregressive(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
 
     assert draft is not None
     return AutoregressiveDrafter(draft, target.vocab_size, positions)
 
 
-def _target_independent(target: "Target", draft: "Draft | None", positions: int) -> "Drafter":
+def _target_independent(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.parallel import ParallelDrafter
 
     assert draft is not None
     return ParallelDrafter(draft, False, target.vocab_size, positions)
 
 
-def _target_dependent(target: "Target", draft: "Draft | None", positions: int) -> "Drafter":
+def _target_dependent(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.parallel import ParallelDrafter
 
     assert draft is not None
@@ -52,16 +59,18 @@ class Method:
 
     title: its name for people.
     needs: the least that a draft must be; `DraftKind.NONE` where none is used.
-    suits: the kind of draft that it is the default for.
+    suits: the kind of draft that it is the default for; None for no kind.
     new_drafter: makes the drafter. positions: of the drafter's cache, for all sequences together.
+    proposes: whether it proposes anything.
     sequential: whether each further guess costs a pass of the draft.
     trees: whether it can propose trees.
     """
 
     title: str
     needs: DraftKind
-    suits: DraftKind
+    suits: DraftKind | None
     new_drafter: "NewDrafter"
+    proposes: bool = True
     sequential: bool = False
     trees: bool = False
 
@@ -72,9 +81,11 @@ class Method:
 
 
 PLAIN = "ar"  # decoding without a draft, which every other method is compared with
+NGRAM = "ngram"  # proposals without a draft
 # `pard` and `pard2-ti` are one procedure, called what the draft was trained as.
 METHODS = {
-    PLAIN: Method(title="plain decoding", needs=DraftKind.NONE, suits=DraftKind.NONE, new_drafter=_plain),
+    PLAIN: Method(title="plain decoding", needs=DraftKind.NONE, suits=DraftKind.NONE, new_drafter=_plain, proposes=False),
+    NGRAM: Method(title="prompt lookup", needs=DraftKind.NONE, suits=None, new_drafter=_ngram),
     "vsd": Method(title="vanilla speculative", needs=DraftKind.LM, suits=DraftKind.LM, new_drafter=_autoregressive, sequential=True),
     "pard": Method(title="PARD", needs=DraftKind.MASKED, suits=DraftKind.MASKED, new_drafter=_target_independent, trees=True),
     "pard2-ti": Method(title="PARD-2 TI", needs=DraftKind.MASKED, suits=DraftKind.LAYERED, new_drafter=_target_independent, trees=True),
@@ -99,7 +110,7 @@ def choose_draft(target: str, draft: str | None, method: str | None) -> str | No
 def check_has_draft(name: str | None, has_draft: bool) -> None:
     """Raises `Pard2Error` for a method that needs a draft where there is none."""
     if name is not None and find_method(name).needs and not has_draft:
-        raise Pard2Error(f"`method` {name} needs a draft; name one with `draft`, or use `method` {PLAIN}")
+        raise Pard2Error(f"`method` {name} needs a draft; name one with `draft`, or use `method` {PLAIN} or {NGRAM}")
 
 
 def methods_for(kind: DraftKind) -> list[str]:
@@ -107,7 +118,7 @@ def methods_for(kind: DraftKind) -> list[str]:
     features and without.
     """
     least = min(kind, DraftKind.LAYERED)
-    return [name for name, method in reversed(METHODS.items()) if least <= method.suits <= kind]
+    return [name for name, method in reversed(METHODS.items()) if method.suits is not None and least <= method.suits <= kind]
 
 
 def choose_method(name: str | None, draft: "Draft | None") -> str:
@@ -123,3 +134,21 @@ def choose_method(name: str | None, draft: "Draft | None") -> str:
         return name
     lacks, able = ("mask token (`pard_token`)", kind) if kind < DraftKind.MASKED else ("projection", DraftKind.LAYERED)
     raise Pard2Error(f"`method` {name}: draft {draft.name!r} has no {lacks}; use `method` {methods_for(able)[0]}, or another draft with `draft`")
+
+
+def make_drafter(options: "EngineOptions", target: "Target", draft: "Draft | None", positions: int) -> "Drafter":
+    """The drafter of the method that `fitted` settled, with a match before it where that is asked for."""
+    assert options.method is not None, "fitted settles the method"
+    drafter = METHODS[options.method].new_drafter(target, draft, positions, options)
+    if options.ngram_first is None:
+        return drafter
+    from pard2.engine.drafters.ngram_first import NgramFirst
+
+    return NgramFirst(
+        drafter,
+        first=options.ngram_first,
+        shortest=options.shortest_match,
+        cap=options.ngram_cap,
+        most=options.most_copied,
+        device=target.device,
+    )

@@ -6,7 +6,7 @@ It knows no model, and imports no torch.
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_method, find_method
+from pard2.engine.methods import METHODS, NGRAM, PLAIN, check_has_draft, choose_method, find_method
 from pard2.engine.settings import check, flag, is_whole
 from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
@@ -23,6 +23,9 @@ _MOST = 2**53  # sequences or cache places, of which no machine holds so many
 # An ordinary LM was trained for no number of proposals; each costs a pass, so
 # "auto" and "full" go no further.
 _MOST_ONE_BY_ONE = 8
+_MOST_COPIED = 16  # tokens of a match's continuation; each is a row of the target's pass
+_LONGEST_MATCH = 32  # each length below costs an entry of the index for each token of the text
+NGRAM_OPTIONS = ("ngram_min", "ngram_max", "ngram_first", "ngram_cap")
 _TREE_METHODS = [name for name, method in METHODS.items() if method.trees]
 
 
@@ -37,6 +40,10 @@ class EngineOptions:
         that the text depends on the seed alone; or "sampled", tokens drawn from its distribution.
     verification: how drawn proposals are judged: "token", one by one, or "block".
     tree: nodes of the tree that a sequence proposes in a cycle; 0 for chains; "auto", as many as pay.
+    ngram_min: tokens of the shortest match that is continued; None for 2, and for 4 with `ngram_first`.
+    ngram_max: tokens of the longest match that the method ngram looks for.
+    ngram_first: a match before the draft: one of so many tokens is continued, and the draft is not asked; a
+        shorter one, by at most `ngram_cap` tokens; None for never.
     max_batch: sequences decoded at once; others wait.
     cache_tokens: places of the cache, for all sequences together; None for as many as there is memory for.
     cuda_graphs: replay captured passes: True, or raise; False, never; None, where there is CUDA and the
@@ -70,6 +77,18 @@ class EngineOptions:
             f"Nodes of the tree that is proposed in a cycle, for {', '.join(_TREE_METHODS)}; 0 proposes chains.", "--tree", metavar="N|auto"
         ),
     )
+    ngram_min: int | None = field(
+        default=None,
+        metadata=flag("Tokens of the shortest match that is continued; by default 2, and 4 with --ngram-first.", "--ngram-min", metavar="N"),
+    )
+    ngram_max: int = field(default=8, metadata=flag(f"Tokens of the longest match that -m {NGRAM} looks for.", "--ngram-max", metavar="N"))
+    ngram_first: int | None = field(
+        default=None,
+        metadata=flag("Before the draft: where the last N tokens stood before, such as 8, copy what followed.", "--ngram-first", metavar="N"),
+    )
+    ngram_cap: int = field(
+        default=8, metadata=flag("Most tokens that --ngram-first copies after a match of fewer than its N tokens.", "--ngram-cap", metavar="N")
+    )
     max_batch: int = field(default=16, metadata=flag("Answers decoded at once.", "--batch-size", metavar="N"))
     cache_tokens: int | None = field(
         default=None,
@@ -95,6 +114,7 @@ class EngineOptions:
             find_method(self.method)
         self._check_draft_tokens()
         self._check_tree()
+        self._check_ngrams()
 
     def _check_draft_tokens(self) -> None:
         asked: Any = self.draft_tokens
@@ -120,6 +140,32 @@ class EngineOptions:
         if self.cache_tokens is not None:
             self.check_tree_fits(self.cache_tokens)
 
+    def _check_ngrams(self) -> None:
+        for name in NGRAM_OPTIONS:
+            value = getattr(self, name)
+            fits = is_whole(value, 1, _LONGEST_MATCH) or (value is None and name in ("ngram_min", "ngram_first"))
+            check(name, repr(value), fits, f"give a number of tokens from 1 to {_LONGEST_MATCH}")
+        longest = "ngram_max" if self.ngram_first is None else "ngram_first"
+        if self.shortest_match > getattr(self, longest):
+            raise Pard2Error(f"`ngram_min` {self.ngram_min} is above `{longest}` {getattr(self, longest)}; give a smaller `ngram_min`")
+        if self.ngram_first is not None and self.method is not None and not METHODS[self.method].needs:
+            raise Pard2Error(
+                f"`ngram_first` {self.ngram_first}: `method` {self.method} has no draft that a match could come before; "
+                f"name one with `draft`, or use `method` {NGRAM} without `ngram_first`"
+            )
+
+    @property
+    def shortest_match(self) -> int:
+        """Tokens of the shortest match that is continued."""
+        if self.ngram_min is not None:
+            return self.ngram_min
+        return min(2, self.ngram_max) if self.ngram_first is None else min(4, self.ngram_first)
+
+    @property
+    def most_copied(self) -> int:
+        """Tokens that a match is continued by, at most."""
+        return _MOST_COPIED if isinstance(self.draft_tokens, str) else self.draft_tokens
+
     def check_tree_fits(self, positions: int) -> None:
         """Raises `Pard2Error` for a tree that does not fit such a cache beside the
         token that it grows from."""
@@ -129,9 +175,9 @@ class EngineOptions:
             )
 
     def check_has_draft(self, has_draft: bool) -> None:
-        """Raises `Pard2Error` if the method needs a draft, or a tree does, and there is none."""
+        """Raises `Pard2Error` if there is none, and the method, a tree or a match before it needs one."""
         check_has_draft(self.method, has_draft)
-        if not has_draft:
+        if not has_draft and self.method is None:
             replace(self, method=PLAIN)
 
     def fitted(self, draft: "Draft | None") -> "EngineOptions":
@@ -139,14 +185,14 @@ class EngineOptions:
         return replace(self, method=choose_method(self.method, draft))
 
     def most_draft_tokens(self, draft: "Draft | None") -> int:
-        """Most proposals of a sequence in a cycle, for the method that `fitted` settled; 0 without a draft.
+        """Most proposals of a sequence in a cycle, for the method that `fitted` settled; 0 for none.
 
         Raises `Pard2Error` for more than the draft was trained for.
         """
         assert self.method is not None, "fitted settles the method"
         needs = METHODS[self.method].needs
         if draft is None or not needs:
-            return 0
+            return self.most_copied if METHODS[self.method].proposes else 0
         trained = draft.spec.draft_tokens if draft.spec is not None and needs >= DraftKind.MASKED else None
         if isinstance(self.draft_tokens, str):
             return trained or _MOST_ONE_BY_ONE

@@ -75,6 +75,11 @@ class Sequence:
         return len(self.prompt) + len(self.tokens)
 
     @property
+    def room(self) -> int:
+        """Tokens that it may yet say before its last one."""
+        return self.max_new_tokens - len(self.tokens) - 1
+
+    @property
     def prefilled(self) -> bool:
         return self.num_computed_tokens >= len(self.prompt)
 

@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pard2.engine.methods import METHODS
 from pard2.files import write_whole
 
 _POINTS = 200  # of a run's own picture
 _WIDTH, _LEFT, _RIGHT = 720, 64, 48
 _PANEL, _TOP, _BOTTOM = 240, 40, 16  # the height of a panel, and what of it is above and below its lines
 _COLOURS = ("#1f6feb", "#d1572a", "#2a9d5c", "#8250df", "#9a6700", "#57606a")
-_SMALL = "pard2-ti"  # the method whose evaluation has a small ring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +104,15 @@ def picture(curves: dict[str, list[Point]], by_tokens: bool = False) -> str:
     lengths = [1.0, *(p.teacher_forced_al for p in every), *(al for p in every for al in p.evaluated.values())]
     up = _Axis(lengths, top + _PANEL - _BOTTOM - _TOP, top)
     rings = "; rings: held-out prompts decoded" if any(p.evaluated for p in every) else ""
-    if any(_SMALL in p.evaluated for p in every):
+    if any(len(p.evaluated) > 1 for p in every):
         rings += ", large TD, small TI"
     parts += [*_frame(f"acceptance length: line teacher-forced{rings}", up), *lines(lambda p: p.teacher_forced_al)]
     for number, points in enumerate(curves.values()):
         for x, point in zip(_at(points, by_tokens), points, strict=True):
             for method, length in point.evaluated.items():
+                radius = 4 if METHODS[method].loads_projection else 2
                 where = f'cx="{across.place(x):.1f}" cy="{up.place(length):.1f}"'
-                parts.append(f'<circle {where} r="{2 if method == _SMALL else 4}" fill="white" stroke="{_COLOURS[number % 6]}" stroke-width="1.5"/>')
+                parts.append(f'<circle {where} r="{radius}" fill="white" stroke="{_COLOURS[number % 6]}" stroke-width="1.5"/>')
     if len(curves) == 1:
         top += _PANEL
         up = _Axis([0.0, *(accuracy for p in every for accuracy in p.accuracy_by_depth)], top + _PANEL - _BOTTOM - _TOP, top)

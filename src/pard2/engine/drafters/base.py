@@ -34,10 +34,13 @@ class DraftRequest:
     """A wish for a proposal, up to `depth` >= 0 tokens deep, for one sequence.
 
     With none, what the draft knows is merely brought up to date where too much is pending.
+
+    room: tokens that the text has room for before its last one, whoever proposes them; at least `depth`.
     """
 
     state: DraftState
     depth: int
+    room: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ class Drafter(Protocol):
         """Forget a sequence and free its memory."""
         ...
 
-    def limit(self, length: int) -> int:
-        """How many tokens it can propose after `length` tokens, at most; never grows with `length`.
+    def limit(self, state: DraftState, length: int) -> int:
+        """How many tokens it may be asked for now, `length` tokens being there.
 
-        Where this is 0 the drafter is not asked: a draft with a shorter context than its target's
-        proposes nothing more there.
+        Where this is 0 it is asked for none: a draft with a shorter context than its target's proposes
+        nothing more there, and one that copies has found no match.
         """
         ...
 

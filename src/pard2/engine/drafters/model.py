@@ -30,7 +30,7 @@ class ModelDrafter:
         assert state.region is not None
         self.cache.release(state.region)
 
-    def limit(self, length: int) -> int:
+    def limit(self, state: DraftState, length: int) -> int:
         return max(0, self._context_length - length + 1)
 
     def _put_off(self, state: DraftState, token_ids: Sequence[int]) -> bool:

@@ -34,8 +34,8 @@ class ParallelDrafter(ModelDrafter):
         self._draft_tokens = draft.spec.draft_tokens
         self._mask = draft.spec.mask_token
 
-    def limit(self, length: int) -> int:
-        return min(self._draft_tokens, super().limit(length))
+    def limit(self, state: DraftState, length: int) -> int:
+        return min(self._draft_tokens, super().limit(state, length))
 
     def prefill(self, chunks: Sequence[PromptChunk]) -> None:
         for state, token_ids, features in ((chunk.state, chunk.token_ids, chunk.features) for chunk in chunks):

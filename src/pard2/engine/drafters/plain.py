@@ -25,7 +25,7 @@ class PlainDrafter:
     def close(self, state: DraftState) -> None:
         pass
 
-    def limit(self, length: int) -> int:
+    def limit(self, state: DraftState, length: int) -> int:
         return 0
 
     def prefill(self, chunks: Sequence[PromptChunk]) -> None:
