@@ -31,6 +31,7 @@ SHAPES = {
     "Qwen/Qwen3-0.6B": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True),
 }
 NAMES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+RECIPES = ("llama-3.1-8b", "llama-3.1-8b-pard", "qwen3-8b", "qwen3-8b-pard", "qwen3-8b-pruned")
 H100 = 0.4 * 989e12
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}\u0120{% endif %}{% endfor %}"
 
@@ -61,9 +62,7 @@ def write_conversations(path: Path, longest: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--recipes", nargs="+", type=Path, default=[Path(f"recipes/{name}.yaml") for name in ("llama-3.1-8b", "qwen3-8b", "qwen3-8b-pruned")]
-    )
+    parser.add_argument("--recipes", nargs="+", type=Path, default=[Path(f"recipes/{name}.yaml") for name in RECIPES])
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     about, results = meta(), []
@@ -73,7 +72,13 @@ def main() -> None:
             config = load_config(recipe)
             data = Path(folder) / f"{recipe.stem}.jsonl"
             write_conversations(data, config.data.max_length)
-            changes = [f"target.name={models_at[config.target.name]}", f"data.train=[{data}]", "data.evaluation=null", f"loop.output={folder}/run"]
+            changes = [
+                f"target.name={models_at[config.target.name]}",
+                f"data.train=[{data}]",
+                "data.evaluation=null",
+                "data.chat_template_kwargs=null",
+                f"loop.output={folder}/run",
+            ]
             if config.draft.path is not None:
                 changes.append(f"draft.path={models_at[config.draft.path]}")
             plan = dry_run(load_config(recipe, changes))

@@ -1,7 +1,7 @@
 """One typed schema for a training run, documented field by field.
 
-A run is a YAML file of these sections; any field can be overridden as `section.field=value`. An
-unknown or mistyped key is an error that names the nearest known one.
+A run is a YAML file of its method and these sections; any field can be overridden as
+`section.field=value`. An unknown or mistyped key is an error that names the nearest known one.
 """
 
 import difflib
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_serializer, model_validator
 
+from pard2.config_methods import METHODS, TrainingMethod, fit_method, without_unfit
 from pard2.config_paths import place
 from pard2.errors import Pard2Error
 
@@ -198,6 +199,9 @@ class LogConfig(_Section):
 
 
 class TrainConfig(_Section):
+    method: Literal["pard2", "pard", "ar"] = Field(
+        "pard2", description="pard2: masks and the target's features; pard: masks alone; ar: an ordinary small draft, one token a pass"
+    )
     target: TargetConfig
     draft: DraftConfig
     data: DataConfig
@@ -206,6 +210,40 @@ class TrainConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fits_method(cls, document: Any) -> Any:
+        return fit_method(document) if isinstance(document, dict) else document
+
+    @model_serializer(mode="wrap")
+    def _fields_of_method(self, handler: Any) -> dict[str, Any]:
+        return without_unfit(self.method, handler(self))
+
+    @property
+    def kind(self) -> TrainingMethod:
+        """What the method trains."""
+        return METHODS[self.method]
+
+    @property
+    def asks_target(self) -> bool:
+        """Whether a step needs what the target says: for features, or for its probabilities."""
+        objective = self.objective
+        return self.kind.features or objective.kd_alpha > 0 or objective.tf_eal_alpha > 0 or objective.weighting in ("cat", "overlap")
+
+    @property
+    def shares_tables(self) -> bool:
+        """Whether embedding and head stay the target's own; an ordinary LM gets a frozen copy."""
+        return self.draft.share_vocabulary and self.kind.masks
+
+    @model_validator(mode="after")
+    def _cache_is_read(self) -> "TrainConfig":
+        if self.features.cache is not None and not self.asks_target:
+            raise ValueError(
+                f"features.cache does not fit method={self.method} with this objective, which asks the target nothing; "
+                "leave it out, or give objective.kd_alpha"
+            )
+        return self
 
     @model_validator(mode="after")
     def _muon_sees_whole_matrices(self) -> "TrainConfig":
@@ -236,7 +274,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99, a NUL in the path, nested too deeply
         raise Pard2Error(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(TrainConfig.model_fields)})")
+        raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(sections())})")
     place(document, os.path.dirname(path) if os.path.isfile(path) else "")
     return config_of(document, overrides or [], str(path))
 
@@ -263,8 +301,16 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return TrainConfig.model_validate(document)
 
 
+def sections() -> list[str]:
+    """The names of a run's sections; `method` is none."""
+    return [name for name in TrainConfig.model_fields if name != "method"]
+
+
 def _apply(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    if equals and key == "method":
+        document[key] = text
+        return
     section, dot, field = key.partition(".")
     if not equals or not dot:
         raise Pard2Error(f"override {override!r} is not of the form section.field=value")
@@ -283,7 +329,7 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"
+        return f"{where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}"
     known = _known_keys(first["loc"][:-1])
     near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
     return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}") + more

@@ -47,6 +47,21 @@ def test_json_is_mixed_with_words(pard2, run_file, tmp_path):
     assert plan["disk"]["total"] > 0 and plan["flops_per_step"] > 0 and plan["seconds"] == pytest.approx(7 * plan["work"]["seconds"])
 
 
+@pytest.mark.parametrize("method", ["pard", "ar"])
+def test_a_dry_run_of_another_method_is_itself_a_run(pard2, run_file, tmp_path, method):
+    result = pard2("train", run_file, f"method={method}", "--dry-run")
+    assert result.code == 0 and {"pard": "PARD, 1 layers, K = 8", "ar": "ordinary small draft, 1 layers"}[method] in " ".join(result.err.split())
+    (tmp_path / "again.yaml").write_text(result.out)
+    assert pard2("train", tmp_path / "again.yaml", "--dry-run").out == result.out
+
+
+@pytest.mark.parametrize("field", ["draft.scale=0.5", "features.cache=states", "objective.feature_drop=0"])
+def test_a_field_of_another_method_writes_half_a_run(pard2, run_file, tmp_path, field):
+    result = pard2("train", run_file, "method=pard", field)
+    assert result.code == 2 and f"{field.split('=')[0]} does not fit method=pard" in result.error and "\n" not in result.error.strip()
+    assert not (tmp_path / "run").exists()
+
+
 def test_json_without_a_dry_run_is_ignored(pard2, run_file):
     assert "--json belongs to --dry-run" in pard2("train", run_file, "--json").error
 

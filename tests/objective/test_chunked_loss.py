@@ -45,6 +45,25 @@ def test_chunked_loss_is_the_readable_one(objective, chunk):
     compare(case, case, objective, chunk, True, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("weighting", ["fixed", "d-pace"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_without_a_teacher_the_rest_of_the_loss_is_the_same(weighting, dtype):
+    """Plain cross-entropy asks nobody: no row of the target is made, and nothing of it is compared."""
+    case, exact = (random_case(vocabulary=77, dtype=kind) for kind in (dtype, torch.float64))
+    objective = Objective(weighting=weighting, ce_alpha=1.0, kd_alpha=0.0)
+
+    def asked(states: Tensor) -> Tensor:
+        raise AssertionError("the target was asked")
+
+    alone, plain = chunked_loss(case.states, case.head, None, asked, case.slots, objective, case.bias, 4), readable(exact, objective)
+    for name in ("loss", "weight", "ce"):
+        torch.testing.assert_close(getattr(alone, name).double(), getattr(plain, name), rtol=2e-5, atol=2e-5)
+    assert alone.correct.equal(plain.correct) and alone.kl == 0 and not alone.overlap.any()
+    grads = (torch.autograd.grad(out.loss, c.leaves) for out, c in ((alone, case), (plain, exact)))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=2e-5, atol=2e-5)
+
+
 @needs_kernels
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pard2.config import OptimizerConfig, TrainConfig, load_config
+from pard2.config import OptimizerConfig, TrainConfig, load_config, sections
 from pard2.errors import Pard2Error
 
 RUN = {"target": {"name": "smollm2"}, "draft": {"layers": 4}, "data": {"train": ["a.jsonl"]}, "loop": {"output": "out", "steps": 10}}
@@ -191,6 +191,6 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_every_field_that_needs_words_has_them():
     """`pard2 train --dry-run` and the documentation show the schema; a bare field says nothing."""
     known = {"loop.seed", "optimizer.weight_decay"}
-    for name, section in TrainConfig.model_fields.items():
-        for field, info in section.annotation.model_fields.items():
+    for name in sections():
+        for field, info in TrainConfig.model_fields[name].annotation.model_fields.items():
             assert info.description or f"{name}.{field}" in known, f"{name}.{field}"

@@ -8,6 +8,7 @@ import torch
 from train_runs import Prepared, packed_loss, prepare
 
 from pard2 import Engine, SamplingParams, Stats
+from pard2.checkpoints.pruning import cut_draft
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
 from pard2.config import ObjectiveConfig
@@ -17,7 +18,7 @@ from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train.attention import AttentionKind
 from pard2.train.step import PackedLoss
-from tiny import random_prompts, tiny_draft, tiny_target
+from tiny import MASK, random_prompts, tiny_draft, tiny_target
 
 K = 6
 ALL = ObjectiveConfig(draft_tokens=K, retention=1.0, feature_drop=0.0)
@@ -52,7 +53,8 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[int]
 def trained_guesses(draft: Draft, prepared: Prepared, attention: AttentionKind) -> dict[tuple[int, int, int], int]:
     """The training pass's most probable token at every slot (document, anchor, depth)."""
     layout = prepared.packed.layout
-    states = PackedLoss(draft, ALL, attention, torch.float32).states(prepared.packed, prepared.states.features)
+    features = None if draft.projection is None else prepared.states.features
+    states = PackedLoss(draft, ALL, attention, torch.float32).states(prepared.packed, features)
     guesses = (states @ draft.lm.get_output_embeddings().weight.T).argmax(-1).tolist()
     slots = zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True)
     return dict(zip(slots, guesses, strict=True))
@@ -65,12 +67,14 @@ def exported(draft: Draft, target: Target, directory: Path) -> Draft:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
 @pytest.mark.parametrize("attention", ["blocks", "dense"])
-@pytest.mark.parametrize("method", ["pard2-td", "pard2-ti"])
+@pytest.mark.parametrize("method", ["pard2-td", "pard2-ti", "pard"])
 def test_decoding_proposes_what_training_trained(architecture, attention, method, proposed, tmp_path):
     """A feature one position off, a mask at a wrong position, a chain that sees too much: each lowers
     acceptance alone, and silently."""
     target = tiny_target(architecture=architecture)
     trained = tiny_draft(target, projection=3.0, draft_tokens=K)
+    if method == "pard":
+        trained = cut_draft(target, [0, 1], MASK, K, options=None).eval().requires_grad_(False)
     draft = exported(trained, target, tmp_path / "draft")
     prompts = random_prompts(5, 8, seed=2)
     completions = Engine(target, draft, method, K, max_batch=3).generate(prompts, SamplingParams(max_tokens=20))

@@ -16,6 +16,7 @@ from run_processes import Started
 from train_runs import CONVERSATIONS, newest, weights, write_records
 
 from pard2.config import load_config
+from pard2.config_methods import without_unfit
 from pard2.errors import Pard2Error
 from pard2.train.loop import train
 from pard2.train.processes import Processes
@@ -23,7 +24,7 @@ from pard2.train.processes import Processes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # other interpreters import torch
 
 
-def write_run(tmp_path: Path, target: Path, kind: str = "adamw", evaluated: bool = False, **loop) -> Path:
+def write_run(tmp_path: Path, target: Path, kind: str = "adamw", evaluated: bool = False, method: str = "pard2", **loop) -> Path:
     data = write_records(tmp_path / "data.jsonl", CONVERSATIONS)
     run = {
         "target": {"name": str(target)},
@@ -33,6 +34,7 @@ def write_run(tmp_path: Path, target: Path, kind: str = "adamw", evaluated: bool
         "optimizer": {"kind": kind, "lr": 3e-3, "warmup_steps": 2, "ema": 0.5},
         "loop": {"steps": 4, "rows_per_step": 4, "save_every": 2, "seed": 3, "device": "cpu"} | loop,
     }
+    without_unfit(method, run)["method"] = method
     path = tmp_path / f"{Path(loop['output']).name}.yaml"
     path.write_text(yaml.safe_dump(run))
     return path
@@ -84,6 +86,18 @@ def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sh
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
     assert (together / "draft" / "training.json").is_file() and (together / "best" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("method", "sharding"), [("pard", "none"), ("ar", "none"), ("ar", "fsdp")])
+def test_two_processes_train_what_one_does_by_another_method(target_directory, tmp_path, quiet, method, sharding):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    train(load_config(write_run(tmp_path, target_directory, method=method, output=str(alone))), quiet)
+    by_agent(write_run(tmp_path, target_directory, method=method, output=str(together), sharding=sharding))
+    assert [line["loss"] for line in metrics(together)] == pytest.approx([line["loss"] for line in metrics(alone)], rel=1e-4)
+    ours, theirs = weights(str(alone)), weights(str(together))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_sigkill_in_the_middle_loses_nothing_that_was_complete(target_directory, tmp_path, quiet):

@@ -22,13 +22,14 @@ from pard2.models.target import Target
 from pard2.train import plan as planning
 from pard2.train.attention import draft_states
 from pard2.train.dry_run import dry_run
-from pard2.train.estimates import SequenceSize, Shape, activation_bytes, sequence_flops
+from pard2.train.estimates import SequenceSize, Shape, StepOptions, activation_bytes, sequence_flops
 from pard2.train.initial import initial_draft
 from pard2.train.packed_sequences import PackedCorpus, PackedSequence, lay_out
 from pard2.train.plan import make_plan, problems, render
 from tiny import tiny_model
 
 LAYERS = (-1, -2)
+OPTIONS = StepOptions(target_itemsize=4, head_trained=True, mixed=False, checkpointing=False, average=False, on_gpu=False)
 
 
 def conversation(name: str, prompt: int, answer: int) -> Example:
@@ -116,7 +117,7 @@ def test_operations_are_not_those_of_a_step():
     size = SequenceSize.of(600, 450, (400**2 + 200**2) / 600, objective)
 
     def estimate(size: SequenceSize) -> dict[str, float]:
-        return sequence_flops(Shape.of(target), Shape.of(draft), size, 450, 128, head_trained=True, checkpointing=False)
+        return sequence_flops(Shape.of(target), Shape.of(draft), size, 450, 128, OPTIONS)
 
     cat = 2 * VOCABULARY * 64 * 450  # a part of the loss in the estimate, of the target's half in the step
     # The counter does not know the fused attention that the target runs.
@@ -130,7 +131,7 @@ def test_checkpointing_and_a_borrowed_head_cost_what_they_did_before():
     size = SequenceSize.of(100, 50, 100, ObjectiveConfig())
 
     def flops(**changes: bool) -> dict[str, float]:
-        return sequence_flops(shape, shape, size, 50, 128, **({"head_trained": True, "checkpointing": False} | changes))
+        return sequence_flops(shape, shape, size, 50, 128, replace(OPTIONS, **changes))
 
     assert flops(checkpointing=True)["draft"] > 1.2 * flops()["draft"]
     assert flops(head_trained=False)["loss"] < flops()["loss"]

@@ -20,6 +20,7 @@ GB = 10**9
 def plan() -> Plan:
     """Figures of an 8B's size, with all that a plan may say."""
     return Plan(
+        method="pard2",
         target="Qwen/Qwen3-8B",
         draft="Qwen/Qwen3-0.6B",
         layers=28,

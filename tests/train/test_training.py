@@ -310,9 +310,15 @@ def test_a_run_may_start_from_a_draft(make_config, quiet, draft_directory):
     assert not checkpoint(config)["projection.weight"].equal(torch.load(draft_directory / "warp_model.bin", weights_only=True)["target_proj.weight"])
 
 
-def test_a_draft_of_another_k(make_config, quiet, draft_directory):
-    config = make_config(draft={"layers": None, "path": str(draft_directory)}, objective={"draft_tokens": 8})
-    assert "must be a PARD-2 draft of K = 8 (objective.draft_tokens), or an ordinary LM; make one with `pard2 draft init`" in refused(config, quiet)
+def test_k_may_grow_and_not_shrink(make_config, quiet, draft_directory):
+    """No weight depends on the number of masks; the first step is that of the masks that it knew."""
+    config = make_config(draft={"layers": None, "path": str(draft_directory)}, objective={"draft_tokens": 6}, loop={"steps": 2})
+    directory = train(config, quiet)
+    assert len(metrics(config)[-1]["accuracy_by_depth"]) == 6
+    target = load_target(config.target.name, "float32", "cpu")
+    assert load_draft(str(directory), target, torch.float32).spec.draft_tokens == 6
+    smaller = make_config(draft={"layers": None, "path": str(directory)}, objective={"draft_tokens": 4}, loop={"output": config.loop.output + "2"})
+    assert refused(smaller, quiet) == f"draft.path {str(directory)!r} proposes K = 6 tokens; set objective.draft_tokens to as many, or more"
 
 
 @pytest.mark.parametrize(

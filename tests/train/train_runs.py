@@ -65,7 +65,8 @@ def prepare(target: Target | None, examples: list[Example], objective: Objective
 def packed_loss(draft: Draft, target: Target, prepared: Prepared, objective: ObjectiveConfig, attention: AttentionKind = "blocks") -> LossOutput:
     teacher = Teacher.of(target, draft)
     module = PackedLoss(draft, objective, attention, torch.float32, teacher.size)
-    return module(prepared.packed, prepared.states.features, prepared.slots, prepared.states.last_state, teacher.head, True)
+    features = None if draft.projection is None else prepared.states.features
+    return module(prepared.packed, features, prepared.slots, prepared.states.last_state, teacher.head, True)
 
 
 def newest(output: str) -> Path:

@@ -1,6 +1,7 @@
 """New drafts: made of a small LM of the target's family, or, for targets that have none,
 of the target's own layers."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -83,12 +84,12 @@ def _not_in_template(target: Target, tokenizer: Tokenizer) -> list[tuple[str, in
 def cut_draft(
     target: Target,
     layers: list[int],
-    mask_token: int,
+    mask_token: int | None,
     draft_tokens: int = 16,
     target_layers: tuple[int, ...] | None = None,
     shared_vocabulary: bool = False,
     vocabulary: Tensor | None = None,
-    options: FeatureOptions = _DEFAULTS,
+    options: FeatureOptions | None = _DEFAULTS,
 ) -> Draft:
     """A draft made of the target's own layers, final norm, embedding and head.
 
@@ -97,10 +98,11 @@ def cut_draft(
     target: with plain weights, or on torch's `meta` device.
     layers: numbers of its blocks, rising.
     mask_token, draft_tokens, target_layers: as in `DraftSpec`; target_layers by
-        default `default_target_layers`.
+        default `default_target_layers`. No mask token makes it an ordinary LM with a vocabulary of its own.
     shared_vocabulary: go on using the target's embedding and head in place of copies, with an embedding
         of its own for the mask token.
     vocabulary: [D] ids of the only tokens that such a draft shall propose; by default all.
+    options: of the features that it takes in; None for none and no projection (PARD).
 
     Raises `Pard2Error` for a layer or token that the target lacks, and where the draft would not
     compute what those layers compute in the target; on `meta`, which computes nothing, only their
@@ -115,12 +117,12 @@ def cut_draft(
             raise Pard2Error(f"`layers`: {layer} is not a layer of {target.name!r}, which has {total} (0 to {total - 1})")
     if sorted(set(layers)) != list(layers):
         raise Pard2Error("`layers` must rise, each named once")
-    if not 0 <= mask_token < target.vocab_size:
+    if mask_token is not None and not 0 <= mask_token < target.vocab_size:
         raise Pard2Error(f"`mask_token` {mask_token}: {target.name!r} has token ids 0 to {target.vocab_size - 1}")
     if vocabulary is not None and not shared_vocabulary:
         raise ValueError("only a draft that shares its target's vocabulary can propose a part of it alone")
     size = None if vocabulary is None else len(vocabulary)
-    spec = _new_spec(target, mask_token, draft_tokens, target_layers, options, shared_vocabulary, size)
+    spec = None if mask_token is None else _new_spec(target, mask_token, draft_tokens, target_layers, options, shared_vocabulary, size)
 
     config = config_of_layers(target.model.config, layers, target.name)
     if shared_vocabulary:
@@ -132,7 +134,7 @@ def cut_draft(
     draft = _new_draft(lm, spec, target.tokenizer, f"{target.name}[{','.join(map(str, layers))}]")
     if shared_vocabulary:
         draft.share_vocabulary(target.model.get_input_embeddings(), target.model.get_output_embeddings(), token_ids=vocabulary)
-    else:
+    elif spec is not None:
         _give_neutral_row(draft)
     draft = draft.to(target.device)
     if target.device.type != "meta":
@@ -146,9 +148,9 @@ def as_parallel_draft(
     mask_token: int,
     draft_tokens: int = 16,
     target_layers: tuple[int, ...] | None = None,
-    options: FeatureOptions = _DEFAULTS,
+    options: FeatureOptions | None = _DEFAULTS,
 ) -> Draft:
-    """An ordinary LM of the target's family as a draft with a mask token and a
+    """An ordinary LM of the target's family as a draft with a mask token and, unless `options` is None, a
     projection that starts at zero.
 
     The two share the LM's weights. The other arguments: as for `cut_draft`.
@@ -167,30 +169,37 @@ def _new_spec(
     mask_token: int,
     draft_tokens: int,
     target_layers: tuple[int, ...] | None,
-    options: FeatureOptions,
+    options: FeatureOptions | None,
     shared_vocabulary: bool = False,
     vocabulary_size: int | None = None,
 ) -> DraftSpec:
+    masked = DraftSpec(
+        mask_token=mask_token,
+        draft_tokens=draft_tokens,
+        shared_vocabulary=shared_vocabulary,
+        vocabulary_size=vocabulary_size,
+        made_for=target.identity,
+    )
+    if options is None:
+        return masked
     wanted = default_target_layers(target.num_states) if target_layers is None else target_layers
     for layer in wanted:
         if not -target.num_states <= layer < target.num_states:
             raise Pard2Error(f"target layer {layer} is not a hidden state of {target.name!r}, which has {target.num_states}")
-    return DraftSpec(
-        mask_token=mask_token,
-        draft_tokens=draft_tokens,
+    return dataclasses.replace(
+        masked,
         target_layers=tuple(wanted),
         target_dim=target.hidden_size * len(wanted),
         scale=options.scale,
-        shared_vocabulary=shared_vocabulary,
         normalise_features=options.normalise_features,
         mask_feature=options.mask_feature,
-        vocabulary_size=vocabulary_size,
-        made_for=target.identity,
     )
 
 
-def _new_draft(lm: PreTrainedModel, spec: DraftSpec, tokenizer: Tokenizer | None, name: str) -> Draft:
-    """A draft of this LM whose projection, and mask feature if the spec wants one, are zero."""
+def _new_draft(lm: PreTrainedModel, spec: DraftSpec | None, tokenizer: Tokenizer | None, name: str) -> Draft:
+    """A draft of this LM whose projection, and mask feature if the spec wants them, are zero."""
+    if spec is None or spec.target_layers is None:
+        return Draft(lm, spec, None, tokenizer, name)
     hidden = lm.config.get_text_config().hidden_size
     projection = nn.Linear(spec.target_dim, hidden, bias=False)
     nn.init.zeros_(projection.weight)
@@ -240,7 +249,8 @@ def _check_logits(target: Target, draft: Draft, layers: list[int]) -> None:
         state = args[0] if args else kwargs["hidden_states"]
         return (state, *output[1:]) if isinstance(output, tuple) else state
 
-    tokens = [token for token in range(min(_COMPARED, target.vocab_size, target.context_length)) if token != draft.spec.mask_token]
+    mask = None if draft.spec is None else draft.spec.mask_token
+    tokens = [token for token in range(min(_COMPARED, target.vocab_size, target.context_length)) if token != mask]
     ids = torch.tensor([tokens], device=target.device)
     blocks = enumerate(target.model.get_submodule(target.blocks_name))
     hooks = [block.register_forward_hook(skip, with_kwargs=True) for number, block in blocks if number not in layers]
@@ -250,7 +260,8 @@ def _check_logits(target: Target, draft: Draft, layers: list[int]) -> None:
         for hook in hooks:
             hook.remove()
     columns = torch.arange(target.vocab_size, device=target.device) if draft.short_head is None else draft.short_head.token_ids
-    columns = columns[columns != draft.spec.mask_token]  # whose row is the draft's own, perhaps in its head, too
+    if mask is not None:
+        columns = columns[columns != mask]  # whose row is the draft's own, perhaps in its head, too
     ours, theirs = draft.eval()(ids, None)[..., columns], said[..., columns]
     share = _TOLERANCE if ours.dtype == torch.float32 else _HALF_TOLERANCE
     tolerance = share * float(theirs.nan_to_num().abs().max())

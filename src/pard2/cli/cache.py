@@ -32,12 +32,12 @@ def cache(
         from pard2.checkpoints.loading import load_target
         from pard2.data.filling import fill, probe
         from pard2.data.state_cache import StateCache
-        from pard2.train.initial import meta_pair, run_examples
+        from pard2.train.initial import cache_layers, meta_pair, run_examples
         from pard2.units import duration, size
 
         name = run.target.name
         meta, draft = meta_pair(run)
-        layers = draft.spec.target_layers
+        layers = cache_layers(run, draft)
         examples = run_examples(run, meta, draft)
     with working(f"loading {name}"):
         target = load_target(name, run.target.dtype, run.loop.device, weight_format="plain")

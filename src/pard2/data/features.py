@@ -10,6 +10,7 @@ from torch import Tensor
 from pard2.data.corpus import Example
 from pard2.models.target import Target
 
+LAST_STATE = (-1,)  # the layers to ask for where no features are wanted
 _MOST_PADDING = 0.25  # of a batch's real tokens
 
 

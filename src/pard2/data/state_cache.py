@@ -229,6 +229,17 @@ class StateCache:
             beside.rename(path)
 
 
+def stored_layers(directory: str | Path) -> tuple[int, ...] | None:
+    """The hidden states that a cache holds, for a reader who needs the last one alone, which every cache has.
+
+    None where there is no cache yet, or no readable one: `StateCache.open` tells.
+    """
+    try:
+        return tuple(int(layer) for layer in read_json(Path(directory) / MANIFEST)["identity"]["layers"])
+    except (OSError, Pard2Error, ValueError, KeyError, TypeError):
+        return None
+
+
 def cache_bytes(lengths: Sequence[int] | np.ndarray, target: Target, layers: Sequence[int], dtype: torch.dtype) -> int:
     """Bytes on disk of conversations of so many tokens, all different, but for the shards' headers.
 

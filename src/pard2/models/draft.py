@@ -63,6 +63,10 @@ class DraftSpec:
     template_arguments: list[dict[str, Any]] | None = None
 
 
+# An ordinary LM seen as such a draft: one token a pass, and no slot of it holds the mask token.
+ONE_A_PASS = DraftSpec(mask_token=0, draft_tokens=1)
+
+
 class Projection(Protocol):
     """What turns features into embeddings: an `nn.Linear`, or what behaves like
     one with this weight and bias.

@@ -32,7 +32,7 @@ CHUNK = 256  # slots whose logits are held at once
 def chunked_loss(
     states: Tensor,
     head: Tensor,
-    teacher_states: Tensor,
+    teacher_states: Tensor | None,
     teacher_head: TeacherHead,
     slots: TrainedSlots,
     objective: Objective,
@@ -46,7 +46,8 @@ def chunked_loss(
 
     states: [P, H], the draft's final states.
     head: [V, H] of the draft.
-    teacher_states: [T, H_T], the target's final states.
+    teacher_states: [T, H_T], the target's final states. None for an objective that does not ask for the
+        target's distributions: KL and overlap are then 0.
     teacher_head: makes logits [.., V] of teacher states; asked for every row once.
     bias: [V] of the draft's head.
 
@@ -69,7 +70,7 @@ def has_kernels(states: Tensor) -> bool:
 class _Task:
     """The arguments of `chunked_loss` that get no gradient."""
 
-    teacher_states: Tensor
+    teacher_states: Tensor | None
     teacher_head: TeacherHead
     slots: TrainedSlots
     objective: Objective
@@ -119,17 +120,22 @@ class _Pass:
         self.overlap = torch.empty_like(task.slots.label, dtype=self.precise)
 
         self.chunks, rows = plan_chunks(task.slots, task.chunk)
-        self.p = states.new_empty(rows, len(head), dtype=self.precise)  # the target's distributions
-        self.negative_entropy = self.p.new_empty(rows)
+        # The target's distributions; nobody's, where it is not asked, is a row of zeros.
+        self.p = states.new_empty(rows, len(head), dtype=self.precise)
+        if task.teacher_states is None:
+            self.p = self.p.new_zeros(1, len(head))
+        self.negative_entropy = self.p.new_zeros(len(self.p))
         # One buffer for all chunks: fresh memory of this size comes page by page, at a sixth of the product's
         # own time.
         self.logits = states.new_empty(max((len(chunk.slots) for chunk in self.chunks), default=0), len(head))
 
     def add(self, chunk: Chunk) -> None:
         """Take one chunk into the sums and the gradients."""
-        if len(chunk.new_teacher_rows):
-            self._read_teacher(chunk)
         objective, rows = self.task.objective, chunk.buffer_rows
+        if self.task.teacher_states is None:
+            rows = torch.zeros_like(rows)
+        elif len(chunk.new_teacher_rows):
+            self._read_teacher(self.task.teacher_states, chunk)
         x, slots = self.states[chunk.slots], self.task.slots.take(chunk.slots)
         logits = torch.mm(x, self.matrix.T, out=self.logits[: len(x)]).to(self.precise)
         if self.bias is not None:
@@ -141,7 +147,8 @@ class _Pass:
         w = effective_weights(objective, chains, slots.weight.to(self.precise), found.label_logprob.exp(), found.overlap)
         self.weight += w.sum()
         self.ce -= (w * found.label_logprob).sum()
-        self.kl += (w * (self.negative_entropy[rows] - found.cross)).sum()
+        if self.task.teacher_states is not None:
+            self.kl += (w * (self.negative_entropy[rows] - found.cross)).sum()
         below_factor = None
         if objective.tf_eal_alpha:
             accepted, slope = _accepted_and_slope(chains, found.overlap)
@@ -157,9 +164,9 @@ class _Pass:
         self.operations.gradient_(logits, self.p, rows, slots.label, q_factor, p_factor, label_factor, below_factor)
         self._add_gradients(chunk, x, logits)
 
-    def _read_teacher(self, chunk: Chunk) -> None:
+    def _read_teacher(self, states: Tensor, chunk: Chunk) -> None:
         """Store the distributions that this chunk is the first to need."""
-        teacher = self.task.teacher_head(self.task.teacher_states[chunk.new_teacher_rows])
+        teacher = self.task.teacher_head(states[chunk.new_teacher_rows])
         if teacher.shape[-1] != self.p.shape[-1]:
             raise Pard2Error(
                 f"the target has logits for {teacher.shape[-1]} tokens, the draft for {self.p.shape[-1]}; start from a draft with the target's "

@@ -14,7 +14,7 @@ from torch import Tensor
 from pard2.checkpoints.twin import VOCABULARY, twin
 from pard2.data.corpus import Example, Examples
 from pard2.errors import Pard2Error, first_line
-from pard2.models.draft import Draft, DraftSpec
+from pard2.models.draft import ONE_A_PASS, Draft, DraftSpec
 from pard2.models.target import Target
 from pard2.objective.layout import build_layout, slot_tokens
 from pard2.runtime.windows import attention_windows
@@ -44,7 +44,7 @@ def check_lengths(target: Target, draft: Draft, examples: Sequence[Example]) -> 
     return longest
 
 
-def check_kinds(target: Target, draft: Draft, kind: AttentionKind) -> None:
+def check_kinds(target: Target, draft: Draft, kind: AttentionKind, teaches: bool = True) -> None:
     """`check_compatibility` of small twins of both, whose own weights need not be there.
 
     Raises `Pard2Error` for what that refuses twice: two experts may by chance be equally good. An
@@ -56,9 +56,10 @@ def check_kinds(target: Target, draft: Draft, kind: AttentionKind) -> None:
         teacher, learner = twin(target.model.config, seed=again), twin(draft.lm.config, seed=again)
         if teacher is None or learner is None:
             return
-        small = Draft(learner, DraftSpec(mask_token=0, draft_tokens=draft.spec.draft_tokens), name=draft.name)
+        spec = None if draft.spec is None else DraftSpec(mask_token=0, draft_tokens=draft.spec.draft_tokens)
+        small = Draft(learner, spec, name=draft.name)
         try:
-            return check_compatibility(Target(teacher, name=target.name), small, [conversation], kind)
+            return check_compatibility(Target(teacher, name=target.name), small, [conversation], kind, teaches)
         except Pard2Error:
             if again:
                 raise
@@ -71,17 +72,19 @@ def _reach(target: Target, draft: Draft) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example], kind: AttentionKind) -> None:
+def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example], kind: AttentionKind, teaches: bool = True) -> None:
     """Raises `Pard2Error` unless both models can be trained with on the longest of these conversations.
 
     kind: of attention, by which the draft is run.
+    teaches: whether the draft learns from the target's states, and not from the conversations alone.
     """
     draft.eval()  # dropout would differ between the two ways
     tokens = torch.tensor(check_lengths(target, draft, examples).token_ids, dtype=torch.long, device=target.device)
-    said = target.forward(tokens[None], num_logits=_POSITIONS)
-    assert said.logits is not None
-    if not _close(target.head(said.last_state[:, -_POSITIONS:]), said.logits):
-        raise Pard2Error(f"{target.name!r} turns its final states into logits in a way that training does not know; it cannot teach a draft")
+    if teaches:
+        said = target.forward(tokens[None], num_logits=_POSITIONS)
+        assert said.logits is not None
+        if not _close(target.head(said.last_state[:, -_POSITIONS:]), said.logits):
+            raise Pard2Error(f"{target.name!r} turns its final states into logits in a way that training does not know; it cannot teach a draft")
     try:
         trained, decoded = _both_ways(draft, tokens.clamp(max=draft.vocab_size - 1), kind)
     except (Pard2Error, torch.OutOfMemoryError):
@@ -104,12 +107,13 @@ def _both_ways(draft: Draft, tokens: Tensor, kind: AttentionKind) -> tuple[Tenso
     The training pass is over a packed sequence that also holds what they must not see: the conversation's
     beginning, as a document of its own, and another chain.
     """
-    anchor = max(0, len(tokens) - draft.spec.draft_tokens)
+    spec = draft.spec or ONE_A_PASS
+    anchor = max(0, len(tokens) - spec.draft_tokens)
     masks = len(tokens) - 1 - anchor
     before, read = tokens[:_POSITIONS], tokens[: anchor + 1]
     chains = [torch.tensor([anchor - 1, anchor][-len(read) :])] * masks
     layout = build_layout([len(before), len(read)], [[], chains]).to(tokens.device)
-    inputs = slot_tokens(layout, torch.cat([before, read]), draft.spec.mask_token)
+    inputs = slot_tokens(layout, torch.cat([before, read]), spec.mask_token)
     draft.train()
     draft_states(draft, inputs, None, layout, kind)  # raises for what happens in training alone
     draft.eval()
@@ -117,7 +121,7 @@ def _both_ways(draft: Draft, tokens: Tensor, kind: AttentionKind) -> tuple[Tenso
     compared = (layout.document == 1) & ((layout.depth == 0) | (layout.anchor == anchor))
     head = draft.lm.get_output_embeddings().weight
     trained = states[compared][-_POSITIONS:].to(head.dtype) @ head.T
-    masked = torch.cat([read, read.new_full((masks,), draft.spec.mask_token)])
+    masked = torch.cat([read, read.new_full((masks,), spec.mask_token)])
     decoded = draft.forward(masked[None], None, num_logits=len(trained))[0]
     return trained, decoded if draft.short_head is None else decoded[:, draft.short_head.token_ids]
 

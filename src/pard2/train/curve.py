@@ -103,7 +103,9 @@ def picture(curves: dict[str, list[Point]], by_tokens: bool = False) -> str:
     top += _PANEL
     lengths = [1.0, *(p.teacher_forced_al for p in every), *(al for p in every for al in p.evaluated.values())]
     up = _Axis(lengths, top + _PANEL - _BOTTOM - _TOP, top)
-    rings = "; rings: held-out prompts decoded, large TD, small TI" if any(p.evaluated for p in every) else ""
+    rings = "; rings: held-out prompts decoded" if any(p.evaluated for p in every) else ""
+    if any(len(p.evaluated) > 1 for p in every):
+        rings += ", large TD, small TI"
     parts += [*_frame(f"acceptance length: line teacher-forced{rings}", up), *lines(lambda p: p.teacher_forced_al)]
     for number, points in enumerate(curves.values()):
         for x, point in zip(_at(points, by_tokens), points, strict=True):

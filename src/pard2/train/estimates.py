@@ -181,6 +181,7 @@ class StepOptions:
     checkpointing: activations are recomputed in the backward pass.
     average: a running mean of the weights is kept.
     on_gpu: the device is one.
+    target_asked: the target runs over the conversations; else it only takes its place.
     """
 
     target_itemsize: int
@@ -189,6 +190,7 @@ class StepOptions:
     checkpointing: bool
     average: bool
     on_gpu: bool
+    target_asked: bool = True
 
 
 def step_memory(target: Shape, draft: Shape, size: SequenceSize, numbers: Parameters, features: int, options: StepOptions) -> Memory:
@@ -196,15 +198,15 @@ def step_memory(target: Shape, draft: Shape, size: SequenceSize, numbers: Parame
     logits = CHUNK * draft.vocabulary
     head = draft.vocabulary * draft.hidden
     loss = _LOGIT_COPIES * logits * 4 + (2 * head * 4 if options.head_trained else 0)
-    itemsize, mixed = options.target_itemsize, options.mixed
+    itemsize, mixed, asked = options.target_itemsize, options.mixed, options.target_asked
     return Memory(
         target_weights=numbers.target * itemsize,
         draft_weights=(numbers.trained + numbers.frozen) * 4,
         gradients=numbers.trained * 4,
         optimizer=numbers.trained * 8 - numbers.muon * 4,
         average=numbers.trained * 4 if options.average else 0,
-        target_states=round(size.tokens * (features + target.hidden) * itemsize),
-        target_pass=round(size.tokens * (4 * target.hidden + 3 * target.intermediate + 2 * features) * itemsize) + 3 * logits * 4,
+        target_states=asked * round(size.tokens * (features + target.hidden) * itemsize),
+        target_pass=asked * (round(size.tokens * (4 * target.hidden + 3 * target.intermediate + 2 * features) * itemsize) + 3 * logits * 4),
         activations=activation_bytes(draft, size.slots, features, itemsize, mixed, options.checkpointing),
         loss_chunks=loss + (2 * logits * 2 + 2 * head if mixed else 0),
         autocast=2 * (draft.block_weights + features * draft.hidden) if mixed else 0,
@@ -212,9 +214,7 @@ def step_memory(target: Shape, draft: Shape, size: SequenceSize, numbers: Parame
     )
 
 
-def sequence_flops(
-    target: Shape, draft: Shape, size: SequenceSize, predicted: float, features: int, *, head_trained: bool, checkpointing: bool
-) -> dict[str, float]:
+def sequence_flops(target: Shape, draft: Shape, size: SequenceSize, predicted: float, features: int, options: StepOptions) -> dict[str, float]:
     """Floating-point operations of a packed sequence: in the target, in the draft's layers, and in the loss.
 
     A multiplication counts as two. A pass is 2 for each number of a matrix and token, and 4 q for each pair
@@ -227,12 +227,12 @@ def sequence_flops(
     features: F.
     """
     seen = size.document / 2
-    passes = 4 if checkpointing else 3
+    passes, asked = 4 if options.checkpointing else 3, options.target_asked
     layers = 2 * passes * draft.block_weights + 4 * (passes + 0.5) * draft.queries * draft.layers * (seen + BLOCK)
     return {
-        "target": size.tokens * (2 * target.block_weights + 4 * target.queries * target.layers * seen),
+        "target": asked * size.tokens * (2 * target.block_weights + 4 * target.queries * target.layers * seen),
         "draft": size.slots * (layers + 4 * features * draft.hidden),
-        "loss": 2 * draft.vocabulary * (draft.hidden * size.predicting * (3 if head_trained else 2) + 2 * target.hidden * predicted),
+        "loss": 2 * draft.vocabulary * (draft.hidden * size.predicting * (3 if options.head_trained else 2) + asked * 2 * target.hidden * predicted),
     }
 
 

@@ -83,15 +83,14 @@ def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) ->
 
 
 def acceptance(target: Target, draft: Draft, prompts: Prompts, method: str, max_tokens: int) -> dict[str, Any]:
-    """Of all cycles of all prompts together, decoded in batches at the trained K.
+    """Of all cycles of all prompts together, decoded in batches at the trained K, an ordinary LM at 8.
 
     Returns `acceptance_length` (bonus included) and `accepted_by_position` as `Stats` defines them,
     `acceptance_length_interval` (95 %, by bootstrap over prompts; None for one prompt), and `draft_tokens`,
     `prompts` and `cycles`, the numbers of them.
     """
-    assert draft.spec is not None, "only a draft with a mask token is trained"
-    k = draft.spec.draft_tokens
-    each = [completion.stats for completion in _complete(_engine(target, draft, method, k, _BATCH, prompts, max_tokens), prompts, max_tokens)]
+    engine = _engine(target, draft, method, "full", _BATCH, prompts, max_tokens)
+    each = [completion.stats for completion in _complete(engine, prompts, max_tokens)]
     stats = sum(each, Stats())
     interval = bootstrap([(one.accepted, one.cycles) for one in each], _acceptance_length)
     return {
@@ -99,7 +98,7 @@ def acceptance(target: Target, draft: Draft, prompts: Prompts, method: str, max_
         "acceptance_length": stats.acceptance_length,
         "acceptance_length_interval": interval,
         "accepted_by_position": [round(rate, 4) for rate in stats.accepted_by_position],
-        "draft_tokens": k,
+        "draft_tokens": engine.draft_tokens,
         "prompts": len(prompts),
         "cycles": stats.cycles,
     }

@@ -14,8 +14,11 @@ from pard2.checkpoints.twin import check_decodable
 from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
 from pard2.data.examples import load_examples
+from pard2.data.features import LAST_STATE
+from pard2.data.state_cache import stored_layers
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft, SharedEmbedding
+from pard2.models.draft_kind import DraftKind
 from pard2.models.target import Target
 from pard2.train.compatibility import check_kinds, check_lengths
 
@@ -34,7 +37,7 @@ def meta_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draf
     with torch.device("meta"):
         draft = initial_draft(config, target)
     check_decodable(draft.lm, draft.name)
-    check_kinds(target, draft, "dense" if config.loop.attention == "dense" else "blocks")
+    check_kinds(target, draft, "dense" if config.loop.attention == "dense" else "blocks", config.asks_target)
     return target, draft
 
 
@@ -60,43 +63,85 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
 
     Raises `Pard2Error` for a start that does not fit the target or the run.
     """
-    wanted, objective = config.draft, config.objective
+    wanted = config.draft
     if wanted.share_vocabulary and config.target.dtype not in ("float32", config.loop.precision):
         raise Pard2Error(
             f"draft.share_vocabulary trains through the target's own tables; give loop.precision={config.target.dtype}, or target.dtype=float32"
         )
-    options = FeatureOptions(scale=wanted.scale, normalise_features=wanted.normalise_features, mask_feature=wanted.learn_mask_feature)
+    options = None
+    if config.kind.features:
+        options = FeatureOptions(scale=wanted.scale, normalise_features=wanted.normalise_features, mask_feature=wanted.learn_mask_feature)
     chosen = tuple(wanted.target_layers) if wanted.target_layers else None
     if wanted.path is not None:
-        on_meta = target.device.type == "meta"
-        draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
-        check_quantisation(draft.lm.config, draft.name, plain=True)
-        if draft.spec is None:
-            draft = as_parallel_draft(draft, target, _mask_token(config, target), objective.draft_tokens, chosen, options)
-        if draft.projection is None or draft.spec.draft_tokens != objective.draft_tokens:
-            raise Pard2Error(
-                f"draft.path {wanted.path!r} must be a PARD-2 draft of K = {objective.draft_tokens} (objective.draft_tokens), or an ordinary LM; "
-                "make one with `pard2 draft init`"
-            )
-        if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
-            raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
-        _check_same(config, draft)
-        if draft.short_head is not None and wanted.vocabulary_size not in (None, draft.spec.vocabulary_size):
-            draft.propose_from(answer_vocabulary(examples, wanted.vocabulary_size, target.vocab_size, draft.short_head.token_ids))
-        draft.spec = dataclasses.replace(draft.spec, made_for=target.identity)  # from now on it learns this target's features
-        return draft.requires_grad_(True)
+        return _given_draft(config, target, examples, chosen, options)
     layers = even_layers(wanted.layers, target.num_states - 1) if isinstance(wanted.layers, int) else list(wanted.layers or [])
     vocabulary = None if wanted.vocabulary_size is None else answer_vocabulary(examples, wanted.vocabulary_size, target.vocab_size)
-    return cut_draft(
+    draft = cut_draft(
         target,
         layers,
-        _mask_token(config, target),
-        objective.draft_tokens,
+        _mask_token(config, target) if config.kind.masks else None,
+        config.objective.draft_tokens,
         chosen,
-        wanted.share_vocabulary,
+        config.shares_tables,
         vocabulary,
         options,
     ).float()
+    if wanted.share_vocabulary and not config.shares_tables:
+        for table in draft.tables:  # an ordinary LM holds its own copy of them
+            table.requires_grad_(False)
+    return draft
+
+
+# What a draft to start from must be, by method.
+_STARTS = {
+    "pard2": (DraftKind.PROJECTED, "a PARD-2 draft or an ordinary LM; make one with `pard2 draft init`"),
+    "pard": (DraftKind.MASKED, "a PARD draft or an ordinary LM"),
+    "ar": (DraftKind.LM, "an ordinary LM"),
+}
+
+
+def _given_draft(
+    config: TrainConfig, target: Target, examples: Examples | None, layers: tuple[int, ...] | None, options: FeatureOptions | None
+) -> Draft:
+    """The draft that `draft.path` names.
+
+    layers, options: of the features that an ordinary LM is to take in.
+    """
+    wanted, k = config.draft, config.objective.draft_tokens
+    assert wanted.path is not None
+    on_meta = target.device.type == "meta"
+    draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
+    check_quantisation(draft.lm.config, draft.name, plain=True)
+    if draft.spec is None and config.kind.masks:
+        draft = as_parallel_draft(draft, target, _mask_token(config, target), k, layers, options)
+    kind, words = _STARTS[config.method]
+    if draft.kind is not kind:
+        raise Pard2Error(f"draft.path {wanted.path!r} must be {words} (method={config.method})")
+    if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
+        raise Pard2Error(f"draft.path {wanted.path!r} has a vocabulary of its own; set draft.share_vocabulary=false")
+    if draft.spec is not None:
+        if draft.spec.draft_tokens > k:
+            raise Pard2Error(
+                f"draft.path {wanted.path!r} proposes K = {draft.spec.draft_tokens} tokens; set objective.draft_tokens to as many, or more"
+            )
+        _check_same(config, draft)
+        if draft.short_head is not None and wanted.vocabulary_size not in (None, draft.spec.vocabulary_size):
+            draft.propose_from(answer_vocabulary(examples, wanted.vocabulary_size, target.vocab_size, draft.short_head.token_ids))
+        # From now on it learns this target, and K masks: no weight depends on their number.
+        draft.spec = dataclasses.replace(draft.spec, made_for=target.identity, draft_tokens=k)
+    return draft.requires_grad_(True)
+
+
+def read_layers(draft: Draft) -> tuple[int, ...]:
+    """The hidden states that a step reads: those of the features, else the last, for the target's logits."""
+    return (draft.spec and draft.spec.target_layers) or LAST_STATE
+
+
+def cache_layers(config: TrainConfig, draft: Draft) -> tuple[int, ...]:
+    """The hidden states that the run's cache holds: a run without features reads any cache that is there."""
+    assert config.features.cache is not None
+    stored = None if config.kind.features else stored_layers(config.features.cache)
+    return stored or read_layers(draft)
 
 
 def answer_vocabulary(examples: Examples | None, size: int, vocab_size: int, kept: Tensor | None = None) -> Tensor:
@@ -121,7 +166,7 @@ def answer_vocabulary(examples: Examples | None, size: int, vocab_size: int, kep
 
 
 def _check_same(config: TrainConfig, draft: Draft) -> None:
-    """Raises `Pard2Error` if the run asks for what its PARD-2 draft was not made with."""
+    """Raises `Pard2Error` if the run asks for what its PARD or PARD-2 draft was not made with."""
     wanted, spec = config.draft, draft.spec
     held = {
         "mask_token": spec.mask_token,

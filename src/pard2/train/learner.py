@@ -97,5 +97,5 @@ class Learner:
             if self._copy is not None:
                 self._copy.load_state_dict(weights)
             with whole_directory(directory) as beside:
-                save_draft(self._copy or self.draft, beside, torch.bfloat16, vocabulary=not self._config.draft.share_vocabulary)
+                save_draft(self._copy or self.draft, beside, torch.bfloat16, vocabulary=not self._config.shares_tables)
                 (beside / "training.json").write_text(json.dumps(run_record(self._config, done, origin), indent=1))

@@ -30,6 +30,7 @@ from pard2.models.target import Target
 from pard2.train.allocator import keep_freed_memory
 from pard2.train.curve import draw_curve
 from pard2.train.evaluate import check_evaluation, evaluate, evaluation_target
+from pard2.train.initial import read_layers
 from pard2.train.metrics import MetricsLog, step_figures
 from pard2.train.optimizer import learning_rate
 from pard2.train.packed_sequences import DROPOUT, PackedSequence, generator
@@ -148,7 +149,7 @@ class TrainingLoop:
         self.processes.sum(sums)
         self._stop_asked = bool(sums[-1] > 0)
         norm = self._update(step, sums)
-        figures = step_figures(sums.tolist(), k)
+        figures = step_figures(sums.tolist(), k, self.config.asks_target)
         elapsed = time.perf_counter() - began
         return {
             "step": step + 1,
@@ -184,9 +185,11 @@ class TrainingLoop:
         # Dropout, in models that have it, draws from the global generator.
         torch.manual_seed(generator(self.config.loop.seed, DROPOUT, number).initial_seed())
         module = self.learner.module
+        features = states.features if states is not None and self.config.kind.features else None
+        last_state = None if states is None else states.last_state
         with self.processes.gathering(module, last):
             tf_eal = step >= objective.tf_eal_warmup_steps
-            out = module(packed, states.features, slots, states.last_state, self.run.teacher.head, tf_eal)
+            out = module(packed, features, slots, last_state, self.run.teacher.head, tf_eal)
             out.loss.backward()
         counts = torch.tensor([len(packed.token_ids), len(packed.layout)], device=device)
         by_depth = torch.zeros(3, objective.draft_tokens, dtype=torch.float64, device=device)
@@ -231,10 +234,13 @@ class TrainingLoop:
         packed = self.run.corpus.sequence(number)
         return packed, None if self.run.cache is None else self.run.cache.read(packed.examples)
 
-    def _states(self, packed: PackedSequence, cached: list[DocumentStates | None] | None) -> DocumentStates:
+    def _states(self, packed: PackedSequence, cached: list[DocumentStates | None] | None) -> DocumentStates | None:
+        """What the target says about the documents; None where nothing depends on it."""
+        if not self.config.asks_target:
+            return None
         if self.run.cache is not None:
             return joined(self.run.cache.complete(packed.examples, cached))
-        return joined(online_states(self.run.target, packed.examples, self.learner.draft.spec.target_layers))
+        return joined(online_states(self.run.target, packed.examples, read_layers(self.learner.draft)))
 
     # --- what it leaves behind ----------------------------------------------------------------------
 
@@ -253,7 +259,7 @@ class TrainingLoop:
         return evaluation_target(self.config, self.run.target)
 
     def evaluate(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        """Acceptance by real decoding with the saved draft, in both modes; the best draft so far is kept.
+        """Acceptance by decoding with the saved draft, in each of its modes; the best draft so far is kept.
 
         record: the step's metrics.
         """

@@ -96,11 +96,12 @@ class MetricsLog:
             tracker.write(record["step"], values)
 
 
-def step_figures(sums: list[float], k: int) -> dict[str, Any]:
+def step_figures(sums: list[float], k: int, target_asked: bool = True) -> dict[str, Any]:
     """A step's figures from its sums.
 
     sums: loss, weight, ce, kl, tokens, slots; then, k of each, by depth: correct, overlap, trained, answered.
         What follows is ignored.
+    target_asked: else what compares with the target, `kl` and `overlap_by_depth`, is left out.
 
     `teacher_forced_al`, 1 + the sum of the accuracies' prefix products, is the acceptance length if the
     depths were independent.
@@ -108,12 +109,15 @@ def step_figures(sums: list[float], k: int) -> dict[str, Any]:
     loss, weight, ce, kl, tokens, slots, *by_depth = sums
     correct, overlap, trained, answered = (by_depth[part * k : (part + 1) * k] for part in range(4))
     accuracy = [round(hits / max(1.0, count), 4) for hits, count in zip(correct, answered, strict=True)]
+    compared = {
+        "kl": round(kl / weight, 5),
+        "overlap_by_depth": [round(one / max(1.0, count), 4) for one, count in zip(overlap, trained, strict=True)],
+    }
     return {
         "loss": round(loss / weight, 5),
         "ce": round(ce / weight, 5),
-        "kl": round(kl / weight, 5),
+        **(compared if target_asked else {}),
         "accuracy_by_depth": accuracy,
-        "overlap_by_depth": [round(one / max(1.0, count), 4) for one, count in zip(overlap, trained, strict=True)],
         "teacher_forced_al": round(1 + sum(accumulate(accuracy, mul)), 4),
         "tokens": int(tokens),
         "slots": int(slots),

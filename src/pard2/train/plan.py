@@ -15,7 +15,9 @@ from torch import nn
 
 from pard2.checkpoints.loading import parse_device, parse_dtype
 from pard2.config import TrainConfig
+from pard2.config_methods import METHODS
 from pard2.data.corpus import Examples
+from pard2.data.features import LAST_STATE
 from pard2.data.packing import pack
 from pard2.data.state_cache import cache_bytes
 from pard2.data.tally import told
@@ -101,15 +103,17 @@ class Work:
 class Plan:
     """A run before its first step.
 
+    draft_tokens, mask_token, target_layers: as in `DraftSpec`; 1, None and none for an ordinary LM.
     memory_free: bytes that it may use, with what its models hold already.
     missing: lines on what a dry run assumed.
     """
 
+    method: str
     target: str
     draft: str
     layers: int
     draft_tokens: int
-    mask_token: int
+    mask_token: int | None
     target_layers: tuple[int, ...]
     device: str
     parameters: Parameters
@@ -147,33 +151,33 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
     not_cached: conversations that are not in `examples`, since the run's cache lacks them.
     """
     spec, loop = draft.spec, config.loop
-    assert spec is not None and spec.target_layers is not None, "a run trains a draft with a projection"
+    layers = () if spec is None else spec.target_layers or ()
     device, dtype = parse_device(loop.device), parse_dtype(config.target.dtype)
     options = StepOptions(
         target_itemsize=dtype.itemsize,
-        head_trained=not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding),
+        head_trained=not (config.draft.share_vocabulary or isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)),
         mixed=loop.precision == "bfloat16",
         checkpointing=loop.activation_checkpointing,
         average=config.optimizer.ema is not None,
         on_gpu=device.type == "cuda",
+        target_asked=config.asks_target,
     )
     matrices = _muon_matrices(config, draft)
     numbers = _parameters(target, draft, matrices)
     usual, fullest, data = _sizes(config, examples, not_cached)
-    shapes, features = (Shape.of(target), Shape.of(draft)), target.hidden_size * len(spec.target_layers)
+    shapes, features = (Shape.of(target), Shape.of(draft)), target.hidden_size * len(layers)
     memory = step_memory(*shapes, fullest, numbers, features, options)
     held = 0 if target.device.type == "meta" else memory.target_weights + memory.draft_weights
-    flops = sequence_flops(
-        *shapes, usual, data.predicted / data.rows, features, head_trained=options.head_trained, checkpointing=options.checkpointing
-    )
+    flops = sequence_flops(*shapes, usual, data.predicted / data.rows, features, options)
     steps = run_steps(config, data.rows)
     return Plan(
+        method=config.method,
         target=config.target.name,
         draft=config.draft.path or draft.name.replace(target.name, config.target.name),
         layers=draft.num_layers,
-        draft_tokens=spec.draft_tokens,
-        mask_token=spec.mask_token,
-        target_layers=tuple(spec.target_layers),
+        draft_tokens=config.objective.draft_tokens,
+        mask_token=None if spec is None else spec.mask_token,
+        target_layers=layers,
         device=str(device),
         parameters=numbers,
         data=data,
@@ -182,7 +186,7 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
         epochs=steps * loop.rows_per_step / data.rows,
         memory=memory,
         memory_free=free_bytes(device) + held,
-        disk=_disk(config, numbers, 0 if config.features.cache is None else cache_bytes(examples.lengths, target, spec.target_layers, dtype)),
+        disk=_disk(config, numbers, 0 if config.features.cache is None else cache_bytes(examples.lengths, target, layers or LAST_STATE, dtype)),
         work=_work(config, flops, sum(muon.flops(matrix.shape) for matrix in matrices), measure),
     )
 
@@ -193,11 +197,11 @@ def _muon_matrices(config: TrainConfig, draft: Draft) -> list[nn.Parameter]:
 
 
 def _parameters(target: Target, draft: Draft, matrices: list[nn.Parameter]) -> Parameters:
-    trained, bias = count(draft, trained_only=True), draft.projection.bias
+    trained, projection = count(draft, trained_only=True), draft.projection
     return Parameters(
         target=count(target.model),
         trained=trained,
-        projection=draft.projection.weight.numel() + (0 if bias is None else bias.numel()),
+        projection=0 if projection is None else projection.weight.numel() + (0 if projection.bias is None else projection.bias.numel()),
         frozen=count(draft) - trained,
         muon=sum(matrix.numel() for matrix in matrices),
     )
@@ -282,9 +286,12 @@ def render(plan: Plan) -> RenderableType:
     longest = max(phases, key=lambda name: phases[name])
     inside = f" (activations {size(memory.activations)}, loss {size(memory.loss_chunks)})" if longest == "the draft's pass" else ""
     average = f", their mean {size(memory.average)}" if memory.average else ""
+    reads = "" if plan.mask_token is None else f", K = {plan.draft_tokens}, mask token {plan.mask_token}"
+    reads += f", features {list(plan.target_layers)}" if plan.target_layers else ""
+    projection = f", {amount(numbers.projection)} of them in the projection" if numbers.projection else ""
     lines = {
-        "draft": f"{plan.draft}: {plan.layers} layers, K = {plan.draft_tokens}, mask token {plan.mask_token}, features {list(plan.target_layers)}",
-        "parameters": f"{amount(numbers.trained)} trained, {amount(numbers.projection)} of them in the projection; frozen: "
+        "draft": f"{plan.draft}: {METHODS[plan.method].title}, {plan.layers} layers{reads}",
+        "parameters": f"{amount(numbers.trained)} trained{projection}; frozen: "
         f"{amount(numbers.frozen)} of the draft, {amount(numbers.target)} of the target {plan.target}",
         "data": f"{data.conversations:,} conversations, {data.tokens:,} tokens, {data.predicted:,} of them to predict{lost}{told(data.notes)}",
         "run": f"{plan.steps:,} steps of {plan.rows_per_step} rows, {plan.epochs:.1f} epochs; {data.rows:,} rows of up to {data.row_length:,} "

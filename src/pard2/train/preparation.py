@@ -17,7 +17,7 @@ from pard2.models.target import Target
 from pard2.train.attention import AttentionKind, attention_kind
 from pard2.train.compatibility import check_compatibility
 from pard2.train.evaluate import held_out_prompts
-from pard2.train.initial import initial_draft, meta_pair, run_examples
+from pard2.train.initial import cache_layers, initial_draft, meta_pair, run_examples
 from pard2.train.learner import Learner
 from pard2.train.origin import Origin
 from pard2.train.packed_sequences import PackedCorpus
@@ -130,15 +130,18 @@ def _held_out(config: TrainConfig, target: Target, examples: Examples) -> list[l
 def _initial_draft(config: TrainConfig, processes: Processes, target: Target, examples: Examples) -> tuple[Draft, AttentionKind]:
     """The draft to start from, and how its slots attend. Raises `Pard2Error` where that cannot be trained."""
     draft = initial_draft(config, target, examples)
-    draft.spec = replace(draft.spec, template_arguments=examples.arguments)
+    if draft.spec is not None:
+        draft.spec = replace(draft.spec, template_arguments=examples.arguments)
     attention = attention_kind(config.loop.attention, processes.device)
-    check_compatibility(target, draft, examples, attention)
+    check_compatibility(target, draft, examples, attention, config.asks_target)
     return draft, attention
 
 
 def _open_cache(config: TrainConfig, target: Target, draft: Draft) -> StateCache | None:
-    features, layers = config.features, draft.spec.target_layers
-    return None if features.cache is None else StateCache.open(features.cache, target, layers, features.on_missing, features.on_generate)
+    features = config.features
+    if features.cache is None:
+        return None
+    return StateCache.open(features.cache, target, cache_layers(config, draft), features.on_missing, features.on_generate)
 
 
 def _standardise(draft: Draft, target: Target, examples: Examples) -> None:

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pard2.config import TrainConfig, absolute, config_of
+from pard2.config import TrainConfig, absolute, config_of, sections
 from pard2.environment import meta
 from pard2.errors import Pard2Error
 from pard2.files import recover, whole_directory
@@ -158,7 +158,7 @@ def resumed_config(output: Path, overrides: list[str]) -> TrainConfig:
     except _UNREADABLE:
         raise _unreadable(newest) from None
     # Without defaults: a field that the run left out may have another value in the draft that it began with.
-    document = absolute(saved).model_dump(exclude_defaults=True)
+    document = absolute(saved).model_dump(exclude_defaults=True) | {"objective": saved.model_dump()["objective"]}  # whose defaults are the method's
     document["loop"]["output"] = str(output)
     return config_of(document, overrides, str(newest / "run.json"))
 
@@ -232,7 +232,9 @@ def _difference(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]
         words["optimizer"]["warmup_steps"] = config.optimizer.warmup(old.loop.steps)
     if new.loop.steps is None:
         now["loop"] |= {"steps": old.loop.steps, "epochs": old.loop.epochs}
-    fields = [(section, field) for section in now for field in now[section] if field not in _FREE_FIELDS.get(section, ())]
+    if old.method != new.method:
+        return {"method": (old.method, new.method)}
+    fields = [(section, field) for section in sections() for field in now[section] if field not in _FREE_FIELDS.get(section, ())]
     return {f"{s}.{field}": (then[s][field], now[s][field]) for s, field in fields if then[s][field] != now[s][field]}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pard2.config import ObjectiveConfig
 from pard2.data.features import DocumentStates
-from pard2.models.draft import Draft
+from pard2.models.draft import ONE_A_PASS, Draft
 from pard2.models.target import Target
 from pard2.objective.chunked_loss import chunked_loss
 from pard2.objective.layout import slot_features, slot_tokens
@@ -61,14 +61,15 @@ class Teacher:
 
 
 @torch.no_grad()
-def trained_slots(packed: PackedSequence, states: DocumentStates, teacher: Teacher, objective: ObjectiveConfig) -> TrainedSlots:
+def trained_slots(packed: PackedSequence, states: DocumentStates | None, teacher: Teacher, objective: ObjectiveConfig) -> TrainedSlots:
     """The slots that predict a token, with the weights that are known before the draft's pass.
 
-    packed, states: on the target's device.
+    packed, states: on the target's device; no states where the objective does not ask the target.
     """
     layout, trained = packed.layout, packed.trained
     weight = packed.correction
     if objective.weighting == "cat":
+        assert states is not None, "CAT weighs by the target's probabilities"
         weight = weight * cat_weights(layout, _token_logprobs(teacher, states.last_state, packed))[trained]
     predicted = layout.predicted_index[trained]
     labels = teacher.labels(packed.token_ids[predicted])
@@ -112,30 +113,35 @@ class PackedLoss(nn.Module):
         self.precision = precision
         self.size = size
 
-    def states(self, packed: PackedSequence, features: Tensor) -> Tensor:
-        """[S, hidden] final states of the draft's training pass at every slot. features: [N, F]."""
+    def states(self, packed: PackedSequence, features: Tensor | None) -> Tensor:
+        """[S, hidden] final states of the draft's training pass at every slot.
+
+        features: [N, F], None for a draft that takes in none.
+        """
         layout = packed.layout
+        of_slots = None if features is None else slot_features(layout, features)
+        spec = self.draft.spec or ONE_A_PASS
         # A token that the target alone has is read as the draft's last one; decoding does the same.
-        token_ids = slot_tokens(layout, packed.token_ids.clamp(max=self.draft.vocab_size - 1), self.draft.spec.mask_token)
+        token_ids = slot_tokens(layout, packed.token_ids.clamp(max=self.draft.vocab_size - 1), spec.mask_token)
         mixed = torch.autocast(token_ids.device.type, self.precision, enabled=self.precision != torch.float32)
         with mixed:
-            states = draft_states(self.draft, token_ids, slot_features(layout, features), layout, self.attention, packed.with_features)
+            states = draft_states(self.draft, token_ids, of_slots, layout, self.attention, packed.with_features)
         return states.to(self.precision)
 
     def forward(
         self,
         packed: PackedSequence,
-        features: Tensor,
+        features: Tensor | None,
         slots: TrainedSlots,
-        teacher_states: Tensor,
+        teacher_states: Tensor | None,
         teacher_head: Callable[[Tensor], Tensor],
         tf_eal: bool,
     ) -> LossOutput:
         """The sum of the slots' losses, not yet divided by their weights.
 
-        features: [N, F].
+        features: [N, F], None for a draft that takes in none.
         slots: of `trained_slots`.
-        teacher_states: [N, H_T], the target's last states.
+        teacher_states: [N, H_T], the target's last states; None where the objective does not ask the target.
         teacher_head: makes logits of them.
         tf_eal: whether the added term takes part yet.
         """
