@@ -149,13 +149,14 @@ def bench(
     work.check(options, bool(found))
     if path is not None:
         context.with_resource(new_file(path, (*work.suite_names, models.target, *found.values())))
+    with working("reading the suites"):
+        from pard2.bench.suites import read_suites
+
+        suites = read_suites(work.suite_names, work.prompts, arguments)
     with working("importing torch"):
         from pard2.bench.result_file import ResultFile
         from pard2.bench.runner import Runner
-        from pard2.bench.suites import read_suites
 
-    with working("reading the suites"):
-        suites = read_suites(work.suite_names, work.prompts, arguments)
     target, loaded = _load(models, found if needs_draft else {}, work.names, max(work.sizes))
     for draft in loaded.values() or [None]:
         check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])

@@ -168,11 +168,11 @@ def verify(
     if too little was proposed to tell.
     """
     arguments = parse_template_args(checks.template_arguments)
+    texts = checks.read(arguments)
     with working("importing torch"):
         from pard2.engine.prompts import encode_prompt
         from pard2.verify.greedy import NEAR_TIE, demands_equality, rows_are_alike
 
-    texts = checks.read(arguments)
     engine = models.load(options)
     check_template_args(engine.target, engine.draft, arguments, [] if checks.raw else texts)
     encoded = [encode_prompt(engine.target, text, checks.raw) for text in texts]
