@@ -4,25 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_files import RUN, refused, write_run
 
 from pard2.config import OptimizerConfig, TrainConfig, load_config, sections
-from pard2.errors import Pard2Error
-
-RUN = {"target": {"name": "smollm2"}, "draft": {"layers": 4}, "data": {"train": ["a.jsonl"]}, "loop": {"output": "out", "steps": 10}}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(RUN))
-    return path
-
-
-def refused(path: Path, *overrides: str) -> str:
-    with pytest.raises(Pard2Error) as caught:
-        load_config(path, list(overrides))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return write_run(tmp_path)
 
 
 def test_defaults_are_the_published_ones(run):

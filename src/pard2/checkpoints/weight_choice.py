@@ -8,7 +8,7 @@ from torch import nn
 from pard2.cache_directory import cache_directory
 from pard2.errors import Pard2Error
 from pard2.hf import PreTrainedModel
-from pard2.kernels.weight_format import WeightFormat, check_format, has_panels, weight_formats
+from pard2.kernels.weight_format import OWN_FORMATS, WeightFormat, check_format, has_panels, weight_formats
 from pard2.runtime.fastest_format import Times, fastest, format_times
 from pard2.runtime.llama_decoder import is_llama_like
 
@@ -50,14 +50,14 @@ def choose_format(
     own = is_llama_like(model)
     if wanted is not None:
         check_format(wanted, model.device if model.device.type != "meta" else torch.device("cpu"), dtype)
-        if wanted in ("panels", "int8") and not own:
+        if wanted in OWN_FORMATS and not own:
             raise Pard2Error(
                 f"`weights` {wanted} needs a model of Llama's kind (Llama, Qwen2, Qwen3, Mistral), and {name!r} is a {type(model).__name__}"
             )
         if wanted == "int8" and (damaged := _not_finite(model)):
             raise Pard2Error(f"{name!r}: {damaged} holds NaN or infinity, which int8 cannot; the file is damaged, or take `weights` bf16")
         return wanted
-    names = [one for one in weight_formats(model.device, dtype) if one not in (() if own else ("panels", "int8"))]
+    names = [one for one in weight_formats(model.device, dtype) if one not in (() if own else OWN_FORMATS)]
     if "int8" in names and not (draft and dtype != torch.float32 and not _not_finite(model)):
         names.remove("int8")
     faster = [one for one in names if one != "plain"]

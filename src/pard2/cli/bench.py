@@ -1,6 +1,6 @@
 """`pard2 bench`: methods x suites x batch sizes x draft lengths x temperatures, side by side in one run."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -161,9 +161,7 @@ def bench(
     for draft in loaded.values() or [None]:
         check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
     # By their names: where they lie on this machine matters to nobody.
-    plan = _plan(models, work, options, suites, loaded, {name: named[name] or EMBEDDED for name in loaded})
-    commits = {draft.name: draft.commit for draft in loaded.values()} | {target.name: target.commit}
-    plan = replace(plan, commits={name: commit for name, commit in commits.items() if commit is not None} or None)
+    plan = _plan(models, work, options, suites, target, loaded, {name: named[name] or EMBEDDED for name in loaded})
     runner = Runner(plan, target, loaded)
     file = ResultFile(path, plan, force)
     print_note(
@@ -212,12 +210,19 @@ def _load(models: Models, drafts: dict[str | None, str], names: list[str] | None
 
 
 def _plan(
-    models: Models, work: Work, options: EngineOptions, suites: "list[Suite]", drafts: "dict[str | None, Draft]", named: dict[str | None, str]
+    models: Models,
+    work: Work,
+    options: EngineOptions,
+    suites: "list[Suite]",
+    target: "Target",
+    drafts: "dict[str | None, Draft]",
+    named: dict[str | None, str],
 ) -> "Plan":
     """named: what the user calls each draft."""
     from pard2.bench.plan import Plan
     from pard2.checkpoints.loading import parse_device, parse_dtype
 
+    commits = {draft.name: draft.commit for draft in drafts.values()} | {target.name: target.commit}
     return Plan(
         target=models.target,
         draft=named.get(None) if len(named) < 2 else {str(name): draft for name, draft in named.items()},
@@ -233,6 +238,7 @@ def _plan(
         ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
+        commits={name: commit for name, commit in commits.items() if commit is not None} or None,
     )
 
 

@@ -17,6 +17,7 @@ from pard2.kernels.packed import PackedFormat, PackedLinear, can_pack, has_bfloa
 # plain: the layers as they were loaded, whose weights can be read and trained.
 # The others are laid out once for this CPU (`packed`); activations are float32.
 WeightFormat = Literal["plain"] | PackedFormat
+OWN_FORMATS: tuple[WeightFormat, ...] = ("panels", "int8")  # of our own kernels, which models of Llama's kind alone have
 
 
 def has_panels() -> bool:

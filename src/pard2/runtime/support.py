@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pard2.errors import Pard2Error, first_line
 from pard2.hf import PreTrainedConfig, PreTrainedModel
-from pard2.kernels.weight_format import WeightFormat, convert_linears
+from pard2.kernels.weight_format import OWN_FORMATS, WeightFormat, convert_linears
 from pard2.runtime.decoder import Decoder
 from pard2.runtime.graphs import GraphedDecoder, new_capture
 from pard2.runtime.hidden_states import HiddenStateRecorder
@@ -33,7 +33,7 @@ def new_decoder(
     check_supported(model, name)
     decoder: Decoder
     if is_llama_like(model):
-        if weight_format in ("panels", "int8"):
+        if weight_format in OWN_FORMATS:
             from pard2.runtime.llama_panels_decoder import LlamaPanelsDecoder  # numba is an extra
 
             decoder = LlamaPanelsDecoder(model, weight_format, fill)

@@ -20,6 +20,7 @@ from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.kernels.packed import PackedLinear
+from pard2.kernels.weight_format import OWN_FORMATS
 from pard2.models.target import Target
 
 # Proposals that must have been accepted before a check says "lossless". An engine that accepts one wrong
@@ -128,7 +129,7 @@ def demands_equality(target: Target) -> bool:
 
 def rows_are_alike(target: Target) -> bool:
     """Whether a row of a pass comes out the same, to the last bit, whatever rows share it."""
-    return target.weight_format in ("panels", "int8")
+    return target.weight_format in OWN_FORMATS
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:
