@@ -7,7 +7,7 @@ from layouts import rows, two_documents
 
 from pard2.objective import layout as layout_module
 from pard2.objective.cod import keep_masks
-from pard2.objective.layout import SlotLayout, attention_mask, build_layout, key_spans, slot_features, slot_tokens
+from pard2.objective.layout import SlotLayout, attention_mask, build_layout, key_spans, slot_features, slot_tokens, spans_mask
 
 
 def seen_by_hand(layout: SlotLayout, slot: int) -> set[int]:
@@ -75,9 +75,7 @@ def test_every_real_token_once_and_every_mask_as_asked(row):
 def test_spans_are_the_mask(row):
     """What the fast kinds of attention go by says, slot by slot, what the definition says."""
     layout = build_layout(*row)
-    begin, end, chain = key_spans(layout)[:, :, None].unbind(1)
-    keys = torch.arange(len(layout))
-    assert (((keys >= begin) & (keys < end)) | ((keys >= chain) & (keys <= keys[:, None]))).equal(attention_mask(layout))
+    assert spans_mask(key_spans(layout), len(layout)).equal(attention_mask(layout))
 
 
 @settings(max_examples=60, deadline=None)

@@ -104,7 +104,7 @@ def test_a_batch_is_loaded_whole():
 
 def test_graphs_without_a_gpu():
     with pytest.raises(Pard2Error, match="needs a CUDA device"):
-        tiny_target().use_graphs(4)
+        tiny_target().get_ready(True, 4)
 
 
 def test_an_engine_asked_for_graphs_without_a_gpu():

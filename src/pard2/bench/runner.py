@@ -20,7 +20,7 @@ from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
-from pard2.models.draft import Draft
+from pard2.models.any_draft import AnyDraft
 from pard2.models.target import Target
 from pard2.units import duration
 
@@ -38,7 +38,7 @@ class Runner:
     do not fit the memory.
     """
 
-    def __init__(self, plan: Plan, target: Target, drafts: Mapping[str | None, Draft]) -> None:
+    def __init__(self, plan: Plan, target: Target, drafts: Mapping[str | None, AnyDraft]) -> None:
         self.plan = plan
         self._prompts = {suite.name: [_encode(target, i, p) for i, p in zip(suite.ids, suite.prompts, strict=True)] for suite in plan.suites}
         longest = max(len(prompt) for prompts in self._prompts.values() for prompt in prompts) + plan.max_new_tokens

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pard2.bench.result_file import ResultFile
     from pard2.bench.runner import Runner
     from pard2.bench.suites import Suite
-    from pard2.models.draft import Draft
+    from pard2.models.any_draft import AnyDraft
     from pard2.models.target import Target
 
 _ALL_BUT_DRAFT = tuple(field.name for field in fields(Models) if field.name != "draft")
@@ -102,7 +102,7 @@ class Work:
         if self.names is not None:
             _check_any(self.names, options)
 
-    def configurations(self, drafts: "dict[str | None, Draft]", options: EngineOptions) -> "tuple[Configuration, ...]":
+    def configurations(self, drafts: "dict[str | None, AnyDraft]", options: EngineOptions) -> "tuple[Configuration, ...]":
         """drafts: by name; the only one has the name None"""
         from pard2.bench.plan import configurations
 
@@ -191,7 +191,7 @@ def name_drafts(words: list[str] | None) -> dict[str | None, str | None]:
     return named if len(named) > 1 else {None: draft}
 
 
-def _load(models: Models, drafts: dict[str | None, str], names: list[str] | None, sequences: int) -> "tuple[Target, dict[str | None, Draft]]":
+def _load(models: Models, drafts: dict[str | None, str], names: list[str] | None, sequences: int) -> "tuple[Target, dict[str | None, AnyDraft]]":
     """The models.
 
     The drafts' projections are required where a method wants them; where none does, they are not read.
@@ -215,7 +215,7 @@ def _plan(
     options: EngineOptions,
     suites: "list[Suite]",
     target: "Target",
-    drafts: "dict[str | None, Draft]",
+    drafts: "dict[str | None, AnyDraft]",
     named: dict[str | None, str],
 ) -> "Plan":
     """named: what the user calls each draft."""

@@ -14,7 +14,7 @@ from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
     from pard2.engine.prompts import Prompt
-    from pard2.models.draft import Draft
+    from pard2.models.any_draft import AnyDraft
     from pard2.models.target import Target
 
 TemplateArgOption = Annotated[
@@ -61,7 +61,7 @@ def apply_template_args(texts: list[str], arguments: dict[str, Any], raw: bool) 
     return [to_prompt({"messages": [{"role": "user", "content": text}]}, arguments) if arguments else text for text in texts]
 
 
-def check_template_args(target: "Target", draft: "Draft | None", arguments: dict[str, Any], prompts: "Sequence[Prompt]") -> None:
+def check_template_args(target: "Target", draft: "AnyDraft | None", arguments: dict[str, Any], prompts: "Sequence[Prompt]") -> None:
     """Raises `Pard2Error` for an argument that the template does not read; notes what prompts say in vain, or
     a draft was not trained with.
     """

@@ -5,14 +5,14 @@ import os
 import torch
 
 from pard2.errors import Pard2Error
-from pard2.models.draft import Draft
+from pard2.models.any_draft import AnyDraft
 from pard2.models.target import Target
 
 _SHARE = {"cuda": 0.8, "cpu": 0.25}  # of the memory that is free once the models are loaded
 _FEWEST = 64
 
 
-def cache_positions(target: Target, draft: Draft | None, max_batch: int) -> int:
+def cache_positions(target: Target, draft: AnyDraft | None, max_batch: int) -> int:
     """As many as `max_batch` full contexts need, or as fit into a share of the free memory.
 
     Raises `Pard2Error` for a device that has room for hardly any.

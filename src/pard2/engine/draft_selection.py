@@ -9,12 +9,14 @@ rules keep the text what it is.
 import dataclasses
 import math
 from collections.abc import Sequence as ListOf
+from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pard2.engine.best_first import Candidates, Tree, best_first
+from pard2.engine.dynamic_tree import DynamicTree
 from pard2.engine.options import DraftSampling, VerificationRule
 from pard2.engine.processors import largest, most_probable, probabilities, process_logits
 from pard2.engine.proposal import NOTHING, Proposal
@@ -69,6 +71,34 @@ class DraftSelector:
         """What each sequence was given by `next`."""
         nothing = torch.zeros(0, dtype=torch.long, device=device)
         return [self._chain(number, nothing) for number in range(len(self._sequences))]
+
+    def nodes(self, number: int) -> int:
+        """Nodes of a sequence's tree at most; 0 where it is to be a chain."""
+        return 0 if self._tree_nodes is None else self._tree_nodes[number]
+
+    def children(self, logits: Tensor, numbers: ListOf[int], trees: ListOf[DynamicTree], depth: int, width: int) -> list[list[Candidates]]:
+        """What may follow the frontier of each of these sequences' trees: the most probable tokens, at most
+        `width`.
+
+        logits: [all frontiers, vocabulary].
+        depth: of the frontiers' nodes; 0 for roots.
+        """
+        counts = [len(tree.frontier) for tree in trees]
+        scores = []
+        for number, tree, mine in zip(numbers, trees, logits.split(counts), strict=True):
+            sequence = self._sequences[number]
+            before = torch.tensor(tree.token_ids, dtype=torch.long, device=logits.device)
+            on_path = torch.from_numpy(tree.paths()).to(logits.device)
+            barred = sequence.barred([depth] * len(mine))
+            scores.append(process_logits(self._padded(mine), sequence.params, sequence.counts, before, on_path, barred))
+        rows = iter(_listed(torch.cat(scores), width)[2])
+        return [[next(rows) for _ in range(count)] for count in counts]
+
+    @staticmethod
+    def proposal(tree: Tree, device: torch.device) -> Proposal:
+        """A tree as what is proposed."""
+        token_ids = torch.tensor(tree.token_ids, dtype=torch.long, device=device)
+        return Proposal(token_ids=token_ids, parents=tree.parents, probabilities=tree.probabilities)
 
     # --- a draft that guesses all at once ---------------------------------------------------------
 
@@ -138,20 +168,25 @@ class DraftSelector:
         params = sequence.params
         barred = sequence.barred(range(len(logits)))
         scores = process_logits(self._padded(logits), params, sequence.counts, logits.new_zeros(0, dtype=torch.long), barred=barred)
-        values, ids = most_probable(scores, min(nodes, _MOST_CANDIDATES, scores.shape[-1]))
-        total = scores.logsumexp(-1, keepdim=True)
-        width = values.shape[1]
-        # One wait for the device. Token ids are exact in float64.
-        packed = torch.cat([total.double(), values.double() - total.double(), ids.double()], dim=1).tolist()
-        levels: list[Candidates] = []
-        for row in packed:
-            if not math.isfinite(row[0]):
-                break  # from here on the draft proposes NOTHING
-            levels.append([(int(token), logprob) for logprob, token in zip(row[1 : 1 + width], row[1 + width :], strict=True)])
-        penalise = _PathPenalty(sequence, ids, [row[0] for row in packed]) if params.penalised and levels else None
-        tree: Tree = best_first(levels, nodes, penalise)
-        token_ids = torch.tensor(tree.token_ids, dtype=torch.long, device=logits.device)
-        return Proposal(token_ids=token_ids, parents=tree.parents, probabilities=tree.probabilities)
+        ids, totals, rows = _listed(scores, min(nodes, _MOST_CANDIDATES))
+        levels = [*takewhile(bool, rows)]  # from one that is no distribution on, the draft proposes NOTHING
+        penalise = _PathPenalty(sequence, ids, totals) if params.penalised and levels else None
+        return self.proposal(best_first(levels, nodes, penalise), logits.device)
+
+
+def _listed(scores: Tensor, count: int) -> tuple[Tensor, list[float], list[Candidates]]:
+    """The most probable tokens by scores [N, vocabulary], at most `count` of each row: ids [N, M], the
+    logarithm of each row's sum of exp(score), and the candidates; none for a row that is no distribution."""
+    values, ids = most_probable(scores, min(count, scores.shape[-1]))
+    total = scores.logsumexp(-1, keepdim=True)
+    width = values.shape[1]
+    # One wait for the device. Token ids are exact in float64.
+    packed = torch.cat([total.double(), values.double() - total.double(), ids.double()], dim=1).tolist()
+    listed: list[Candidates] = [
+        [(int(token), logprob) for logprob, token in zip(row[1 : 1 + width], row[1 + width :], strict=True)] if math.isfinite(row[0]) else []
+        for row in packed
+    ]
+    return ids, [row[0] for row in packed], listed
 
 
 class _PathPenalty:

@@ -29,7 +29,7 @@ from pard2.engine.scheduler import Scheduler
 from pard2.engine.statistics import Step, Totals
 from pard2.engine.threads import decoding_threads
 from pard2.errors import Pard2Error, first_line
-from pard2.models.draft import Draft
+from pard2.models.any_draft import AnyDraft
 from pard2.models.target import Target, Tokenizer
 from pard2.runtime.support import check_trees
 
@@ -49,7 +49,7 @@ class Engine:
     """
 
     def __init__(
-        self, target: Target, draft: Draft | None = None, method: str | None = None, draft_tokens: DraftTokens = "auto", **options: Any
+        self, target: Target, draft: AnyDraft | None = None, method: str | None = None, draft_tokens: DraftTokens = "auto", **options: Any
     ) -> None:
         self.options = EngineOptions(method=method, draft_tokens=draft_tokens, **options).fitted(draft)
         assert self.options.method is not None
@@ -61,9 +61,7 @@ class Engine:
         used = draft if chosen.needs else None
         # A model that cannot be decoded in batches is refused now, not in the middle of a text.
         for model in (target,) if used is None else (target, used):
-            _ = model.decoder
-            if self.options.cuda_graphs or (self.options.cuda_graphs is None and model.can_use_graphs):
-                model.use_graphs(max_batch)
+            model.get_ready(self.options.cuda_graphs, max_batch)
         self.cache_tokens = self.options.cache_tokens or cache_positions(target, used, max_batch)
         self.options.check_tree_fits(self.cache_tokens)
         if self.options.tree != 0:
@@ -72,7 +70,7 @@ class Engine:
         target.check_layers(drafter.feature_layers)
         adaptive = draft_tokens == "auto" and self.draft_tokens > 0
         lengths = AdaptiveDraftLength(self.draft_tokens, chosen.sequential) if adaptive else None
-        self._threads = decoding_threads(target.model, None if used is None else used.lm)
+        self._threads = decoding_threads(target.model, used)
         self._scheduler = Scheduler(target, drafter, self.cache_tokens, max_batch, lengths)
         self._cycle = Cycle(target, drafter, self._scheduler.cache, self.draft_tokens, lengths, self.options)
         # Reentrant: a callback may submit and cancel, and a forgotten stream is closed wherever its

@@ -14,43 +14,55 @@ from pard2.models.draft_kind import DraftKind
 if TYPE_CHECKING:
     from pard2.engine.drafters.base import Drafter
     from pard2.engine.options import EngineOptions
-    from pard2.models.draft import Draft
+    from pard2.models.any_draft import AnyDraft
     from pard2.models.target import Target
 
-    NewDrafter = Callable[[Target, Draft | None, int, EngineOptions], Drafter]
+    NewDrafter = Callable[[Target, AnyDraft | None, int, EngineOptions], Drafter]
 
 
-def _plain(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
+def _plain(target: "Target", draft: "AnyDraft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.plain import PlainDrafter
 
     return PlainDrafter(target.device)
 
 
-def _ngram(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
+def _ngram(target: "Target", draft: "AnyDraft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.ngram import NgramDrafter
 
     return NgramDrafter(options.shortest_match, options.ngram_max, options.most_copied, target.device)
 
 
-def _autoregressive(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
+def _autoregressive(target: "Target", draft: "AnyDraft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.autoregressive import AutoregressiveDrafter
+    from pard2.models.draft import Draft
 
-    assert draft is not None
+    assert isinstance(draft, Draft)
     return AutoregressiveDrafter(draft, target.vocab_size, positions)
 
 
-def _target_independent(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
+def _target_independent(target: "Target", draft: "AnyDraft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.parallel import ParallelDrafter
+    from pard2.models.draft import Draft
 
-    assert draft is not None
+    assert isinstance(draft, Draft)
     return ParallelDrafter(draft, False, target.vocab_size, positions)
 
 
-def _target_dependent(target: "Target", draft: "Draft | None", positions: int, options: "EngineOptions") -> "Drafter":
+def _target_dependent(target: "Target", draft: "AnyDraft | None", positions: int, options: "EngineOptions") -> "Drafter":
     from pard2.engine.drafters.parallel import ParallelDrafter
+    from pard2.models.draft import Draft
 
-    assert draft is not None
+    assert isinstance(draft, Draft)
     return ParallelDrafter(draft, True, target.vocab_size, positions)
+
+
+def _eagle3(target: "Target", draft: "AnyDraft | None", positions: int, options: "EngineOptions") -> "Drafter":
+    from pard2.engine.drafters.eagle3 import Eagle3Drafter
+    from pard2.models.eagle3 import Eagle3Draft
+
+    assert isinstance(draft, Eagle3Draft)
+    width = 0 if options.tree == 0 else options.tree_width(draft)
+    return Eagle3Drafter(draft, target.vocab_size, positions, width, options.most_draft_tokens(draft), options.max_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,7 @@ class Method:
 
 PLAIN = "ar"  # decoding without a draft, which every other method is compared with
 NGRAM = "ngram"  # proposals without a draft
+EAGLE3 = "eagle3"
 # `pard` and `pard2-ti` are one procedure, called what the draft was trained as.
 METHODS = {
     PLAIN: Method(title="plain decoding", needs=DraftKind.NONE, suits=DraftKind.NONE, new_drafter=_plain, proposes=False),
@@ -90,6 +103,7 @@ METHODS = {
     "pard": Method(title="PARD", needs=DraftKind.MASKED, suits=DraftKind.MASKED, new_drafter=_target_independent, trees=True),
     "pard2-ti": Method(title="PARD-2 TI", needs=DraftKind.MASKED, suits=DraftKind.LAYERED, new_drafter=_target_independent, trees=True),
     "pard2-td": Method(title="PARD-2 TD", needs=DraftKind.PROJECTED, suits=DraftKind.PROJECTED, new_drafter=_target_dependent, trees=True),
+    EAGLE3: Method(title="EAGLE-3", needs=DraftKind.EAGLE3, suits=DraftKind.EAGLE3, new_drafter=_eagle3, sequential=True, trees=True),
 }
 
 
@@ -117,11 +131,11 @@ def methods_for(kind: DraftKind) -> list[str]:
     """The methods that a draft of this kind was trained for, the best first: for PARD-2, with the target's
     features and without.
     """
-    least = min(kind, DraftKind.LAYERED)
+    least = kind if kind is DraftKind.EAGLE3 else min(kind, DraftKind.LAYERED)
     return [name for name, method in reversed(METHODS.items()) if method.suits is not None and least <= method.suits <= kind]
 
 
-def choose_method(name: str | None, draft: "Draft | None") -> str:
+def choose_method(name: str | None, draft: "AnyDraft | None") -> str:
     """The method asked for, or by default the best that the draft allows.
 
     Raises `Pard2Error` for a method that the draft cannot carry out.
@@ -130,13 +144,16 @@ def choose_method(name: str | None, draft: "Draft | None") -> str:
     if name is None:
         return methods_for(kind)[0]
     check_has_draft(name, draft is not None)
-    if draft is None or METHODS[name].needs <= kind:
+    if draft is None or kind.can(METHODS[name].needs):
         return name
+    if DraftKind.EAGLE3 in (kind, METHODS[name].needs):
+        what = "is an EAGLE-3 draft" if kind is DraftKind.EAGLE3 else "is no EAGLE-3 draft"
+        raise Pard2Error(f"`method` {name}: draft {draft.name!r} {what}; use `method` {methods_for(kind)[0]}, or another draft with `draft`")
     lacks, able = ("mask token (`pard_token`)", kind) if kind < DraftKind.MASKED else ("projection", DraftKind.LAYERED)
     raise Pard2Error(f"`method` {name}: draft {draft.name!r} has no {lacks}; use `method` {methods_for(able)[0]}, or another draft with `draft`")
 
 
-def make_drafter(options: "EngineOptions", target: "Target", draft: "Draft | None", positions: int) -> "Drafter":
+def make_drafter(options: "EngineOptions", target: "Target", draft: "AnyDraft | None", positions: int) -> "Drafter":
     """The drafter of the method that `fitted` settled, with a match before it where that is asked for."""
     assert options.method is not None, "fitted settles the method"
     drafter = METHODS[options.method].new_drafter(target, draft, positions, options)

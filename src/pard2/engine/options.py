@@ -6,13 +6,14 @@ It knows no model, and imports no torch.
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pard2.engine.methods import METHODS, NGRAM, PLAIN, check_has_draft, choose_method, find_method
+from pard2.engine.methods import EAGLE3, METHODS, NGRAM, PLAIN, check_has_draft, choose_method, find_method
 from pard2.engine.settings import check, flag, is_whole
 from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
 
 if TYPE_CHECKING:
-    from pard2.models.draft import Draft
+    from pard2.models.any_draft import AnyDraft
+    from pard2.models.eagle3 import Eagle3Draft
 
 DraftTokens = int | Literal["auto", "full"]
 DraftSampling = Literal["greedy", "sampled"]
@@ -24,6 +25,7 @@ _MOST = 2**53  # sequences or cache places, of which no machine holds so many
 # "auto" and "full" go no further.
 _MOST_ONE_BY_ONE = 8
 _MOST_COPIED = 16  # tokens of a match's continuation; each is a row of the target's pass
+_TREE_TOP_K, _WIDEST_TREE = 10, 64
 _LONGEST_MATCH = 32  # each length below costs an entry of the index for each token of the text
 NGRAM_OPTIONS = ("ngram_min", "ngram_max", "ngram_first", "ngram_cap")
 _TREE_METHODS = [name for name, method in METHODS.items() if method.trees]
@@ -40,6 +42,8 @@ class EngineOptions:
         that the text depends on the seed alone; or "sampled", tokens drawn from its distribution.
     verification: how drawn proposals are judged: "token", one by one, or "block".
     tree: nodes of the tree that a sequence proposes in a cycle; 0 for chains; "auto", as many as pay.
+    tree_top_k: of an EAGLE-3 draft's tree: nodes of a depth that it looks beyond, and tokens tried behind
+        each; None for 10. How deep it grows, `draft_tokens` says.
     ngram_min: tokens of the shortest match that is continued; None for 2, and for 4 with `ngram_first`.
     ngram_max: tokens of the longest match that the method ngram looks for.
     ngram_first: a match before the draft: one of so many tokens is continued, and the draft is not asked; a
@@ -76,6 +80,10 @@ class EngineOptions:
         metadata=flag(
             f"Nodes of the tree that is proposed in a cycle, for {', '.join(_TREE_METHODS)}; 0 proposes chains.", "--tree", metavar="N|auto"
         ),
+    )
+    tree_top_k: int | None = field(
+        default=None,
+        metadata=flag(f"Tokens tried behind each node of a tree of {EAGLE3}; by default 10.", "--tree-top-k", metavar="N"),
     )
     ngram_min: int | None = field(
         default=None,
@@ -128,6 +136,10 @@ class EngineOptions:
     def _check_tree(self) -> None:
         if self.tree != "auto":
             check("tree", repr(self.tree), is_whole(self.tree, 0, _MOST), "give a number of nodes, 0 for chains, or 'auto'")
+        fits = self.tree_top_k is None or is_whole(self.tree_top_k, 1, _WIDEST_TREE)
+        check("tree_top_k", repr(self.tree_top_k), fits, f"give a number of tokens from 1 to {_WIDEST_TREE}")
+        if self.tree_top_k is not None and (self.tree == 0 or self.method not in (EAGLE3, None)):
+            raise Pard2Error(f"`tree_top_k` {self.tree_top_k} is for the trees of `method` {EAGLE3}; add `tree`, or leave `tree_top_k` out")
         if self.tree == 0:
             return
         if self.verification != "token" or self.draft_sampling != "greedy":
@@ -166,6 +178,17 @@ class EngineOptions:
         """Tokens that a match is continued by, at most."""
         return _MOST_COPIED if isinstance(self.draft_tokens, str) else self.draft_tokens
 
+    def tree_width(self, draft: "Eagle3Draft") -> int:
+        """Nodes of a depth that an EAGLE-3 draft's tree is grown beyond.
+
+        Raises `Pard2Error` for more than the draft has tokens.
+        """
+        if self.tree_top_k is None:
+            return min(_TREE_TOP_K, len(draft.token_ids))
+        if self.tree_top_k > len(draft.token_ids):
+            raise Pard2Error(f"`tree_top_k` {self.tree_top_k}: draft {draft.name!r} can propose {len(draft.token_ids)} tokens; give so many at most")
+        return self.tree_top_k
+
     def check_tree_fits(self, positions: int) -> None:
         """Raises `Pard2Error` for a tree that does not fit such a cache beside the
         token that it grows from."""
@@ -180,11 +203,11 @@ class EngineOptions:
         if not has_draft and self.method is None:
             replace(self, method=PLAIN)
 
-    def fitted(self, draft: "Draft | None") -> "EngineOptions":
+    def fitted(self, draft: "AnyDraft | None") -> "EngineOptions":
         """These options with the method settled. Raises `Pard2Error` for what the draft cannot carry out."""
         return replace(self, method=choose_method(self.method, draft))
 
-    def most_draft_tokens(self, draft: "Draft | None") -> int:
+    def most_draft_tokens(self, draft: "AnyDraft | None") -> int:
         """Most proposals of a sequence in a cycle, for the method that `fitted` settled; 0 for none.
 
         Raises `Pard2Error` for more than the draft was trained for.
@@ -196,6 +219,6 @@ class EngineOptions:
         trained = draft.spec.draft_tokens if draft.spec is not None and needs >= DraftKind.MASKED else None
         if isinstance(self.draft_tokens, str):
             return trained or _MOST_ONE_BY_ONE
-        if trained is not None and self.draft_tokens > trained:
+        if trained is not None and not METHODS[self.method].sequential and self.draft_tokens > trained:
             raise Pard2Error(f"`draft_tokens` {self.draft_tokens}: this draft was trained for {trained} at most")
         return self.draft_tokens

@@ -11,7 +11,7 @@ from pard2.checkpoints.weight_choice import asked_format
 from pard2.engine.methods import METHODS, choose_draft
 from pard2.engine.options import EngineOptions
 from pard2.errors import Pard2Error
-from pard2.models.draft import Draft
+from pard2.models.any_draft import AnyDraft
 from pard2.models.target import Target
 
 
@@ -33,7 +33,7 @@ class Pair:
             if not isinstance(name, str) and (name is not None or parameter == "target"):
                 raise Pard2Error(f"`{parameter}` is the name of a model, a str, and not {type(name).__name__}; a loaded one goes into Engine(...)")
 
-    def load(self, options: EngineOptions) -> tuple[Target, Draft | None]:
+    def load(self, options: EngineOptions) -> tuple[Target, AnyDraft | None]:
         """Both models; no draft where the method needs none.
 
         Raises `Pard2Error` for whatever cannot be loaded or does not fit together.

@@ -5,7 +5,6 @@ It knows what the input of one token is (METHOD: section 2) and nothing about de
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -15,11 +14,12 @@ from pard2.errors import Pard2Error
 from pard2.hf import PreTrainedModel, Tokenizer
 from pard2.kernels.half_embedding import HalfEmbedding
 from pard2.kernels.weight_format import WeightFormat, convert_linears
+from pard2.models.decodable import Decodable
 from pard2.models.draft_kind import DraftKind
 from pard2.models.short_head import ShortHead
 from pard2.runtime.decoder import Decoder
 from pard2.runtime.hidden_states import HiddenStateRecorder, decoder_blocks
-from pard2.runtime.support import can_capture, context_limit, graphed, new_decoder
+from pard2.runtime.support import context_limit, new_decoder
 from pard2.runtime.token_batch import TokenBatch
 
 DEFAULT_TARGET_LAYERS = (-1, -8, -16, -24)
@@ -118,7 +118,7 @@ def neutral_row(table: Tensor) -> Tensor:
     return (mean * (table.float().norm(dim=-1).median() / mean.norm())).to(table.dtype)
 
 
-class Draft(nn.Module):
+class Draft(Decodable, nn.Module):
     """A causal LM, and the projection of the target's features into its embedding space.
 
     `spec` None makes it an ordinary small LM, which can only draft one token at a time.
@@ -147,9 +147,8 @@ class Draft(nn.Module):
         self._weight_format: WeightFormat = "plain"
 
     @property
-    def commit(self) -> str | None:
-        """The commit that the hub gave; None where it comes from elsewhere."""
-        return getattr(self.lm.config, "_commit_hash", None)
+    def causal_lm(self) -> PreTrainedModel:
+        return self.lm
 
     @property
     def config(self):
@@ -253,25 +252,8 @@ class Draft(nn.Module):
             return DraftKind.PROJECTED
         return DraftKind.MASKED if self.spec.target_layers is None else DraftKind.LAYERED
 
-    @cached_property
-    def decoder(self) -> Decoder:
-        """What runs ragged batches; made when the draft is where and of the dtype that it shall decode in.
-
-        Raises `Pard2Error` for an architecture that cannot be batched.
-        """
+    def new_decoder(self) -> Decoder:
         return new_decoder(self.lm, self.name, HiddenStateRecorder(self.lm), self._weight_format)
-
-    @property
-    def can_use_graphs(self) -> bool:
-        """Whether its passes can be captured here."""
-        return can_capture(self.decoder, self.lm.device)
-
-    def use_graphs(self, most_sequences: int) -> None:
-        """Replay small passes of up to `most_sequences` as CUDA graphs.
-
-        Raises `Pard2Error` where it cannot.
-        """
-        self.decoder = graphed(self.decoder, self.name, self.lm.device, most_sequences)
 
     def convert(self, weight_format: WeightFormat) -> None:
         """Bring the linear layers of a plain draft into this format: it can then be

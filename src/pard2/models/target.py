@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from pard2.errors import Pard2Error
 from pard2.hf import Cache, PreTrainedModel, Tokenizer
 from pard2.kernels.weight_format import WeightFormat
+from pard2.models.decodable import Decodable
 from pard2.models.identity import identity_keys
 from pard2.runtime.decoder import Decoder, DecoderOutput
 from pard2.runtime.hidden_states import HiddenStateRecorder
-from pard2.runtime.support import can_capture, context_limit, graphed, new_decoder
+from pard2.runtime.support import context_limit, new_decoder
 from pard2.runtime.token_batch import TokenBatch
 
 
@@ -40,7 +41,7 @@ class WeightSource(Protocol):
     def identity(self, name: str) -> dict[str, str]: ...
 
 
-class Target:
+class Target(Decodable):
     """A causal LM that gives logits and, where they are asked for, hidden states of some layers.
 
     `layers` follow Hugging Face's `hidden_states`: 0 is the embedding's output, i the output of the
@@ -69,22 +70,8 @@ class Target:
             _ = self.identity  # of weights that can be read
             _ = self.decoder  # at once, before anybody reads weights
 
-    @cached_property
-    def decoder(self) -> Decoder:
-        """What runs ragged batches. Raises `Pard2Error` for an architecture that cannot be batched."""
+    def new_decoder(self) -> Decoder:
         return new_decoder(self.model, self.name, self._states, self.weight_format)
-
-    @property
-    def can_use_graphs(self) -> bool:
-        """Whether its passes can be captured here."""
-        return can_capture(self.decoder, self.device)
-
-    def use_graphs(self, most_sequences: int) -> None:
-        """Replay small passes of up to `most_sequences` as CUDA graphs.
-
-        Raises `Pard2Error` where it cannot.
-        """
-        self.decoder = graphed(self.decoder, self.name, self.device, most_sequences)
 
     # --- what it is -------------------------------------------------------------------------------
 
@@ -94,13 +81,8 @@ class Target:
         return None if self.device.type == "meta" else identity_keys(self.name, self.model.named_parameters())
 
     @property
-    def commit(self) -> str | None:
-        """The commit that the hub gave; None where it comes from elsewhere."""
-        return getattr(self.model.config, "_commit_hash", None)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def causal_lm(self) -> PreTrainedModel:
+        return self.model
 
     @property
     def config(self):

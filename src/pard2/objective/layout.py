@@ -118,13 +118,24 @@ def attention_mask(layout: SlotLayout) -> Tensor:
 
 
 def key_spans(layout: SlotLayout) -> Tensor:
-    """[S, 3] int64, the same as `attention_mask` in three numbers a slot: begin, end, chain.
+    """[S, 4] int64, the same as `attention_mask` in four numbers a slot: begin, end, chain, stop.
 
-    Slot i sees the real tokens begin .. end - 1 and the masks chain .. i. A real token sees no mask: its
-    chain is i + 1.
+    A slot sees the real tokens begin .. end - 1 and the masks chain .. stop - 1, of which it is the last one.
+    A
+    real token sees no mask: its chain is its stop.
     """
-    chain = torch.arange(1, len(layout) + 1, device=layout.depth.device) - layout.depth
-    return torch.stack([layout.start, layout.anchor_index + 1, chain], -1)
+    stop = torch.arange(1, len(layout) + 1, device=layout.depth.device)
+    return torch.stack([layout.start, layout.anchor_index + 1, stop - layout.depth, stop], -1)
+
+
+def spans_mask(spans: Tensor, keys: int) -> Tensor:
+    """[Q, keys] bool, True where the query may see the key.
+
+    spans: [Q, 4] as of `key_spans`, of any queries.
+    """
+    begin, end, chain, stop = spans[:, :, None].unbind(1)
+    key = torch.arange(keys, device=spans.device)
+    return ((key >= begin) & (key < end)) | ((key >= chain) & (key < stop))
 
 
 def slot_tokens(layout: SlotLayout, token_ids: Tensor, mask_token: int) -> Tensor:

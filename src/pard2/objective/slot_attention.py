@@ -2,12 +2,13 @@
 
 Queries are taken in blocks of one document and one kind, real tokens or masks. By the order of slots
 (`SlotLayout`) such a block sees two ranges of keys only: real tokens begin .. end - 1, of which all before
-`clear` are seen by every query, and masks chain .. stop - 1. Scores exist for one block at a time and are
-computed again in the backward pass.
+`clear` are seen by every query, and chains' slots chain .. chain_stop - 1. Scores exist for one block at a
+time and are computed again in the backward pass.
 
-Shapes: H query heads, KV key-value heads, G = H / KV, S slots, D head_dim, V head_dim of the values; in a
-block T queries and J keys. Inside, the G query heads that share a key head are G rows of each slot: a block's
-queries are contiguous, and no head needs a copy of the keys.
+Shapes: H query heads, KV key-value heads, G = H / KV, Q queries, S keys, D head_dim, V head_dim of the
+values; in a block T queries and J keys. Where all slots are queries and keys, Q is S. Inside, the G query
+heads that share a key head are G rows of each slot: a block's queries are contiguous, and no head needs a
+copy of the keys.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ BLOCK = 128  # queries: fewer make products too small to be fast, more meet too 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryBlock:
-    """Slots first .. stop - 1 and the ranges of keys that they see: begin .. end - 1 and chain .. stop - 1.
+    """Queries first .. stop - 1 and the ranges of keys that they see: begin .. end - 1 and chain ..
+    chain_stop - 1.
 
     Keys begin .. clear - 1 are seen by every query of the block.
     """
@@ -34,14 +36,15 @@ class QueryBlock:
     clear: int
     end: int
     chain: int
+    chain_stop: int
 
 
 def query_blocks(spans: Tensor, size: int) -> Iterator[QueryBlock]:
-    """All slots in blocks of at most `size` queries, each of one document and one kind, real tokens or masks.
+    """All queries in blocks of at most `size`, each of one document and one kind, real tokens or masks.
 
-    spans: [S, 3] of `key_spans`.
+    spans: [Q, 4] of `key_spans`.
     """
-    is_mask = spans[:, 2] <= torch.arange(len(spans), device=spans.device)
+    is_mask = spans[:, 2] < spans[:, 3]
     kinds = 2 * spans[:, 0] + is_mask  # a number of its own for each document's tokens, and for its masks
     first = 0
     for count in torch.unique_consecutive(kinds, return_counts=True)[1].tolist():
@@ -49,20 +52,20 @@ def query_blocks(spans: Tensor, size: int) -> Iterator[QueryBlock]:
         edges = [first + count * piece // pieces for piece in range(pieces + 1)]
         first += count
         firsts, lasts = spans[edges[:-1]].tolist(), spans[[edge - 1 for edge in edges[1:]]].tolist()
-        for left, right, (begin, clear, chain), (_, end, _) in zip(edges[:-1], edges[1:], firsts, lasts, strict=True):
-            masks = chain if chain <= left else right  # real tokens see none
-            yield QueryBlock(first=left, stop=right, begin=begin, clear=clear, end=end, chain=masks)
+        for left, right, (begin, clear, chain, chain_end), (_, end, _, stop) in zip(edges[:-1], edges[1:], firsts, lasts, strict=True):
+            chain = chain if chain < chain_end else stop  # real tokens see none
+            yield QueryBlock(first=left, stop=right, begin=begin, clear=clear, end=end, chain=chain, chain_stop=stop)
 
 
 def slot_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, block: int = BLOCK) -> Tensor:
-    """[H, S, V] softmax(scale * Q K^T) V under the mask that `spans` stands for, with gradients.
+    """[H, Q, V] softmax(scale * Q K^T) V under the mask that `spans` stands for, with gradients.
 
-    Products and softmax are in float32, or float64 for float64 inputs. Memory is linear in S.
+    Products and softmax are in float32, or float64 for float64 inputs. Memory is linear in Q and S.
 
-    query: [H, S, D].
+    query: [H, Q, D].
     key: [KV, S, D].
     value: [KV, S, V].
-    spans: [S, 3] of `key_spans`.
+    spans: [Q, 4] of `key_spans`.
     scale: factor of the scores.
     block: queries taken at once.
     """
@@ -107,35 +110,34 @@ class _SlotAttention(torch.autograd.Function):
 def _weights(q: Tensor, k: Tensor, spans: Tensor, block: QueryBlock) -> Tensor:
     """[KV, T * G, J] softmax of a block's scores over the keys that each query sees."""
     scores = q @ k.mT
-    queries = torch.arange(block.first, block.stop, device=spans.device)[:, None]
-    ranges = (block.clear, block.end), (block.chain, block.stop)
+    ranges = (block.clear, block.end), (block.chain, block.chain_stop)
     keys = torch.cat([torch.arange(begin, end, device=spans.device) for begin, end in ranges])
-    _, end, chain = spans[block.first : block.stop, :, None].unbind(1)
-    hidden = (keys >= end) & ((keys < chain) | (keys > queries))
-    scores.unflatten(1, (len(queries), -1))[..., block.clear - block.begin :].masked_fill_(hidden[:, None], float("-inf"))
+    _, end, chain, stop = spans[block.first : block.stop, :, None].unbind(1)
+    hidden = (keys >= end) & ((keys < chain) | (keys >= stop))
+    scores.unflatten(1, (len(end), -1))[..., block.clear - block.begin :].masked_fill_(hidden[:, None], float("-inf"))
     return scores.softmax(-1)
 
 
 def _by_key_head(rows: Tensor, groups: int) -> Tensor:
-    """[KV, S * G, D] of [H, S, D]."""
+    """[KV, Q * G, D] of [H, Q, D]."""
     return _precise(rows).unflatten(0, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def _by_head(rows: Tensor, heads: int) -> Tensor:
-    """[H, S, D] of [KV, S * G, D], slot by slot in memory, as the next layer reads it."""
+    """[H, Q, D] of [KV, Q * G, D], slot by slot in memory, as the next layer reads it."""
     slots = rows.shape[1] * len(rows) // heads
     return rows.unflatten(1, (slots, -1)).transpose(0, 1).flatten(1, 2).transpose(0, 1)
 
 
 def _seen(keys: Tensor, block: QueryBlock) -> Tensor:
     """[KV, J, D] of [KV, S, D]."""
-    return torch.cat([keys[:, block.begin : block.end], keys[:, block.chain : block.stop]], 1)
+    return torch.cat([keys[:, block.begin : block.end], keys[:, block.chain : block.chain_stop]], 1)
 
 
 def _add_to_seen(total: Tensor, part: Tensor, block: QueryBlock) -> None:
     real = block.end - block.begin
     total[:, block.begin : block.end] += part[:, :real]
-    total[:, block.chain : block.stop] += part[:, real:]
+    total[:, block.chain : block.chain_stop] += part[:, real:]
 
 
 def _precise(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ blocks  `slot_attention`, for CPUs
 flex    FlexAttention with a `block_mask`, for GPUs
 
 transformers hands a mask of four dimensions to its attention function as it is, so for the two fast kinds the
-spans of `key_spans`, as [1, 1, S, 3], are passed as the mask. They come along when activation checkpointing
+spans of `key_spans`, as [1, 1, S, 4], are passed as the mask. They come along when activation checkpointing
 runs a layer again, and an attention that does not know them fails rather than sees too much.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -23,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from pard2.errors import Pard2Error
 from pard2.models.draft import Draft
 from pard2.objective.block_mask import block_mask
-from pard2.objective.layout import SlotLayout, attention_mask, key_spans
+from pard2.objective.layout import SlotLayout, attention_mask, key_spans, spans_mask
 from pard2.objective.slot_attention import slot_attention
 
 AttentionKind = Literal["dense", "blocks", "flex"]
@@ -72,6 +73,25 @@ def draft_states(
     )[0]
 
 
+def attend_spans(kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    """[Q, H, D] of queries that see some of the keys.
+
+    query: [Q, H, D].
+    key, value: [S, KV, D].
+    spans: [Q, 4] as of `key_spans`.
+    scale: of the scores.
+    """
+    query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
+    if kind == "dense":
+        output = F.scaled_dot_product_attention(query, key, value, spans_mask(spans, key.shape[2]), scale=scale, enable_gqa=True)
+    elif kind == "blocks":
+        output = slot_attention(query[0], key[0], value[0], spans, scale)[None]
+    else:
+        mask = block_mask(spans, keys=key.shape[2])
+        output = _flex_attention(query)(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    return output[0].transpose(0, 1)
+
+
 def _attention(
     attend: Attend,
     module: nn.Module,
@@ -90,7 +110,7 @@ def _attention(
 
     query: [1, H, S, D].
     key, value: [1, KV, S, D].
-    attention_mask: the spans as [1, 1, S, 3], or what transformers makes for SDPA.
+    attention_mask: the spans as [1, 1, S, 4], or what transformers makes for SDPA.
 
     Returns [1, S, H, D] and None.
 
@@ -123,8 +143,11 @@ def _blocks(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: flo
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
-    attend = _compiled_flex_attention() if query.is_cuda else flex_attention
-    return attend(query, key, value, block_mask=_block_mask(spans), scale=scale, enable_gqa=True)
+    return _flex_attention(query)(query, key, value, block_mask=_block_mask(spans), scale=scale, enable_gqa=True)
+
+
+def _flex_attention(query: Tensor) -> Any:
+    return _compiled_flex_attention() if query.is_cuda else flex_attention
 
 
 @cache

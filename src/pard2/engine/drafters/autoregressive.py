@@ -10,6 +10,7 @@ from pard2.engine.draft_selection import DraftSelector
 from pard2.engine.draft_state import DraftState
 from pard2.engine.drafters.base import MOST_PENDING, Drafted, DraftRequest, PromptChunk
 from pard2.engine.drafters.model import ModelDrafter
+from pard2.models.draft import Draft
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 
@@ -17,6 +18,10 @@ class AutoregressiveDrafter(ModelDrafter):
     """Continuation by the draft's LM. Target-independent; a mask token, if the draft has one, is not used."""
 
     feature_layers: tuple[int, ...] = ()
+
+    def __init__(self, draft: Draft, vocab_size: int, positions: int) -> None:
+        super().__init__(draft, vocab_size, positions)
+        self.draft = draft
 
     def prefill(self, chunks: Sequence[PromptChunk]) -> None:
         for chunk in chunks:

@@ -11,12 +11,12 @@ from torch import Tensor
 from pard2.engine.draft_selection import DraftSelector
 from pard2.engine.draft_state import DraftState
 from pard2.engine.drafters.base import MOST_PENDING, Drafted, DraftRequest, PromptChunk
-from pard2.engine.drafters.model import ModelDrafter
+from pard2.engine.drafters.features import FeatureDrafter
 from pard2.models.draft import Draft
 from pard2.runtime.token_batch import QuerySpan, TokenBatch
 
 
-class ParallelDrafter(ModelDrafter):
+class ParallelDrafter(FeatureDrafter):
     """Proposes all tokens of a batch in one pass: for each sequence, the real tokens it has yet
     to read and depth - 1 masks.
 
@@ -30,6 +30,7 @@ class ParallelDrafter(ModelDrafter):
     def __init__(self, draft: Draft, target_dependent: bool, vocab_size: int, positions: int) -> None:
         assert draft.spec is not None, "the draft has no mask token"
         super().__init__(draft, vocab_size, positions)
+        self.draft = draft
         self.feature_layers = (draft.spec.target_layers or ()) if target_dependent else ()
         self._draft_tokens = draft.spec.draft_tokens
         self._mask = draft.spec.mask_token
@@ -46,16 +47,6 @@ class ParallelDrafter(ModelDrafter):
                 state.last_feature = features[-1:]
             self.update(state, token_ids, before)
         self._pass([DraftRequest(chunk.state, 0) for chunk in chunks])
-
-    def update(self, state: DraftState, token_ids: Sequence[int], features: Tensor | None, rows: Sequence[int] | None = None) -> None:
-        # In the wrong mode everything would still run, and merely accept less.
-        if (features is None) == bool(self.feature_layers):
-            raise ValueError("features belong to target-dependent drafting, and to it alone")
-        if self._put_off(state, token_ids) and features is not None:
-            if state.features:  # which were not read since: their rows alone are kept
-                matrix, kept = state.features[-1]
-                state.features[-1] = matrix[list(kept)], range(len(kept))
-            state.features.append((features, range(len(token_ids)) if rows is None else rows))
 
     def propose(self, requests: Sequence[DraftRequest], selector: DraftSelector) -> Drafted:
         logits, passes = self._pass(requests)
@@ -91,20 +82,4 @@ class ParallelDrafter(ModelDrafter):
             return None, ()
         batch = TokenBatch(self.cache, spans, torch.tensor(tokens, device=self._device))
         wanted = torch.tensor(logit_rows, device=self._device) if logit_rows else None
-        return self.draft.run(batch, _gathered(features) if features else None, wanted), (len(tokens),)
-
-
-def _gathered(chunks: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
-    """These rows of these matrices, one after the other: by one operation where all are of one matrix."""
-    starts: dict[int, int] = {}
-    matrices: list[Tensor] = []
-    places: list[int] = []
-    end = 0
-    for matrix, rows in chunks:
-        start = starts.setdefault(id(matrix), end)
-        if start == end:
-            matrices.append(matrix)
-            end += len(matrix)
-        places += [start + row for row in rows]
-    together = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-    return together[torch.tensor(places, device=together.device)]
+        return self.draft.run(batch, self._gathered(features) if features else None, wanted), (len(tokens),)
