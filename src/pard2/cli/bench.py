@@ -11,7 +11,7 @@ from pard2.bench.suites import check_suites
 from pard2.checkpoints.embedded import EMBEDDED
 from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
-from pard2.cli.options import ForceOption, Models, SeedOption, note_weights, parse_list
+from pard2.cli.options import ForceOption, Models, SeedOption, commits_of, note_weights, parse_list
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
@@ -222,7 +222,6 @@ def _plan(
     from pard2.bench.plan import Plan
     from pard2.checkpoints.loading import parse_device, parse_dtype
 
-    commits = {draft.name: draft.commit for draft in drafts.values()} | {target.name: target.commit}
     return Plan(
         target=models.target,
         draft=named.get(None) if len(named) < 2 else {str(name): draft for name, draft in named.items()},
@@ -238,7 +237,7 @@ def _plan(
         ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
-        commits={name: commit for name, commit in commits.items() if commit is not None} or None,
+        commits=commits_of(target, *drafts.values()),
     )
 
 

@@ -8,7 +8,7 @@ import typer
 
 from pard2.cli.console import answer_text, on_terminal, print_note, record_progress, speed, working
 from pard2.cli.flags import with_records
-from pard2.cli.options import Models
+from pard2.cli.options import Models, commits_of
 from pard2.cli.question import Question
 from pard2.cli.template_args import check_template_args, parse_template_args
 from pard2.engine.options import EngineOptions
@@ -72,7 +72,7 @@ def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw:
     if completion.error is not None:
         raise Pard2Error(completion.error)
     if as_json:
-        typer.echo(answer_text(json.dumps(_as_json(completion), ensure_ascii=False)))
+        typer.echo(answer_text(json.dumps(_as_json(completion, engine), ensure_ascii=False)))
     elif not live:
         typer.echo(answer_text(completion.text or ""))
     stats = completion.stats
@@ -95,7 +95,7 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
                 failures.append(f"prompt {place['prompt']}: {completion.error}")
             # Not typer.echo, which on a terminal writes past the bar's console and into the bar.
             if as_json:
-                print(answer_text(json.dumps(place | _as_json(completion), ensure_ascii=False)), flush=True)
+                print(answer_text(json.dumps(place | _as_json(completion, engine), ensure_ascii=False)), flush=True)
             elif completion.error is None:
                 print(f"--- prompt {place['prompt']}, answer {completion.index} ---\n{answer_text(completion.text or '')}", flush=True)
             tokens += len(completion.token_ids)
@@ -106,7 +106,7 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
         raise Pard2Error(f"{len(failures)} of {total} answers failed; {failures[0]}")
 
 
-def _as_json(completion: "Completion") -> dict[str, Any]:
+def _as_json(completion: "Completion", engine: "Engine") -> dict[str, Any]:
     shown = {
         "text": completion.text,
         "token_ids": completion.token_ids,
@@ -114,6 +114,7 @@ def _as_json(completion: "Completion") -> dict[str, Any]:
         "completion_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "method": completion.method,
+        "commits": commits_of(engine.target, engine.draft),
         "stats": completion.stats.as_dict(),
     }
     if completion.logprobs is not None:
