@@ -19,6 +19,7 @@ from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.files import new_file
+from pard2.units import counted
 
 if TYPE_CHECKING:
     from pard2.bench.plan import Configuration, Plan
@@ -165,7 +166,8 @@ def bench(
     runner = Runner(plan, target, loaded)
     file = ResultFile(path, plan, force)
     print_note(
-        f"{len(plan.configurations)} configurations x {plan.prompts} prompts x {plan.repeats} x up to {plan.max_new_tokens} new tokens: "
+        f"{counted(len(plan.configurations), 'configuration')} x {counted(plan.prompts, 'prompt')} x {counted(plan.repeats, 'run')} "
+        f"x up to {plan.max_new_tokens} new tokens: "
         f"{plan.most_tokens:,} tokens at most, caches of {runner.cache_bytes / 1e9:.2f} GB"
     )
     _run(runner, file, force, shown)
