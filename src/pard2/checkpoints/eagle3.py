@@ -84,13 +84,26 @@ def open_eagle3(name: str, keys: Eagle3Keys, layers: tuple[int, ...], embedding:
     """
     directory = model_directory(name, "config.json", *FILES)
     stored = read_tensors(directory, name)
-    check_fuses(name, stored)
-    draft = _empty(name, keys, layers, token_ids_of(name, keys, stored), None if EMBEDDING in stored else embedding)
-    check_tensors(name, draft.state_dict(), stored)
+    draft = checked_eagle3(name, keys, layers, embedding, stored)
     draft.load_state_dict({key: stored[key].to(dtype, copy=True) for key in draft.state_dict()}, assign=True)
     draft.rotary_emb = rotary_embedding(keys.config)
     draft.config._commit_hash = commit_of(directory)
     return draft
+
+
+def checked_eagle3(name: str, keys: Eagle3Keys, layers: tuple[int, ...], embedding: nn.Module, stored: Mapping[str, Tensor]) -> Eagle3Draft:
+    """The draft that these tensors are of, without weights. Raises `Pard2Error` unless they are all that it
+    has."""
+    check_fuses(name, stored)
+    draft = _empty(name, keys, layers, token_ids_of(name, keys, stored), None if EMBEDDING in stored else embedding)
+    check_tensors(name, draft.state_dict(), stored)
+    return draft
+
+
+def check_eagle3(draft: Eagle3Draft, name: str) -> None:
+    """Raises `Pard2Error` unless the files of a draft that was loaded on `meta` hold all of it."""
+    stored = read_tensors(model_directory(name, "config.json", *FILES), name)
+    checked_eagle3(name, read_eagle3_keys(name, config_keys(name)), draft.spec.target_layers, draft.embed_tokens, stored)
 
 
 def _stored_names(name: str) -> set[str] | None:
