@@ -151,7 +151,7 @@ def save_eagle3(draft: Eagle3Draft, directory: str | Path, dtype: torch.dtype | 
     dtype: of the written tensors, by default as they are.
     layout: the plain one, or speculators'.
     """
-    said = (speculators_keys if layout == "speculators" else plain_keys)(draft, str(dtype or draft.norm.weight.dtype).removeprefix("torch."))
+    said = (speculators_keys if layout == "speculators" else plain_keys)(draft, str(dtype or draft.fc.weight.dtype).removeprefix("torch."))
     tensors = {key: tensor.detach().to("cpu", dtype or tensor.dtype).clone().contiguous() for key, tensor in draft.state_dict().items()}
     if layout == "speculators":
         tensors = {key.replace("midlayer.", "layers.0."): tensor for key, tensor in tensors.items()}

@@ -15,7 +15,7 @@ from pard2.checkpoints.eagle3_weights import EMBEDDING, HEAD
 
 _ROWS, _PAIRS = 8192, 1024  # that are looked at, at most
 _FEWEST, _NARROWEST = 1024, 64  # rows and columns that chance can be told from
-_DEVIATIONS = 6  # of a normal distribution
+_DEVIATIONS = 5  # of a normal distribution
 
 
 def untrained(weights: Mapping[str, Tensor], target_embedding: Tensor | None) -> list[str]:
