@@ -1,4 +1,4 @@
-"""Reading and writing EAGLE-3 drafts, in the plain layout that vLLM and SGLang read (METHOD: section 9), and
+"""Reading and writing EAGLE-3 drafts, in the plain layout that vLLM and SGLang read (METHOD: section 7), and
 in speculators'.
 """
 
