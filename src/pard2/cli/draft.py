@@ -128,7 +128,10 @@ def convert(
 def _lines(report: "DraftReport", methods: list[str]) -> list[tuple[str, str]]:
     lines = [
         ("draft", report.name),
-        ("model", f"{report.architecture}, {report.layers} layers, hidden {report.hidden_size}, vocabulary {report.vocab_size:,}"),
+        (
+            "model",
+            f"{report.architecture}, {report.layers} layer{'s' * (report.layers != 1)}, hidden {report.hidden_size}, vocabulary {report.vocab_size:,}",
+        ),
         ("stored", f"{report.parameters / 1e6:.1f} M parameters, {report.dtype}" + (", vocabulary left to the target" * report.shared_vocabulary)),
         ("methods", ", ".join(methods)),
     ]
