@@ -30,27 +30,6 @@ def unrolled_states(
     kind: of attention.
     checkpointing: compute each depth again in the backward pass.
     """
-
-    scale = draft.midlayer.self_attn.head_dim**-0.5
-
-    def step(tokens: Tensor, positions: Tensor, feature: Tensor, spans: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """States, the next depth's features, and the slots' keys and values.
-
-        past: at depth d > 0 the keys and values of depth 0, [R, KV, D] each, and of the chains, [n, d - 1,
-            KV, D].
-        """
-        own: list[Tensor] = []
-
-        def attend(q: Tensor, *new: Tensor) -> Tensor:
-            own.extend(new)
-            seen = new
-            if past:
-                chains = (torch.cat([chain, one[:, None]], 1).flatten(0, 1) for chain, one in zip(past[2:], new, strict=True))
-                seen = tuple(torch.cat(both) for both in zip(past[:2], chains, strict=True))
-            return attend_spans(kind, q, seen[0], seen[1], spans, scale)
-
-        return *draft.states(tokens, feature, positions, attend), *own
-
     found, places = [], []
     real = anchors = feature = torch.empty(0)
     real_keys: tuple[Tensor, ...] = ()
@@ -71,8 +50,8 @@ def unrolled_states(
             feature, chains = feature[parent], tuple(chain[parent] for chain in chains)
             begin, end = torch.searchsorted(real, layout.start[slots]), torch.searchsorted(real, anchors) + 1
             spans = torch.stack([begin, end, len(real) + depth * row, len(real) + depth * (row + 1)], 1)
-        arguments = (token_ids[anchors + depth], layout.position[slots] - 1, feature, spans, *real_keys, *chains)
-        final, feature, *own = checkpoint(step, *arguments, use_reentrant=False) if checkpointing else step(*arguments)
+        arguments = (draft, kind, token_ids[anchors + depth], layout.position[slots] - 1, feature, spans, *real_keys, *chains)
+        final, feature, *own = checkpoint(_one_depth, *arguments, use_reentrant=False) if checkpointing else _one_depth(*arguments)
         if depth == 0:
             real_keys, chains = tuple(own), tuple(one[:, None][:, :0] for one in own)
         else:
@@ -81,3 +60,24 @@ def unrolled_states(
         places.append(slots)
     states = torch.cat(found)
     return states.new_zeros(len(layout), states.shape[1]).index_copy(0, torch.cat(places), states)
+
+
+def _one_depth(
+    draft: Eagle3Draft, kind: AttentionKind, token_ids: Tensor, positions: Tensor, feature: Tensor, spans: Tensor, *past: Tensor
+) -> tuple[Tensor, ...]:
+    """States of n slots, the next depth's features, and their keys and values [n, KV, D].
+
+    spans: [n, 4] as of `key_spans`, over the keys of depth 0 and, behind them, the chains'.
+    past: at depth d > 0 the keys and values of depth 0, [R, KV, D] each, and of the chains, [n, d - 1, KV, D].
+    """
+    own: list[Tensor] = []
+
+    def attend(q: Tensor, *new: Tensor) -> Tensor:
+        own.extend(new)
+        seen = new
+        if past:
+            chains = (torch.cat([chain, one[:, None]], 1).flatten(0, 1) for chain, one in zip(past[2:], new, strict=True))
+            seen = tuple(torch.cat(both) for both in zip(past[:2], chains, strict=True))
+        return attend_spans(kind, q, seen[0], seen[1], spans, draft.midlayer.self_attn.head_dim**-0.5)
+
+    return *draft.states(token_ids, feature, positions, attend), *own
