@@ -226,7 +226,7 @@ def sequence_flops(target: Shape, draft: Shape, size: SequenceSize, predicted: f
     of a query and a key that it sees. A backward pass is two of them and computes the scores again;
     checkpointing adds a whole pass. Slots are taken in blocks, which look at as many masks beside their
     documents. The head: forward and gradient of the states (and of itself, if it is trained) for P slots; the
-    target's for each answer token, and again for CAT; for EAGLE-3 once over all its tokens, whose first is chosen.
+    target's for each answer token, and again for CAT; for EAGLE-3 once over all its tokens, to choose.
 
     predicted: answer tokens.
     features: F.

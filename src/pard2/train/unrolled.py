@@ -8,6 +8,8 @@ no slot.
 The slots of a depth attend to those of depth 0 up to their anchor, and to their own chains.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -30,6 +32,7 @@ def unrolled_states(
     kind: of attention.
     checkpointing: compute each depth again in the backward pass.
     """
+    step = partial(_one_depth, draft, kind)
     found, places = [], []
     real = anchors = feature = torch.empty(0)
     real_keys: tuple[Tensor, ...] = ()
@@ -50,8 +53,8 @@ def unrolled_states(
             feature, chains = feature[parent], tuple(chain[parent] for chain in chains)
             begin, end = torch.searchsorted(real, layout.start[slots]), torch.searchsorted(real, anchors) + 1
             spans = torch.stack([begin, end, len(real) + depth * row, len(real) + depth * (row + 1)], 1)
-        arguments = (draft, kind, token_ids[anchors + depth], layout.position[slots] - 1, feature, spans, *real_keys, *chains)
-        final, feature, *own = checkpoint(_one_depth, *arguments, use_reentrant=False) if checkpointing else _one_depth(*arguments)
+        arguments = (token_ids[anchors + depth], layout.position[slots] - 1, feature, spans, *real_keys, *chains)
+        final, feature, *own = checkpoint(step, *arguments, use_reentrant=False) if checkpointing else step(*arguments)
         if depth == 0:
             real_keys, chains = tuple(own), tuple(one[:, None][:, :0] for one in own)
         else:
@@ -68,7 +71,7 @@ def _one_depth(
     """States of n slots, the next depth's features, and their keys and values [n, KV, D].
 
     spans: [n, 4] as of `key_spans`, over the keys of depth 0 and, behind them, the chains'.
-    past: at depth d > 0 the keys and values of depth 0, [R, KV, D] each, and of the chains, [n, d - 1, KV, D].
+    past: at depth d > 0 keys and values of depth 0, [R, KV, D] each, and of the chains, [n, d - 1, KV, D].
     """
     own: list[Tensor] = []
 
