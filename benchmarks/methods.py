@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pard2.config import TrainConfig, load_config
+from pard2.config import TrainConfig
+from pard2.config_file import load_config
 from pard2.train.loop import train
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from pard2.bench.result_file import write_result
-from pard2.config import load_config
+from pard2.config_file import load_config
 from pard2.data.records import RecordWriter
 from pard2.environment import meta
 from pard2.train.dry_run import dry_run

@@ -34,7 +34,7 @@ from pard2.objective.loss import Objective, TrainedSlots, weighted_loss
 from pard2.objective.weights import cat_weights
 from pard2.train.attention import AttentionKind, attention_kind, draft_states
 from pard2.train.packed_sequences import PackedSequence
-from pard2.train.step import Teacher, trained_slots
+from pard2.train.teacher import Teacher, trained_slots
 from random_models import SHAPES
 from training_loads import peak_bytes, resting_bytes, training_pair, training_row
 

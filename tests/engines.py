@@ -3,8 +3,8 @@
 from functools import cache
 from typing import Any
 
-from pard2 import Engine
 from fitted_eagle3 import fitted_eagle3
+from pard2 import Engine
 from pard2.models.any_draft import AnyDraft
 from pard2.models.eagle3 import Eagle3Draft
 from pard2.models.target import Target

@@ -23,7 +23,7 @@ PROMPTS = [*random_prompts(6, seed=3), *random_prompts(5, seed=6), *random_promp
 def fitted_eagle3(
     target: Target, size: int = 55, steps: int = 40, prompts: Sequence[list[int]] = PROMPTS, params: SamplingParams = ANSWERS, **spec: Any
 ) -> Eagle3Draft:
-    """`tiny_eagle3` after so many steps of Adam on the target's own answers to these prompts: a few seconds."""
+    """`tiny_eagle3` after so many steps of Adam on the target's own answers to these prompts."""
     draft = tiny_eagle3(target, size, **spec)
     answers = Engine(target).generate(prompts, params)
     texts = [prompt + answer.token_ids for prompt, answer in zip(prompts, answers, strict=True)]

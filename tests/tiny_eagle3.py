@@ -1,4 +1,4 @@
-"""Tiny EAGLE-3 drafts for tests."""
+"""A tiny EAGLE-3 draft for tests: random weights, a layer like the target's, part of its vocabulary."""
 
 from typing import Any
 
@@ -8,18 +8,24 @@ from pard2.models.eagle3 import Eagle3Draft, Eagle3Spec, layer_config
 from pard2.models.target import Target
 
 
-def tiny_eagle3(target: Target, size: int = 31, seed: int = 1, **spec: Any) -> Eagle3Draft:
-    """A random draft that shares the target's embedding and can propose `size` of its tokens, in any order.
+def tiny_eagle3(
+    target: Target, size: int = 31, own_embedding: bool = False, seed: int = 3, config: dict[str, Any] | None = None, **spec: Any
+) -> Eagle3Draft:
+    """A draft that can propose `size` of the target's tokens, on its device.
 
-    spec: fields of `Eagle3Spec`; by default the last three hidden states are read.
+    own_embedding: a table of its own, else the target's.
+    config: entries of the layer's config that differ from the target's.
+    spec: fields of `Eagle3Spec`; by default two of the target's hidden states feed it.
     """
-    states = tuple(range(target.num_states))[-3:]
-    generator = torch.Generator().manual_seed(seed)
-    token_ids = torch.randperm(target.vocab_size, generator=generator)[:size]
-    config = layer_config(target.config)
-    whole = Eagle3Spec(**({"target_layers": states, "target_hidden_size": config.hidden_size} | spec))
-    draft = Eagle3Draft(config, whole, token_ids, target.model.get_input_embeddings(), name="tiny-eagle3")
-    for parameter in draft.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return draft.eval().requires_grad_(False)
+    torch.manual_seed(seed)
+    fields = {"target_layers": (1, target.num_states - 1), "target_hidden_size": target.hidden_size, "draft_tokens": 5} | spec
+    tokens = torch.randperm(target.vocab_size)[:size].sort().values
+    embedding = None if own_embedding else target.model.get_input_embeddings()
+    draft = Eagle3Draft(layer_config(target.config, **(config or {})), Eagle3Spec(**fields), tokens, embedding, name="tiny-eagle3")
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)  # norms and biases that do something
+            else:
+                parameter.normal_(0, 0.3 if "embed" not in name else 1.0)
+    return draft.to(target.device).eval().requires_grad_(False)

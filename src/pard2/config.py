@@ -4,16 +4,11 @@ A run is a YAML file of its method and these sections; any field can be overridd
 `section.field=value`. An unknown or mistyped key is an error that names the nearest known one.
 """
 
-import difflib
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_serializer, model_validator
 
 from pard2.config_methods import METHODS, TrainingMethod, fit_method, without_unfit
-from pard2.config_paths import place
 from pard2.errors import Pard2Error
 
 _WARMUP_STEPS = 20
@@ -66,9 +61,15 @@ class DraftConfig(_Section):
         False, description="ablation: masks get one learned vector in place of their anchor's projected feature; only pard2 can run such a draft"
     )
 
+    norm_before_residual: bool = Field(False, description="EAGLE-3: the residual stream begins with the normalised feature; SGLang cannot run that")
+    norm_output: bool = Field(False, description="EAGLE-3: the next depth reads the state after the final norm")
+    feature_norm: Literal["none", "joint", "each"] = Field(
+        "none", description="EAGLE-3: norm of the target's hidden states before they are fused: one for all, or one for each"
+    )
+
     @model_validator(mode="after")
-    def _one_origin(self) -> "DraftConfig":
-        if (self.layers is None) == (self.path is None):
+    def _one_way(self) -> "DraftConfig":
+        if self.layers is not None and self.path is not None:
             raise ValueError("give either draft.layers or draft.path")
         if self.vocabulary_size is not None and self.layers is not None and not self.share_vocabulary:
             raise ValueError("draft.vocabulary_size goes with draft.share_vocabulary=true")
@@ -103,6 +104,7 @@ class DataConfig(_Section):
 
 
 class FeaturesConfig(_Section):
+    layers: list[int] | None = Field(None, description="hidden states that a new cache holds beside those of this run, for runs of other drafts")
     cache: str | None = Field(None, description="directory that keeps the target's hidden states; by default they are computed anew in each step")
     on_missing: Literal["generate", "skip", "raise"] = Field("generate", description="what becomes of a conversation that the cache lacks")
     on_generate: Literal["keep", "delete"] = Field("keep", description="whether generated states stay on disk, or go once they are used")
@@ -119,6 +121,7 @@ class ObjectiveConfig(_Section):
     cod_correction: bool = Field(False, description="weigh each kept slot for those that COD dropped at its depth")
     ce_alpha: Number = Field(0.1, ge=0, description="factor of the cross-entropy against the data token")
     kd_alpha: Number = Field(1.0, ge=0, description="factor of the KL divergence from the target")
+    depth_decay: Number = Field(1.0, gt=0, le=1, description="EAGLE-3: each further depth of a chain weighs so much of the one before")
     tf_eal_alpha: Number = Field(0.0, ge=0, description="factor of the added term 1 - R/K, R the teacher-forced expected accepted length")
     tf_eal_warmup_steps: NonNegativeInt = Field(0, description="steps before the added term enters")
     d_pace_floor: Number = Field(0.5, ge=0, le=1, description="c of D-PACE: (1 - c) q + c takes the place of the draft's probability q")
@@ -199,11 +202,13 @@ class LogConfig(_Section):
 
 
 class TrainConfig(_Section):
-    method: Literal["pard2", "pard", "ar"] = Field(
-        "pard2", description="pard2: masks and the target's features; pard: masks alone; ar: an ordinary small draft, one token a pass"
+    method: Literal["pard2", "pard", "eagle3", "ar"] = Field(
+        "pard2",
+        description="pard2: masks and the target's features; pard: masks alone; eagle3: one layer on the target's features, unrolled; "
+        "ar: an ordinary small draft, one token a pass",
     )
     target: TargetConfig
-    draft: DraftConfig
+    draft: DraftConfig = DraftConfig()
     data: DataConfig
     features: FeaturesConfig = FeaturesConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -237,12 +242,20 @@ class TrainConfig(_Section):
         return self.draft.share_vocabulary and self.kind.masks
 
     @model_validator(mode="after")
+    def _has_origin(self) -> "TrainConfig":
+        if self.kind.cut and self.draft.layers is None and self.draft.path is None:
+            raise ValueError("give either draft.layers or draft.path")
+        return self
+
+    @model_validator(mode="after")
     def _cache_is_read(self) -> "TrainConfig":
         if self.features.cache is not None and not self.asks_target:
             raise ValueError(
                 f"features.cache does not fit method={self.method} with this objective, which asks the target nothing; "
                 "leave it out, or give objective.kd_alpha"
             )
+        if self.features.layers is not None and self.features.cache is None:
+            raise ValueError("features.layers is of a cache; give features.cache, too")
         return self
 
     @model_validator(mode="after")
@@ -256,87 +269,3 @@ class TrainConfig(_Section):
         if self.loop.steps is not None:
             self.optimizer.check_warmup(self.loop.steps)
         return self
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
-    """Read a YAML run and apply `section.field=value` overrides, whose values are YAML too.
-
-    Relative paths in the file lead from its directory (from the working directory, if it is a pipe); those
-    of overrides from the working directory, as everywhere on a command line.
-
-    Raises `Pard2Error`, one line, for a file that is no YAML mapping, an override that is no
-    assignment, an unknown key (with the nearest known one), or a value of the wrong type.
-    """
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Pard2Error(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99, a NUL in the path, nested too deeply
-        raise Pard2Error(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise Pard2Error(f"{path} must be a mapping of sections ({', '.join(sections())})")
-    place(document, os.path.dirname(path) if os.path.isfile(path) else "")
-    return config_of(document, overrides or [], str(path))
-
-
-def config_of(document: dict[str, Any], overrides: list[str], where: str) -> TrainConfig:
-    """A run out of its sections, changed by `section.field=value` overrides.
-
-    where: the sections come from; errors begin with it.
-
-    Raises `Pard2Error` as `load_config` does.
-    """
-    for override in overrides:
-        _apply(document, override)
-    try:
-        return TrainConfig.model_validate(document)
-    except ValidationError as error:
-        raise Pard2Error(f"{where}: {_explain(error)}") from None
-
-
-def absolute(config: TrainConfig) -> TrainConfig:
-    """The run with all its paths absolute, to be found from any directory."""
-    document = config.model_dump()
-    place(document, os.getcwd())
-    return TrainConfig.model_validate(document)
-
-
-def sections() -> list[str]:
-    """The names of a run's sections; `method` is none."""
-    return [name for name in TrainConfig.model_fields if name != "method"]
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if equals and key == "method":
-        document[key] = text
-        return
-    section, dot, field = key.partition(".")
-    if not equals or not dot:
-        raise Pard2Error(f"override {override!r} is not of the form section.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise Pard2Error(f"override {override!r}: the value is not YAML") from None
-    inner = document[section] = {} if document.get(section) is None else document[section]  # a bare `section:` is None
-    if not isinstance(inner, dict):
-        raise Pard2Error(f"override {override!r}: {section} is not a section")
-    inner[field] = value
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] != "extra_forbidden":
-        return f"{where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}"
-    known = _known_keys(first["loc"][:-1])
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-    return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}") + more
-
-
-def _known_keys(location: tuple) -> list[str]:
-    model: Any = TrainConfig
-    for part in location:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pard2.config import load_config
+from pard2.config_file import load_config
 from pard2.errors import Pard2Error
 
 RUN = {"target": {"name": "smollm2"}, "draft": {"layers": 4}, "data": {"train": ["a.jsonl"]}, "loop": {"output": "out", "steps": 10}}

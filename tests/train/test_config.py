@@ -6,7 +6,8 @@ import pytest
 import yaml
 from run_files import RUN, refused, write_run
 
-from pard2.config import OptimizerConfig, TrainConfig, load_config, sections
+from pard2.config import OptimizerConfig, TrainConfig
+from pard2.config_file import load_config, sections
 
 
 @pytest.fixture

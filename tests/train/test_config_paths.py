@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pard2.config import TrainConfig, absolute, load_config
+from pard2.config import TrainConfig
+from pard2.config_file import absolute, load_config
 
 RUN = {
     "target": {"name": "org/target"},

@@ -6,7 +6,8 @@ import pytest
 import run_files
 from run_files import write_run
 
-from pard2.config import TrainConfig, load_config
+from pard2.config import TrainConfig
+from pard2.config_file import load_config
 from pard2.config_methods import METHODS
 from pard2.train.run_checkpoint import _difference
 

@@ -17,7 +17,7 @@ from pard2.models.target import Target
 from pard2.objective.loss import Objective, weighted_loss
 from pard2.train.initial import meta_pair
 from pard2.train.loop import train
-from pard2.train.step import Teacher
+from pard2.train.teacher import Teacher
 from tiny import MASK, tiny_lm_draft, tiny_model, tiny_target
 
 OBJECTIVE = ObjectiveConfig(draft_tokens=3, retention=1.0, feature_drop=0.0)

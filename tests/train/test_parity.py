@@ -17,7 +17,7 @@ from pard2.engine.drafters.parallel import ParallelDrafter
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train.attention import AttentionKind
-from pard2.train.step import PackedLoss
+from pard2.train.packed_loss import PackedLoss
 from tiny import MASK, random_prompts, tiny_draft, tiny_target
 
 K = 6

@@ -15,7 +15,7 @@ import yaml
 from run_processes import Started
 from train_runs import CONVERSATIONS, newest, weights, write_records
 
-from pard2.config import load_config
+from pard2.config_file import load_config
 from pard2.config_methods import without_unfit
 from pard2.errors import Pard2Error
 from pard2.train.loop import train

@@ -10,7 +10,7 @@ import pytest
 from train_runs import CONVERSATIONS, write_records
 
 from pard2.checkpoints import gguf
-from pard2.config import load_config
+from pard2.config_file import load_config
 from pard2.errors import Pard2Error
 from pard2.train import plan
 from pard2.train.dry_run import dry_run

@@ -14,7 +14,7 @@ from pard2.errors import Pard2Error
 from pard2.objective.loss import Objective, weighted_loss
 from pard2.train.initial import answer_vocabulary, meta_pair
 from pard2.train.loop import train
-from pard2.train.step import Teacher
+from pard2.train.teacher import Teacher
 from tiny import MASK, tiny_target
 
 CHOSEN = torch.arange(0, 60, 2)

@@ -19,7 +19,7 @@ from pard2.train import loop as training
 from pard2.train.initial import initial_draft, run_examples
 from pard2.train.loop import train
 from pard2.train.packed_sequences import PackedCorpus
-from pard2.train.step import Teacher, trained_slots
+from pard2.train.teacher import Teacher, trained_slots
 from tiny import tiny_draft
 
 

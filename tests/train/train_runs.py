@@ -17,8 +17,9 @@ from pard2.models.target import Target
 from pard2.objective.loss import LossOutput, TrainedSlots
 from pard2.train import loop as training
 from pard2.train.attention import AttentionKind
+from pard2.train.packed_loss import PackedLoss
 from pard2.train.packed_sequences import PackedSequence, lay_out
-from pard2.train.step import PackedLoss, Teacher, trained_slots
+from pard2.train.teacher import Teacher, trained_slots
 from tiny import tiny_model
 
 CONVERSATIONS = [("a", "one two"), ("bb", "three four five"), ("c c", "six"), ("dd", "seven eight nine ten")]

@@ -31,32 +31,32 @@ def read_spec(config: dict[str, Any], name: str) -> DraftSpec | None:
     layers = config.get("pard2_target_layers")
     if layers is not None and not (isinstance(layers, list) and layers and all(type(i) is int for i in layers)):
         raise Pard2Error(f"{name!r}: `pard2_target_layers` must be a list of layer numbers, not {layers!r}")
-    made_for = {key: _first(config, name, str, key, default="") for key in (NAME_KEY, SAMPLES_KEY)}
+    made_for = {key: first_key(config, name, str, key, default="") for key in (NAME_KEY, SAMPLES_KEY)}
     return DraftSpec(
         mask_token=mask,
-        draft_tokens=_first(config, name, int, "pard2_draft_tokens", default=_PUBLISHED_DRAFT_TOKENS[kind]),
+        draft_tokens=first_key(config, name, int, "pard2_draft_tokens", default=_PUBLISHED_DRAFT_TOKENS[kind]),
         target_layers=tuple(layers) if kind == "pard2" and layers else None,
-        target_dim=_first(config, name, int, "pard2_target_dim", "pard_target_dim"),
-        scale=_first(config, name, (int, float), "pard2_scale", "pard_scale", "feat_scale", default=DEFAULT_SCALE),
-        bias=_first(config, name, bool, "pard2_proj_bias", "proj_bias", default=False),
-        shared_vocabulary=_first(config, name, bool, "pard2_shared_vocabulary", default=False),
-        normalise_features=_first(config, name, bool, "pard2_normalise_features", default=False),
-        mask_feature=_first(config, name, bool, "pard2_mask_feature", default=False),
-        vocabulary_size=_first(config, name, int, "pard2_vocabulary_size"),
+        target_dim=first_key(config, name, int, "pard2_target_dim", "pard_target_dim"),
+        scale=first_key(config, name, (int, float), "pard2_scale", "pard_scale", "feat_scale", default=DEFAULT_SCALE),
+        bias=first_key(config, name, bool, "pard2_proj_bias", "proj_bias", default=False),
+        shared_vocabulary=first_key(config, name, bool, "pard2_shared_vocabulary", default=False),
+        normalise_features=first_key(config, name, bool, "pard2_normalise_features", default=False),
+        mask_feature=first_key(config, name, bool, "pard2_mask_feature", default=False),
+        vocabulary_size=first_key(config, name, int, "pard2_vocabulary_size"),
         made_for=made_for if made_for[SAMPLES_KEY] else None,
-        template_arguments=_first(config, name, list, "pard2_chat_template_kwargs"),
+        template_arguments=first_key(config, name, list, "pard2_chat_template_kwargs"),
     )
 
 
-def _first(config: dict[str, Any], name: str, kind: type | tuple, *keys: str, default: Any = None) -> Any:
-    """The value of the first of these keys that the config has."""
+def first_key(config: dict[str, Any], name: str, kind: type | tuple, *keys: str, default: Any = None) -> Any:
+    """The value of the first of these keys that the config has. Raises `Pard2Error` for another kind."""
     for key in keys:
         if key in config and config[key] is not None:
             # JSON's true is no number, though Python's is.
             if not isinstance(config[key], kind) or (type(config[key]) is bool and kind is not bool):
                 raise Pard2Error(f"{name!r}: config key `{key}` has the wrong type: {config[key]!r}")
             most = _MOST_DRAFT_TOKENS if key == "pard2_draft_tokens" else 2**31
-            if kind not in (bool, str, list) and not (1 if kind is int else -most) <= config[key] <= most:
+            if kind not in (bool, str, list, dict) and not (1 if kind is int else -most) <= config[key] <= most:
                 bound = f"at most {most}" if config[key] > most else "at least 1" if kind is int else "a finite number"
                 raise Pard2Error(f"{name!r}: config key `{key}` must be {bound}, not {config[key]}")
             return config[key]

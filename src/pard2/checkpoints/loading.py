@@ -84,6 +84,19 @@ def model_directory(name: str, *patterns: str) -> Path:
     return hub.download(name, list(patterns))
 
 
+def config_keys(name: str) -> dict[str, Any]:
+    """What a model's config.json says, by key: of kinds that transformers does not know, too.
+
+    Raises `Pard2Error` where there is none.
+    """
+    directory = model_directory(name, "config.json")
+    if not (directory / "config.json").is_file():
+        raise Pard2Error(f"no checkpoint in {name!r}: config.json is missing; {_WAYS}")
+    with load_errors(name):
+        _check_objects(directory, "config.json")
+        return read_json(directory / "config.json")
+
+
 def load_config(name: str) -> PreTrainedConfig:
     """A model's config.
 
@@ -98,13 +111,18 @@ def load_config(name: str) -> PreTrainedConfig:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
         config._commit_hash = hub.commit_of(directory)
         _ = config.to_dict(), config.get_text_config().to_dict()  # what raises, raises here
-        for field, most in _MOST.items():
-            value = getattr(config.get_text_config(), field, None)
-            # A window is looked at in architectures, too, that do not know it and so have not checked it.
-            least = 0 if field == "sliding_window" else 1  # a model whose windows are off may say 0
-            if (type(value) is int and not least <= value <= most) or (field == "sliding_window" and type(value) not in (int, type(None))):
-                raise ValueError(f"config.json says {field} = {value!r}")
+        check_sizes(config.get_text_config())
         return config
+
+
+def check_sizes(config: PreTrainedConfig) -> None:
+    """Raises `ValueError` for a (text) config with sizes that no model has."""
+    for field, most in _MOST.items():
+        value = getattr(config, field, None)
+        # A window is looked at in architectures, too, that do not know it and so have not checked it.
+        least = 0 if field == "sliding_window" else 1  # a model whose windows are off may say 0
+        if (type(value) is int and not least <= value <= most) or (field == "sliding_window" and type(value) not in (int, type(None))):
+            raise ValueError(f"config.json says {field} = {value!r}")
 
 
 def load_generation_config(name: str) -> GenerationConfig | None:

@@ -6,10 +6,12 @@ import transformers
 from torch import nn
 
 from pard2.checkpoints.draft_spec import read_spec
+from pard2.checkpoints.eagle3 import is_eagle3, load_eagle3
 from pard2.checkpoints.embedded import EMBEDDED, embedded_draft
-from pard2.checkpoints.loading import empty_model, load_config, load_errors, load_generation_config, load_tokenizer
+from pard2.checkpoints.loading import config_keys, empty_model, load_config, load_errors, load_generation_config, load_tokenizer
 from pard2.checkpoints.quantisation import check_quantisation
 from pard2.checkpoints.read import check_vocabulary, without_vocabulary
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 
@@ -23,13 +25,15 @@ def meta_target(name: str) -> Target:
     return Target(model, load_tokenizer(name), name)
 
 
-def meta_draft(name: str, target: Target) -> Draft:
+def meta_draft(name: str, target: Target) -> AnyDraft:
     """The shapes of a draft, or of an ordinary LM, with its tokenizer; it cannot run.
 
     Only its config and tokenizer are read. Raises `Pard2Error` where those do not fit the target.
     """
     if name == EMBEDDED:
         name = embedded_draft()
+    if is_eagle3(config_keys(name)):
+        return load_eagle3(name, target, torch.float32)
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)
     tokenizer = load_tokenizer(name)

@@ -13,14 +13,16 @@ import transformers
 from safetensors.torch import load_file
 
 from pard2.checkpoints.draft_spec import read_spec
+from pard2.checkpoints.eagle3 import is_eagle3, load_eagle3
 from pard2.checkpoints.embedded import EMBEDDED, embedded_draft
-from pard2.checkpoints.loading import Tokenizer, load_causal_lm, load_config, load_errors, load_tokenizer, model_directory
+from pard2.checkpoints.loading import Tokenizer, config_keys, load_causal_lm, load_config, load_errors, load_tokenizer, model_directory
 from pard2.checkpoints.projection_file import USE_TI, mask_embedding_of, mask_feature_of, projection_of, read_projection_file, vocabulary_of
 from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import WHOLE, check_weights, wanted_weights
 from pard2.errors import Pard2Error
 from pard2.hf import PreTrainedConfig, PreTrainedModel
 from pard2.kernels.weight_format import WeightFormat
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.identity import warn_of_another
 from pard2.models.target import Target
@@ -33,7 +35,7 @@ def load_draft(
     target_dependent: bool | None = None,
     weight_format: WeightFormat | None = None,
     sequences: int = 1,
-) -> Draft:
+) -> AnyDraft:
     """Load a draft for a target and check that the two fit.
 
     name: a directory, hub id or `smollm2`.
@@ -46,6 +48,8 @@ def load_draft(
     """
     if name == EMBEDDED:
         name = embedded_draft()
+    if is_eagle3(config_keys(name)):
+        return load_eagle3(name, target, dtype, weight_format, sequences)
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)
     if target_dependent:

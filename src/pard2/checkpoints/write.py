@@ -13,19 +13,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pard2.checkpoints.draft_spec import spec_keys
+from pard2.checkpoints.eagle3 import save_eagle3
 from pard2.checkpoints.projection_file import BIAS, MASK_EMBEDDING, MASK_FEATURE, PROJECTION_FILES, VOCABULARY, WEIGHT
 from pard2.checkpoints.weight_files import WHOLE, vocabulary_keys
 from pard2.files import whole_directory
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft, SharedEmbedding
+from pard2.models.eagle3 import Eagle3Draft
 
 
-def save_draft(draft: Draft, directory: str | Path, dtype: torch.dtype | None = None, vocabulary: bool = True) -> None:
+def save_draft(draft: AnyDraft, directory: str | Path, dtype: torch.dtype | None = None, vocabulary: bool = True) -> None:
     """Write a checkpoint; the directory appears whole, replacing an older one.
 
     dtype: of the written tensors, by default as they are.
     vocabulary: False leaves out embedding, head and tokenizer, for a draft that shares its target's; with
-        them any draft is an ordinary LM.
+        them any draft is an ordinary LM. An EAGLE-3 draft is written in its own layout, with what it owns.
     """
+    if isinstance(draft, Eagle3Draft):
+        save_eagle3(draft, directory, dtype)
+        return
     shared = isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)
     if not vocabulary and not shared:
         raise ValueError("only a draft that shares its target's vocabulary can be saved without one")

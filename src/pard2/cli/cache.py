@@ -20,7 +20,7 @@ def cache(
     """Compute the target's hidden states for a run's conversations before it starts; the same command goes on
     where it was stopped.
     """
-    from pard2.config import load_config
+    from pard2.config_file import load_config
     from pard2.train.first_draft import check_draft_made
 
     run = load_config(config, overrides or [])
@@ -41,7 +41,7 @@ def cache(
         examples = run_examples(run, meta, draft)
     with working(f"loading {name}"):
         target = load_target(name, run.target.dtype, run.loop.device, weight_format="plain")
-        states = StateCache.open(run.features.cache, target, layers)
+        states = StateCache.open(run.features.cache, target, layers, more=run.features.layers or ())
     lacking = states.missing(examples)
     if not lacking:
         print_note(f"{states.directory}: all {len(examples):,} conversations are there")
@@ -50,7 +50,7 @@ def cache(
     needed = states.bytes_of(lengths)
     print_note(
         f"{len(lacking):,} conversations of {lengths.sum():,} tokens to run through {name}, {len(examples) - len(lacking):,} already there; "
-        f"{size(needed)} more in {states.directory}, hidden states {list(layers)} in {run.target.dtype}"
+        f"{size(needed)} more in {states.directory}, hidden states {list(states.layers)} in {run.target.dtype}"
     )
     states.check_room(needed)
     try:

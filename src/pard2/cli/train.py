@@ -58,7 +58,7 @@ def _load(config: str | None, overrides: list[str], resume: Path | None, planned
     planned: it is a dry run, which does with the shapes of models that are not there yet.
     """
     if resume is None:
-        from pard2.config import load_config
+        from pard2.config_file import load_config
         from pard2.train.first_draft import check_draft_made
 
         if config is None:
@@ -82,7 +82,7 @@ def _dry_run(config: "TrainConfig", as_json: bool) -> None:
 
     import yaml
 
-    from pard2.config import absolute
+    from pard2.config_file import absolute
 
     resolved = absolute(config).model_dump(mode="json")
     with working("reading the conversations"):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +44,14 @@ class StateCache:
         layers: Sequence[int],
         on_missing: Literal["generate", "skip", "raise"] = "generate",
         on_generate: Literal["keep", "delete"] = "keep",
+        more: Sequence[int] = (),
     ) -> "StateCache":
-        """The cache in `directory`, which need not exist yet.
+        """The cache in `directory`, which need not exist yet. One that holds more hidden states than are
+        wanted serves.
 
         target: with plain weights.
         layers: the hidden states that make a feature.
+        more: hidden states that a new cache shall hold as well.
         on_missing: what becomes of a conversation that the cache lacks.
         on_generate: `keep` writes what had to be generated; `delete` leaves nothing of it on disk, so that
             each use computes it anew.
@@ -56,17 +59,21 @@ class StateCache:
         Raises `Pard2Error` for a directory of something else, a damaged shard, or states of another target,
         precision, layers, tokenizer or chat template.
         """
-        target.check_layers(layers)
-        cache = cls(Path(directory), target, tuple(layers), on_missing, on_generate == "keep")
+        target.check_layers([*layers, *more])
+        held: Sequence[int] = stored_layers(directory) or [*dict.fromkeys(_numbers(target, [*layers, *more]))]
+        if not {*_numbers(target, layers)} <= {*_numbers(target, held)}:
+            held = layers  # which the manifest contradicts
+        cache = cls(Path(directory), target, tuple(layers), tuple(held), on_missing, on_generate == "keep")
         cache._check_manifest()
         cache._shards.find()
         return cache
 
-    def __init__(self, directory: Path, target: Target, layers: tuple[int, ...], on_missing: str, keep: bool) -> None:
-        """Use `open`."""
+    def __init__(self, directory: Path, target: Target, wanted: tuple[int, ...], layers: tuple[int, ...], on_missing: str, keep: bool) -> None:
+        """Use `open`. layers: that it holds, `wanted` among them."""
         self.directory, self.target, self.layers = directory, target, layers
         self._on_missing, self._keep = on_missing, keep
         self._identity = _identity(target, layers)
+        self._columns = _columns(target, wanted, layers)
         self._pending: dict[bytes, StateRecord] = {}  # generated, on the CPU, not yet written
         self._pending_bytes, self._began = 0, 0.0
         self._last_state_columns = _last_state_columns(target, layers)
@@ -145,7 +152,7 @@ class StateCache:
             self._pending_bytes += self.bytes_of([len(record.tokens)])
             if self._pending_bytes >= _SHARD_BYTES or time.monotonic() - self._began >= _SHARD_SECONDS:
                 self.flush()
-        return states
+        return self._chosen(states)
 
     def flush(self) -> None:
         """Write what was generated since the last shard as one.
@@ -185,9 +192,15 @@ class StateCache:
             return None
         features = record.features.to(device)
         if self._last_state_columns is not None:
-            return DocumentStates(features, features[:, self._last_state_columns])
+            return self._chosen(DocumentStates(features, features[:, self._last_state_columns]))
         assert record.last_state is not None
-        return DocumentStates(features, record.last_state.to(device))
+        return self._chosen(DocumentStates(features, record.last_state.to(device)))
+
+    def _chosen(self, states: DocumentStates) -> DocumentStates:
+        """With the wanted hidden states alone."""
+        if self._columns is None:
+            return states
+        return DocumentStates(torch.cat([states.features[:, columns] for columns in self._columns], -1), states.last_state)
 
     def _check_manifest(self) -> None:
         try:
@@ -250,9 +263,24 @@ def cache_bytes(lengths: Sequence[int] | np.ndarray, target: Target, layers: Seq
     return int(np.sum(lengths)) * each_token + len(lengths) * each_record
 
 
+def _numbers(target: Target, layers: Iterable[int]) -> list[int]:
+    """The layers counted from the first one."""
+    return [layer % target.num_states for layer in layers]
+
+
+def _columns(target: Target, wanted: Sequence[int], held: Sequence[int]) -> list[slice] | None:
+    """Where in a feature of all hidden states held each wanted one stands; None where a feature is just
+    those."""
+    numbers = _numbers(target, held)
+    if _numbers(target, wanted) == numbers:
+        return None
+    starts = [numbers.index(number) * target.hidden_size for number in _numbers(target, wanted)]
+    return [slice(start, start + target.hidden_size) for start in starts]
+
+
 def _last_state_columns(target: Target, layers: Sequence[int]) -> slice | None:
     """Columns of a feature that are the state after the final norm, which is then not stored twice."""
-    numbers = [layer % target.num_states for layer in layers]
+    numbers = _numbers(target, layers)
     if target.num_states - 1 not in numbers:
         return None
     first = numbers.index(target.num_states - 1) * target.hidden_size

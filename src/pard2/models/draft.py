@@ -163,9 +163,8 @@ class Draft(Decodable, nn.Module):
         return self.config.num_hidden_layers
 
     @property
-    def blocks_name(self) -> str:
-        """The list of decoder blocks, in the LM's module names."""
-        return decoder_blocks(self.lm)[0]
+    def blocks(self) -> nn.ModuleList:
+        return decoder_blocks(self.lm)[1]
 
     @property
     def context_length(self) -> int:
@@ -184,6 +183,11 @@ class Draft(Decodable, nn.Module):
     def tables(self) -> tuple[Tensor, Tensor]:
         """The weights of embedding and head, [vocabulary, hidden] each."""
         return self.lm.get_input_embeddings().weight, self.lm.get_output_embeddings().weight
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[D, hidden], the rows of the tokens that it can propose."""
+        return self.lm.get_output_embeddings().weight
 
     @property
     def short_head(self) -> ShortHead | None:

@@ -215,9 +215,23 @@ class Eagle3Draft(nn.Module):
         return self.config.hidden_size
 
     @property
+    def head_weight(self) -> Tensor:
+        """[D, hidden], the rows of the tokens that it can propose."""
+        return self.lm_head.weight
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """The weights that have a row for each token."""
+        return (self.lm_head.weight, self.embed_tokens.weight) if self.owns_embedding else (self.lm_head.weight,)
+
+    @property
     def vocab_size(self) -> int:
         """V, of the target's tokens that it reads."""
         return self.config.vocab_size
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return nn.ModuleList([self.midlayer])
 
     @property
     def context_length(self) -> int:

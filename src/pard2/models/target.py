@@ -1,12 +1,13 @@
 """The target: the frozen model whose distribution is preserved, and whose hidden states a draft may read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pard2.errors import Pard2Error
 from pard2.hf import Cache, PreTrainedModel, Tokenizer
@@ -107,6 +108,10 @@ class Target(Decodable):
         return self._states.blocks_name
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        return self._states.blocks
+
+    @property
     def num_states(self) -> int:
         """Number of `hidden_states`: the embedding's output and one for each block."""
         return self._states.num_states
@@ -171,6 +176,14 @@ class Target(Decodable):
     def head(self, state: Tensor) -> Tensor:
         """Logits [..., vocabulary] of states [..., hidden] after the final norm,
         as the model computes them."""
-        logits = self.model.get_output_embeddings()(state)
+        return self._capped(self.model.get_output_embeddings()(state))
+
+    def head_of(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """`head` for these tokens [D] alone, whose rows are copied: logits [..., D]."""
+        head = self.model.get_output_embeddings()
+        weight, bias = head.weight[token_ids], None if head.bias is None else head.bias[token_ids]
+        return lambda state: self._capped(F.linear(state.to(weight.dtype), weight, bias))
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma; absent elsewhere
         return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -14,6 +14,8 @@ from torch import Tensor
 from pard2.checkpoints.twin import VOCABULARY, twin
 from pard2.data.corpus import Example, Examples
 from pard2.errors import Pard2Error, first_line
+from pard2.hf import PreTrainedConfig
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import ONE_A_PASS, Draft, DraftSpec
 from pard2.models.target import Target
 from pard2.objective.layout import build_layout, slot_tokens
@@ -24,7 +26,7 @@ _POSITIONS = 32  # compared at the end of the conversation, where a window has s
 _TOLERANCE = 1e-2  # of the largest logit; a bfloat16 target rounds by less
 
 
-def check_lengths(target: Target, draft: Draft, examples: Sequence[Example]) -> Example:
+def check_lengths(target: Target, draft: AnyDraft, examples: Sequence[Example]) -> Example:
     """The longest conversation.
 
     Raises `Pard2Error` if it is longer than the models read, or than the draft looks back.
@@ -44,7 +46,7 @@ def check_lengths(target: Target, draft: Draft, examples: Sequence[Example]) -> 
     return longest
 
 
-def check_kinds(target: Target, draft: Draft, kind: AttentionKind, teaches: bool = True) -> None:
+def check_kinds(target: Target, draft: AnyDraft, kind: AttentionKind, teaches: bool = True) -> None:
     """`check_compatibility` of small twins of both, whose own weights need not be there.
 
     Raises `Pard2Error` for what that refuses twice: two experts may by chance be equally good. An
@@ -53,7 +55,7 @@ def check_kinds(target: Target, draft: Draft, kind: AttentionKind, teaches: bool
     length = min(2 * _POSITIONS, *_reach(target, draft))
     conversation = Example.of("", [3 + 7 * n % (VOCABULARY - 3) for n in range(length)], [True] * length)
     for again in (False, True):
-        teacher, learner = twin(target.model.config, seed=again), twin(draft.lm.config, seed=again)
+        teacher, learner = twin(target.model.config, seed=again), twin(_lm_config(target, draft), seed=again)
         if teacher is None or learner is None:
             return
         spec = None if draft.spec is None else DraftSpec(mask_token=0, draft_tokens=draft.spec.draft_tokens)
@@ -65,14 +67,19 @@ def check_kinds(target: Target, draft: Draft, kind: AttentionKind, teaches: bool
                 raise
 
 
-def _reach(target: Target, draft: Draft) -> tuple[int, int]:
+def _lm_config(target: Target, draft: AnyDraft) -> PreTrainedConfig:
+    """Of the LM that the draft is; an EAGLE-3 draft is none, and its place is taken by the target's."""
+    return draft.lm.config if isinstance(draft, Draft) else target.model.config
+
+
+def _reach(target: Target, draft: AnyDraft) -> tuple[int, int]:
     """Positions that both may be run over, and those that every layer of the draft looks back over."""
     context = min(target.context_length, draft.context_length)
     return context, min((window for window in attention_windows(draft.config) if window), default=context)
 
 
 @torch.no_grad()
-def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example], kind: AttentionKind, teaches: bool = True) -> None:
+def check_compatibility(target: Target, draft: AnyDraft, examples: Sequence[Example], kind: AttentionKind, teaches: bool = True) -> None:
     """Raises `Pard2Error` unless both models can be trained with on the longest of these conversations.
 
     kind: of attention, by which the draft is run.
@@ -85,6 +92,8 @@ def check_compatibility(target: Target, draft: Draft, examples: Sequence[Example
         assert said.logits is not None
         if not _close(target.head(said.last_state[:, -_POSITIONS:]), said.logits):
             raise Pard2Error(f"{target.name!r} turns its final states into logits in a way that training does not know; it cannot teach a draft")
+    if not isinstance(draft, Draft):
+        return  # one code for both ways, and it is ours
     try:
         trained, decoded = _both_ways(draft, tokens.clamp(max=draft.vocab_size - 1), kind)
     except (Pard2Error, torch.OutOfMemoryError):

@@ -11,7 +11,9 @@ from dataclasses import dataclass, fields
 from torch import nn
 
 from pard2.config import ObjectiveConfig
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft
+from pard2.models.eagle3 import Eagle3Draft
 from pard2.models.target import Target
 from pard2.objective.chunked_loss import CHUNK
 from pard2.objective.slot_attention import BLOCK
@@ -39,21 +41,21 @@ class Shape:
     head_norms: bool
 
     @classmethod
-    def of(cls, model: Target | Draft) -> "Shape":
+    def of(cls, model: Target | AnyDraft) -> "Shape":
         config = model.config
         heads = config.num_attention_heads
         kv_heads = (config.num_key_value_heads if hasattr(config, "num_key_value_heads") else None) or heads
         head_dim = (config.head_dim if hasattr(config, "head_dim") else None) or config.hidden_size // heads
-        lm = model.model if isinstance(model, Target) else model.lm
-        blocks = lm.get_submodule(model.blocks_name)
+        blocks = model.blocks
         short = model.short_head if isinstance(model, Draft) else None
+        proposed = len(model.token_ids) if isinstance(model, Eagle3Draft) else config.vocab_size if short is None else len(short.token_ids)
         return cls(
             layers=len(blocks),
             hidden=config.hidden_size,
             intermediate=(config.intermediate_size if hasattr(config, "intermediate_size") else None) or 4 * config.hidden_size,
             queries=heads * head_dim,
             keys=kv_heads * head_dim,
-            vocabulary=config.vocab_size if short is None else len(short.token_ids),
+            vocabulary=proposed,
             block_weights=sum(p.numel() for p in blocks.parameters() if p.dim() > 1),
             head_norms=any(name.endswith("q_norm") for name, _ in blocks.named_modules()),
         )
@@ -182,6 +184,7 @@ class StepOptions:
     average: a running mean of the weights is kept.
     on_gpu: the device is one.
     target_asked: the target runs over the conversations; else it only takes its place.
+    features_once: the draft takes in a token's features once, and not at each slot.
     """
 
     target_itemsize: int
@@ -191,6 +194,7 @@ class StepOptions:
     average: bool
     on_gpu: bool
     target_asked: bool = True
+    features_once: bool = False
 
 
 def step_memory(target: Shape, draft: Shape, size: SequenceSize, numbers: Parameters, features: int, options: StepOptions) -> Memory:
@@ -231,7 +235,7 @@ def sequence_flops(target: Shape, draft: Shape, size: SequenceSize, predicted: f
     layers = 2 * passes * draft.block_weights + 4 * (passes + 0.5) * draft.queries * draft.layers * (seen + BLOCK)
     return {
         "target": asked * size.tokens * (2 * target.block_weights + 4 * target.queries * target.layers * seen),
-        "draft": size.slots * (layers + 4 * features * draft.hidden),
+        "draft": size.slots * layers + (size.tokens if options.features_once else size.slots) * 4 * features * draft.hidden,
         "loss": 2 * draft.vocabulary * (draft.hidden * size.predicting * (3 if options.head_trained else 2) + asked * 2 * target.hidden * predicted),
     }
 

@@ -20,7 +20,7 @@ from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
 from pard2.intervals import Array, bootstrap
-from pard2.models.draft import Draft
+from pard2.models.any_draft import AnyDraft
 from pard2.models.target import Target
 
 TIMED_PROMPTS = 4  # decoded once more, one by one, by every method in turn
@@ -70,7 +70,7 @@ def evaluation_target(config: TrainConfig, trained: Target) -> Target:
     return load_target(config.target.name, "bfloat16", trained.device, asked_format(form, trained.device, torch.bfloat16), _BATCH)
 
 
-def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) -> list[dict[str, Any]]:
+def evaluate(target: Target, draft: AnyDraft, prompts: Prompts, max_tokens: int) -> list[dict[str, Any]]:
     """Acceptance and speed of a draft, greedy, in each mode that it has; target-dependent first.
 
     prompts: of `held_out_prompts`.
@@ -82,7 +82,7 @@ def evaluate(target: Target, draft: Draft, prompts: Prompts, max_tokens: int) ->
     return [acceptance(target, draft, prompts, method, max_tokens) | speeds[method] for method in methods]
 
 
-def acceptance(target: Target, draft: Draft, prompts: Prompts, method: str, max_tokens: int) -> dict[str, Any]:
+def acceptance(target: Target, draft: AnyDraft, prompts: Prompts, method: str, max_tokens: int) -> dict[str, Any]:
     """Of all cycles of all prompts together, decoded in batches at the trained K, an ordinary LM at 8.
 
     Returns `acceptance_length` (bonus included) and `accepted_by_position` as `Stats` defines them,
@@ -104,7 +104,7 @@ def acceptance(target: Target, draft: Draft, prompts: Prompts, method: str, max_
     }
 
 
-def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str], max_tokens: int) -> dict[str, dict[str, Any]]:
+def speed(target: Target, draft: AnyDraft, prompts: Prompts, methods: Sequence[str], max_tokens: int) -> dict[str, dict[str, Any]]:
     """How much faster than plain decoding each method is for one user.
 
     Prompts are decoded one by one, each by every method in turn, with K "auto". Returns, for each method:
@@ -142,7 +142,7 @@ def speed(target: Target, draft: Draft, prompts: Prompts, methods: Sequence[str]
     return found
 
 
-def _engine(target: Target, draft: Draft | None, method: str, draft_tokens: Any, batch: int, prompts: Prompts, max_tokens: int) -> Engine:
+def _engine(target: Target, draft: AnyDraft | None, method: str, draft_tokens: Any, batch: int, prompts: Prompts, max_tokens: int) -> Engine:
     # No more positions than needed: by default an engine takes much of the memory that training needs.
     positions = batch * (max(map(len, prompts)) + max_tokens)
     return Engine(target, draft, method, draft_tokens, max_batch=batch, cache_tokens=positions)

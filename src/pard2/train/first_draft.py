@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from pard2.config import TrainConfig, load_config
+from pard2.config import TrainConfig
+from pard2.config_file import load_config
 from pard2.errors import Pard2Error
 
 

@@ -17,13 +17,15 @@ from pard2.data.examples import load_examples
 from pard2.data.features import LAST_STATE
 from pard2.data.state_cache import stored_layers
 from pard2.errors import Pard2Error
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.draft_kind import DraftKind
 from pard2.models.target import Target
 from pard2.train.compatibility import check_kinds, check_lengths
+from pard2.train.initial_eagle3 import DEFAULT_VOCABULARY, given_eagle3, new_eagle3
 
 
-def meta_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draft]:
+def meta_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, AnyDraft]:
     """The run's target and draft on the `meta` device: their shapes.
 
     stand_in: the target is a shape in place of a model, and so has no tokenizer.
@@ -36,12 +38,13 @@ def meta_pair(config: TrainConfig, stand_in: bool = False) -> tuple[Target, Draf
         raise Pard2Error(f"{config.target.name!r} has no tokenizer, which training needs")
     with torch.device("meta"):
         draft = initial_draft(config, target)
-    check_decodable(draft.lm, draft.name)
+    if isinstance(draft, Draft):
+        check_decodable(draft.lm, draft.name)
     check_kinds(target, draft, "dense" if config.loop.attention == "dense" else "blocks", config.asks_target)
     return target, draft
 
 
-def run_examples(config: TrainConfig, target: Target, draft: Draft) -> Examples:
+def run_examples(config: TrainConfig, target: Target, draft: AnyDraft) -> Examples:
     """The run's conversations in the target's tokens; both models may be on the `meta` device.
 
     Raises as `load_examples` and `check_lengths` do.
@@ -55,7 +58,7 @@ def run_examples(config: TrainConfig, target: Target, draft: Draft) -> Examples:
     return examples
 
 
-def initial_draft(config: TrainConfig, target: Target, examples: Examples | None = None) -> Draft:
+def initial_draft(config: TrainConfig, target: Target, examples: Examples | None = None) -> AnyDraft:
     """The draft that a run starts from, in float32: whatever the target's precision, small updates need it.
 
     examples: of the run, whose answers tell which tokens a part of the vocabulary is made of; None where the
@@ -64,6 +67,11 @@ def initial_draft(config: TrainConfig, target: Target, examples: Examples | None
     Raises `Pard2Error` for a start that does not fit the target or the run.
     """
     wanted = config.draft
+    if not config.kind.cut:
+        if wanted.path is not None:
+            return given_eagle3(config, target)
+        size = wanted.vocabulary_size or min(DEFAULT_VOCABULARY, target.vocab_size)
+        return new_eagle3(config, target, answer_vocabulary(examples, size, target.vocab_size))
     if wanted.share_vocabulary and config.target.dtype not in ("float32", config.loop.precision):
         raise Pard2Error(
             f"draft.share_vocabulary trains through the target's own tables; give loop.precision={config.target.dtype}, or target.dtype=float32"
@@ -111,10 +119,12 @@ def _given_draft(
     assert wanted.path is not None
     on_meta = target.device.type == "meta"
     draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
+    kind, words = _STARTS[config.method]
+    if not isinstance(draft, Draft):
+        raise Pard2Error(f"draft.path {wanted.path!r} must be {words} (method={config.method})")
     check_quantisation(draft.lm.config, draft.name, plain=True)
     if draft.spec is None and config.kind.masks:
         draft = as_parallel_draft(draft, target, _mask_token(config, target), k, layers, options)
-    kind, words = _STARTS[config.method]
     if draft.kind is not kind:
         raise Pard2Error(f"draft.path {wanted.path!r} must be {words} (method={config.method})")
     if wanted.share_vocabulary and not isinstance(draft.lm.get_input_embeddings(), SharedEmbedding):
@@ -132,12 +142,12 @@ def _given_draft(
     return draft.requires_grad_(True)
 
 
-def read_layers(draft: Draft) -> tuple[int, ...]:
+def read_layers(draft: AnyDraft) -> tuple[int, ...]:
     """The hidden states that a step reads: those of the features, else the last, for the target's logits."""
     return (draft.spec and draft.spec.target_layers) or LAST_STATE
 
 
-def cache_layers(config: TrainConfig, draft: Draft) -> tuple[int, ...]:
+def cache_layers(config: TrainConfig, draft: AnyDraft) -> tuple[int, ...]:
     """The hidden states that the run's cache holds: a run without features reads any cache that is there."""
     assert config.features.cache is not None
     stored = None if config.kind.features else stored_layers(config.features.cache)

@@ -15,13 +15,14 @@ from pard2.checkpoints.write import save_draft
 from pard2.config import TrainConfig
 from pard2.errors import Pard2Error
 from pard2.files import whole_directory
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft
 from pard2.train.attention import AttentionKind
 from pard2.train.optimizer import Optimizer, WeightAverage
 from pard2.train.origin import Origin
+from pard2.train.packed_loss import PackedLoss
 from pard2.train.processes import Processes, whole, with_values
 from pard2.train.run_checkpoint import RunCheckpoint, RunProgress, run_record
-from pard2.train.step import PackedLoss
 
 
 class Learner:
@@ -31,7 +32,7 @@ class Learner:
     average: of the weights, None without one.
     """
 
-    def __init__(self, draft: Draft, config: TrainConfig, processes: Processes, attention: AttentionKind, size: int | None) -> None:
+    def __init__(self, draft: AnyDraft, config: TrainConfig, processes: Processes, attention: AttentionKind, size: int | None) -> None:
         """A draft with its initial weights.
 
         config: with the number of steps.
@@ -39,14 +40,15 @@ class Learner:
         """
         self.draft, self._config, self._processes = draft, config, processes
         draft.train()
-        if config.loop.activation_checkpointing:
+        checkpointing = config.loop.activation_checkpointing
+        if checkpointing and isinstance(draft, Draft):
             draft.lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._sharded = config.loop.sharding == "fsdp"
         # A sharded draft is neither saved nor decoded with; this copy is filled with its weights for that.
         self._copy = copy.deepcopy(draft).cpu() if self._sharded and processes.is_main else None
         precision = torch.bfloat16 if config.loop.precision == "bfloat16" else torch.float32
-        loss = PackedLoss(draft, config.objective, attention, precision, size)
-        self.module = processes.wrap(loss, draft.lm.get_submodule(draft.blocks_name))
+        loss = PackedLoss(draft, config.objective, attention, precision, size, checkpointing)
+        self.module = processes.wrap(loss, draft.blocks)
         trainable = {name: parameter for name, parameter in draft.named_parameters() if parameter.requires_grad}
         self.optimizer = Optimizer(trainable, config.optimizer, draft.tables)
         self.average = None if config.optimizer.ema is None else WeightAverage(trainable, config.optimizer.ema)

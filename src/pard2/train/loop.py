@@ -40,8 +40,8 @@ from pard2.train.processes import Processes
 from pard2.train.progress import TrainingProgress
 from pard2.train.run_checkpoint import check_output, save_checkpoint
 from pard2.train.run_log import RunLog
-from pard2.train.step import trained_slots
 from pard2.train.stopping import Stopped, StopSignals
+from pard2.train.teacher import trained_slots, with_choices
 
 _MAX_BAD_STEPS = 5
 
@@ -179,6 +179,8 @@ class TrainingLoop:
         packed = packed.to(device)
         fetched = time.perf_counter()
         states = self._states(packed, cached)
+        if states is not None and self.run.teacher.choices is not None:
+            packed = with_choices(packed, states, self.run.teacher)
         slots = trained_slots(packed, states, self.run.teacher, objective)
         seconds.wait += fetched - started
         seconds.target += time.perf_counter() - fetched

@@ -46,6 +46,8 @@ class PackedSequence:
     correction: [P] float32, how many slots each stands for (1 without the COD correction).
     answered: [K] slots at each depth that predict a token of an answer, those included that are not trained
         because the draft cannot propose it.
+    labels: [P] columns of the teacher's logits that the trained slots are to say; None for those of the
+        conversation's tokens.
     """
 
     examples: Sequence[Example]
@@ -55,6 +57,7 @@ class PackedSequence:
     trained: Tensor
     correction: Tensor
     answered: Tensor
+    labels: Tensor | None = None
 
     def to(self, device: torch.device) -> "PackedSequence":
         return PackedSequence(
@@ -65,10 +68,13 @@ class PackedSequence:
             trained=self.trained.to(device),
             correction=self.correction.to(device),
             answered=self.answered.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
         )
 
 
-def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: torch.Generator, columns: Tensor | None = None) -> PackedSequence:
+def lay_out(
+    examples: Sequence[Example], objective: ObjectiveConfig, generator: torch.Generator, columns: Tensor | None = None, first_anchor: int = 0
+) -> PackedSequence:
     """Draw which masks the documents keep, and which documents lose their features.
 
     A slot is trained if the token that it predicts belongs to an answer and, with `anchors: response`, the
@@ -81,6 +87,7 @@ def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: 
     flags = [torch.from_numpy(e.predicted) for e in examples]
     arguments = (objective.draft_tokens, objective.retention, objective.min_retention, generator)
     kept = [keep_masks(predicted, *arguments, anchors=objective.anchors) for predicted in flags]
+    kept = [[anchors[anchors >= first_anchor] for anchors in depths] for depths in kept]
     layout = build_layout(lengths, kept)
     drawn = torch.rand(len(examples), generator=generator) >= objective.feature_drop
     token_ids = torch.from_numpy(np.concatenate([e.token_ids for e in examples], dtype=np.int64))
@@ -88,7 +95,7 @@ def lay_out(examples: Sequence[Example], objective: ObjectiveConfig, generator: 
 
     inside = layout.position + 1 < torch.tensor(lengths)[layout.document]
     index = layout.predicted_index.clamp(max=len(token_ids) - 1)
-    answered = inside & predicted[index]
+    answered = inside & predicted[index] & (layout.anchor >= first_anchor)
     trained = torch.nonzero(answered if columns is None else answered & (columns[token_ids[index]] >= 0))[:, 0]
     correction = torch.ones(len(trained))
     if objective.cod_correction:
@@ -116,15 +123,17 @@ class PackedCorpus:
         objective: ObjectiveConfig,
         seed: int,
         columns: Tensor | None = None,
+        first_anchor: int = 0,
     ) -> None:
         """Documents and the length of the sequences that they are packed into.
 
         lengths: tokens of each document.
         max_length: tokens of a packed sequence. Raises `Pard2Error` for a document that is longer.
-        columns: as for `lay_out`.
+        columns, first_anchor: as for `lay_out`.
         """
         self.packed = pack(lengths, max_length, seed)
         self._examples, self._objective, self._seed = examples, objective, seed
+        self._first_anchor = first_anchor
         self._columns = None if columns is None else columns.cpu()
         self._order = lru_cache(maxsize=2)(self._permutation)  # a step may span two epochs
 
@@ -139,4 +148,4 @@ class PackedCorpus:
         """Packed sequence `number`, counted from 0 over all epochs, laid out on the CPU."""
         epoch, index = divmod(number, len(self))
         documents = [self._examples[i] for i in self.packed[self._order(epoch)[index]]]
-        return lay_out(documents, self._objective, generator(self._seed, _LAYOUT, number), self._columns)
+        return lay_out(documents, self._objective, generator(self._seed, _LAYOUT, number), self._columns, self._first_anchor)

@@ -22,7 +22,8 @@ from pard2.data.packing import pack
 from pard2.data.state_cache import cache_bytes
 from pard2.data.tally import told
 from pard2.engine.capacity import free_bytes
-from pard2.models.draft import Draft, SharedEmbedding
+from pard2.models.any_draft import AnyDraft
+from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
 from pard2.reading import printable
 from pard2.train import muon
@@ -144,7 +145,7 @@ def run_steps(config: TrainConfig, sequences: int) -> int:
     return steps
 
 
-def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examples, measure: bool = False, not_cached: int = 0) -> Plan:
+def make_plan(config: TrainConfig, target: Target, draft: AnyDraft, examples: Examples, measure: bool = False, not_cached: int = 0) -> Plan:
     """The plan of one process that does all the work. The models may be on the `meta` device.
 
     measure: let the device multiply for half a second.
@@ -155,12 +156,13 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
     device, dtype = parse_device(loop.device), parse_dtype(config.target.dtype)
     options = StepOptions(
         target_itemsize=dtype.itemsize,
-        head_trained=not (config.draft.share_vocabulary or isinstance(draft.lm.get_input_embeddings(), SharedEmbedding)),
+        head_trained=draft.head_weight.requires_grad and not config.draft.share_vocabulary,
         mixed=loop.precision == "bfloat16",
         checkpointing=loop.activation_checkpointing,
         average=config.optimizer.ema is not None,
         on_gpu=device.type == "cuda",
         target_asked=config.asks_target,
+        features_once=not config.kind.cut,
     )
     matrices = _muon_matrices(config, draft)
     numbers = _parameters(target, draft, matrices)
@@ -170,13 +172,14 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
     held = 0 if target.device.type == "meta" else memory.target_weights + memory.draft_weights
     flops = sequence_flops(*shapes, usual, data.predicted / data.rows, features, options)
     steps = run_steps(config, data.rows)
+    cached = [*dict.fromkeys([*(layers or LAST_STATE), *(config.features.layers or ())])]
     return Plan(
         method=config.method,
         target=config.target.name,
         draft=config.draft.path or draft.name.replace(target.name, config.target.name),
         layers=draft.num_layers,
         draft_tokens=config.objective.draft_tokens,
-        mask_token=None if spec is None else spec.mask_token,
+        mask_token=spec.mask_token if isinstance(spec, DraftSpec) else None,
         target_layers=layers,
         device=str(device),
         parameters=numbers,
@@ -186,18 +189,18 @@ def make_plan(config: TrainConfig, target: Target, draft: Draft, examples: Examp
         epochs=steps * loop.rows_per_step / data.rows,
         memory=memory,
         memory_free=free_bytes(device) + held,
-        disk=_disk(config, numbers, 0 if config.features.cache is None else cache_bytes(examples.lengths, target, layers or LAST_STATE, dtype)),
+        disk=_disk(config, numbers, 0 if config.features.cache is None else cache_bytes(examples.lengths, target, cached, dtype)),
         work=_work(config, flops, sum(muon.flops(matrix.shape) for matrix in matrices), measure),
     )
 
 
-def _muon_matrices(config: TrainConfig, draft: Draft) -> list[nn.Parameter]:
+def _muon_matrices(config: TrainConfig, draft: AnyDraft) -> list[nn.Parameter]:
     trainable = [parameter for parameter in draft.parameters() if parameter.requires_grad]
     return muon_matrices(trainable, draft.tables) if config.optimizer.kind == "muon" else []
 
 
-def _parameters(target: Target, draft: Draft, matrices: list[nn.Parameter]) -> Parameters:
-    trained, projection = count(draft, trained_only=True), draft.projection
+def _parameters(target: Target, draft: AnyDraft, matrices: list[nn.Parameter]) -> Parameters:
+    trained, projection = count(draft, trained_only=True), draft.projection if isinstance(draft, Draft) else draft.fc
     return Parameters(
         target=count(target.model),
         trained=trained,
@@ -286,7 +289,8 @@ def render(plan: Plan) -> RenderableType:
     longest = max(phases, key=lambda name: phases[name])
     inside = f" (activations {size(memory.activations)}, loss {size(memory.loss_chunks)})" if longest == "the draft's pass" else ""
     average = f", their mean {size(memory.average)}" if memory.average else ""
-    reads = "" if plan.mask_token is None else f", K = {plan.draft_tokens}, mask token {plan.mask_token}"
+    reads = "" if plan.draft_tokens == 1 else f", K = {plan.draft_tokens}"
+    reads += "" if plan.mask_token is None else f", mask token {plan.mask_token}"
     reads += f", features {list(plan.target_layers)}" if plan.target_layers else ""
     projection = f", {amount(numbers.projection)} of them in the projection" if numbers.projection else ""
     lines = {

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pard2.checkpoints.loading import load_target
 from pard2.config import TrainConfig
@@ -12,6 +13,7 @@ from pard2.data.features import online_states
 from pard2.data.records import read_records
 from pard2.data.state_cache import StateCache
 from pard2.errors import Pard2Error
+from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.train.attention import AttentionKind, attention_kind
@@ -26,7 +28,8 @@ from pard2.train.processes import Processes
 from pard2.train.projection import StandardisedProjection, feature_std
 from pard2.train.run_checkpoint import RunCheckpoint, RunProgress, load_checkpoint
 from pard2.train.run_log import RunLog
-from pard2.train.step import Teacher
+from pard2.train.teacher import Teacher
+from pard2.train.unrolled import FIRST_ANCHOR
 
 _CALIBRATION_DOCUMENTS = 16
 
@@ -78,12 +81,12 @@ def prepare_run(config: TrainConfig, processes: Processes, log: RunLog) -> Prepa
     cache = _open_cache(config, target, draft)
     if cache is not None:
         examples = cache.admit(examples)
-    if config.draft.standardise_features:
+    if config.draft.standardise_features and isinstance(draft, Draft):
         with log.doing(f"reading the features of {_CALIBRATION_DOCUMENTS} conversations"):
             _standardise(draft, target, examples)
     teacher = Teacher.of(target, draft)
     max_length = config.data.row_length or config.data.max_length
-    corpus = PackedCorpus(examples, examples.lengths, max_length, config.objective, config.loop.seed, teacher.columns)
+    corpus = PackedCorpus(examples, examples.lengths, max_length, config.objective, config.loop.seed, *_slots(draft, teacher))
     config = _with_steps(config, len(corpus))
     origin = Origin.of(target, examples, held_out)
     if checkpoint is not None:
@@ -127,7 +130,7 @@ def _held_out(config: TrainConfig, target: Target, examples: Examples) -> list[l
     return held_out_prompts(target, records, config.data.chat_template_kwargs, examples)
 
 
-def _initial_draft(config: TrainConfig, processes: Processes, target: Target, examples: Examples) -> tuple[Draft, AttentionKind]:
+def _initial_draft(config: TrainConfig, processes: Processes, target: Target, examples: Examples) -> tuple[AnyDraft, AttentionKind]:
     """The draft to start from, and how its slots attend. Raises `Pard2Error` where that cannot be trained."""
     draft = initial_draft(config, target, examples)
     if draft.spec is not None:
@@ -137,11 +140,16 @@ def _initial_draft(config: TrainConfig, processes: Processes, target: Target, ex
     return draft, attention
 
 
-def _open_cache(config: TrainConfig, target: Target, draft: Draft) -> StateCache | None:
+def _open_cache(config: TrainConfig, target: Target, draft: AnyDraft) -> StateCache | None:
     features = config.features
     if features.cache is None:
         return None
-    return StateCache.open(features.cache, target, cache_layers(config, draft), features.on_missing, features.on_generate)
+    return StateCache.open(features.cache, target, cache_layers(config, draft), features.on_missing, features.on_generate, features.layers or ())
+
+
+def _slots(draft: AnyDraft, teacher: Teacher) -> tuple[Tensor | None, int]:
+    """Of `PackedCorpus`: which tokens can be learned, and where a document's first chain begins."""
+    return (teacher.columns, 0) if isinstance(draft, Draft) else (None, FIRST_ANCHOR)
 
 
 def _standardise(draft: Draft, target: Target, examples: Examples) -> None:

@@ -16,7 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pard2.config import TrainConfig, absolute, config_of, sections
+from pard2.config import TrainConfig
+from pard2.config_file import absolute, config_of, sections
 from pard2.environment import meta
 from pard2.errors import Pard2Error
 from pard2.files import recover, whole_directory

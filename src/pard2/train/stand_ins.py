@@ -11,14 +11,14 @@ from pard2.config import TrainConfig
 from pard2.data.corpus import Examples, offsets_of
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error
-from pard2.models.draft import Draft
+from pard2.models.any_draft import AnyDraft
 from pard2.models.target import Target
 from pard2.train.initial import meta_pair, run_examples
 
 _LENGTHS = 16  # assumed ones, evenly spaced
 
 
-def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, Draft]:
+def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, AnyDraft]:
     """As `meta_pair`; a model that cannot be read is made of its `shape`, if the run has one.
 
     Such a target has no tokenizer.
@@ -42,7 +42,7 @@ def planned_pair(config: TrainConfig, missing: list[str]) -> tuple[Target, Draft
         return meta_pair(config.model_copy(update=sections), stand_in="target" in sections)
 
 
-def planned_examples(config: TrainConfig, target: Target, draft: Draft, missing: list[str]) -> Examples:
+def planned_examples(config: TrainConfig, target: Target, draft: AnyDraft, missing: list[str]) -> Examples:
     """As `run_examples`; what cannot be read is assumed, if the run tells how many tokens to expect.
 
     missing: gets a line then.

@@ -1,0 +1,195 @@
+"""What the config.json of an EAGLE-3 draft says (METHOD: section 9), in the plain layout, and back.
+
+A config is a dictionary of JSON values. speculators' own form of it is `speculators.py`'s.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+from pard2.checkpoints.draft_spec import first_key
+from pard2.checkpoints.loading import check_sizes, load_errors
+from pard2.errors import Pard2Error, Pard2Warning
+from pard2.hf import PreTrainedConfig
+from pard2.models.eagle3 import DEFAULT_DEPTHS, Eagle3Draft, Eagle3Spec, FeatureNorm
+from pard2.models.identity import NAME_KEY, SAMPLES_KEY
+from pard2.runtime.windows import attention_windows
+
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+IDS = "eagle_aux_hidden_state_layer_ids"
+# Of a draft and not of its layer; the layer's config is made of the others.
+_OF_DRAFT = {
+    "architectures", "draft_vocab_size", "target_hidden_size", "num_aux_hidden_states", "norm_before_residual", "norm_before_fc", "fc_norm",
+    "use_aux_norm", "norm_output", "eagle_config", IDS, "pard2_draft_tokens", NAME_KEY, SAMPLES_KEY, "pard2_chat_template_kwargs",
+}  # fmt: skip
+_OF_FILE = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "auto_map", "is_decoder", "tie_word_embeddings"}
+_ROPE_COPIES = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # for engines that do not know `rope_parameters`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Keys:
+    """What a config says of a draft, before its weights are seen.
+
+    layers: the target's hidden states, None for the default ones of a target.
+    target_hidden_size: None where it is not said, and so the draft's own.
+    draft_vocab_size: None where it can propose every token.
+    made_for: as in `DraftSpec`, and the name alone where no weights are known.
+    """
+
+    config: PreTrainedConfig
+    layers: tuple[int, ...] | None
+    target_hidden_size: int | None
+    draft_vocab_size: int | None
+    draft_tokens: int
+    norm_before_residual: bool
+    norm_output: bool
+    feature_norm: FeatureNorm
+    made_for: dict[str, str] | None
+    template_arguments: list[dict[str, Any]] | None
+
+    @property
+    def size(self) -> int:
+        """D, of the tokens that it can propose."""
+        return self.draft_vocab_size or self.config.vocab_size
+
+    @property
+    def owner_width(self) -> int:
+        """Width of its target's hidden states."""
+        return self.target_hidden_size or self.config.hidden_size
+
+    def spec(self, default: tuple[int, ...]) -> Eagle3Spec:
+        """default: the hidden states that feed it where it does not say which."""
+        return Eagle3Spec(
+            target_layers=self.layers or default,
+            target_hidden_size=self.owner_width,
+            draft_tokens=self.draft_tokens,
+            norm_before_residual=self.norm_before_residual,
+            norm_output=self.norm_output,
+            feature_norm=self.feature_norm,
+            made_for=self.made_for,
+            template_arguments=self.template_arguments,
+        )
+
+
+def read_plain(keys: dict[str, Any], name: str) -> Eagle3Keys:
+    """Of a config in the plain layout.
+
+    Raises `Pard2Error` for keys of the wrong type, and a layer that is none of ours. Warns where `norm_before_residual` is missing.
+    """
+    nested = first_key(keys, name, dict, "eagle_config", default={})
+    if nested.get("use_aux_hidden_state") is False:
+        raise Pard2Error(f"{name!r} says use_aux_hidden_state = false: it reads one hidden state without `fc`, as no EAGLE-3 draft here does")
+    said = {key: value for key, value in keys.items() if key not in _OF_DRAFT}
+    if "norm_before_residual" not in keys:
+        warnings.warn(
+            f"{name!r} does not say `norm_before_residual`: read as false, as vLLM and SGLang read this layout; vLLM reads speculators' layout "
+            "as true there. If few of its proposals are accepted, write true into its config.json",
+            Pard2Warning,
+            stacklevel=3,
+        )
+    return read_keys({**nested, **keys}, said, name)
+
+
+def read_keys(keys: dict[str, Any], layer: dict[str, Any], name: str) -> Eagle3Keys:
+    """keys: of the draft. layer: of its layer, a Llama's or a Qwen 3's."""
+    ids = keys.get(IDS)
+    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
+        raise Pard2Error(f"{name!r}: `{IDS}` must be a list of layer numbers, not {ids!r}")
+    count = first_key(keys, name, int, "num_aux_hidden_states")
+    if ids and count and count != len(ids):
+        raise Pard2Error(f"{name!r}: num_aux_hidden_states = {count}, but `{IDS}` lists {len(ids)}; correct its config.json")
+    if not ids and count not in (None, 3):
+        raise Pard2Error(f"{name!r} reads {count} hidden states and does not say which; add `{IDS}` to its config.json")
+    joint = _flag(keys, name, "norm_before_fc")
+    each = _flag(keys, name, "fc_norm", "use_aux_norm")
+    if joint and each:
+        raise Pard2Error(f"{name!r} says both norm_before_fc and fc_norm; only one of the two can be")
+    config = _layer_of(layer, name)
+    size = first_key(keys, name, int, "draft_vocab_size")
+    if size is not None and size > config.vocab_size:
+        raise Pard2Error(f"{name!r}: a draft vocabulary of {size} tokens is larger than the target's of {config.vocab_size}")
+    made_for = {key: first_key(keys, name, str, key, default="") for key in (NAME_KEY, SAMPLES_KEY)}
+    return Eagle3Keys(
+        config=config,
+        layers=tuple(ids) if ids else None,
+        target_hidden_size=first_key(keys, name, int, "target_hidden_size"),
+        draft_vocab_size=size,
+        draft_tokens=first_key(keys, name, int, "pard2_draft_tokens", default=DEFAULT_DEPTHS),
+        norm_before_residual=_flag(keys, name, "norm_before_residual"),
+        norm_output=_flag(keys, name, "norm_output"),
+        feature_norm="joint" if joint else "each" if each else "none",
+        made_for=made_for if made_for[NAME_KEY] else None,
+        template_arguments=first_key(keys, name, list, "pard2_chat_template_kwargs"),
+    )
+
+
+def _flag(keys: dict[str, Any], name: str, *names: str) -> bool:
+    return first_key(keys, name, bool, *names, default=False)
+
+
+def _layer_of(said: dict[str, Any], name: str) -> PreTrainedConfig:
+    """The layer's config; rotary frequencies are read from the older keys where it has no `rope_parameters`."""
+    left = _OF_FILE | (_ROPE_COPIES if said.get("rope_parameters") else set())
+    kind = said.get("model_type", "llama")
+    if kind not in ("llama", "qwen3"):
+        raise Pard2Error(f"{name!r}: the layer of an EAGLE-3 draft is a Llama's or a Qwen 3's here, not {kind!r}")
+    if said.get("quantization_config") is not None:
+        raise Pard2Error(f"{name!r} is quantised, which no EAGLE-3 draft here can be; name the unquantised draft")
+    with load_errors(name):
+        config = transformers.AutoConfig.for_model(**{key: value for key, value in said.items() if key not in left} | {"model_type": kind})
+        _ = config.to_dict()  # what raises, raises here
+        check_sizes(config)
+    return config
+
+
+def plain_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
+    """The config of a draft in the plain layout, every key written out.
+
+    dtype: of its tensors, by torch's name.
+    """
+    spec = draft.spec
+    return layer_keys(draft, dtype) | draft_keys(draft) | {
+        "architectures": [ARCHITECTURE],
+        "num_aux_hidden_states": len(spec.target_layers),
+        "eagle_config": {
+            IDS: list(spec.target_layers),
+            "use_aux_hidden_state": True,
+            "norm_before_fc": spec.feature_norm == "joint",
+        },
+    }  # fmt: skip
+
+
+def draft_keys(draft: Eagle3Draft) -> dict[str, Any]:
+    """The keys of a draft that both layouts have, our own among them."""
+    spec = draft.spec
+    keys: dict[str, Any] = {
+        "draft_vocab_size": len(draft.token_ids),
+        "target_hidden_size": spec.target_hidden_size,
+        "norm_before_residual": spec.norm_before_residual,
+        "norm_before_fc": spec.feature_norm == "joint",
+        "fc_norm": spec.feature_norm == "each",
+        "norm_output": spec.norm_output,
+        IDS: list(spec.target_layers),
+        "tie_word_embeddings": False,
+        "pard2_draft_tokens": spec.draft_tokens,
+    }
+    if spec.template_arguments is not None:
+        keys["pard2_chat_template_kwargs"] = spec.template_arguments
+    return keys | (spec.made_for or {})
+
+
+def layer_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
+    """The config of a draft's layer, with its rotary frequencies and its window as old and new readers know."""
+    config = draft.config
+    rope = dict(config.rope_parameters or {})
+    keys = config.to_dict() | {"dtype": dtype, "tie_word_embeddings": False, "rope_theta": rope.get("rope_theta")}
+    keys["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else {k: v for k, v in rope.items() if k != "rope_theta"}
+    if "partial_rotary_factor" in rope:
+        keys["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if (window := attention_windows(config)[0]) is not None:
+        keys |= {"sliding_window": window, "layer_types": ["sliding_attention"]}
+    for unsaid in ("_name_or_path", "architectures"):
+        keys.pop(unsaid, None)
+    return keys
