@@ -88,8 +88,8 @@ class PlainEagle3:
     def tree(self, text: list[int], depth: int, width: int, nodes: int, temperature: float = 1.0) -> dict[tuple[int, ...], float]:
         """EAGLE-2's: the log-probability of each path that is proposed.
 
-        At each depth the `width` best children of each node of the frontier; the `width` best of all these are
-        the next frontier; in the end the best `nodes` of all that were met.
+        At each depth the `width` best children of each node of the frontier are met; the `width` best of all
+        these are the next frontier. In the end the best `nodes` of all that were met are taken.
         """
         features = self.features(text)
         met: dict[tuple[int, ...], float] = {}

@@ -110,7 +110,7 @@ def test_what_is_proposed_is_a_tree_whose_paths_never_get_more_probable(model, w
 @settings(max_examples=60, deadline=None)
 @given(models(), st.integers(1, 4))
 def test_rows_are_those_that_the_draft_is_fed(model, width):
-    """The root, then whatever was in a frontier: a row's parent comes before it, and `paths` are ancestors."""
+    """The root, then whatever was in a frontier; a row's parent comes before it, `paths` are ancestors."""
     _, depth, said = model
     tree, _ = grown(said, depth, width)
     assert all(0 <= parent <= row for row, parent in enumerate(tree.parents))

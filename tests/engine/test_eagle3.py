@@ -20,7 +20,7 @@ from plain_eagle3 import PlainEagle3
 from tiny import random_prompts, tiny_target
 from tiny_eagle3 import tiny_eagle3
 
-# Longer than a chunk of a prompt; of one token, which no feature precedes; and some that the draft was fitted to.
+# Of one token, which no feature precedes, of two, long ones, and some that the draft was fitted to.
 RAGGED = [*PROMPTS[:4], [9], [4, 4], *random_prompts(1, seed=5), *PROMPTS[6:8]]
 GREEDY = SamplingParams(max_tokens=20)
 DRAWN = SamplingParams(max_tokens=20, temperature=0.9, seed=3)
@@ -80,7 +80,7 @@ def check(engine: Engine, seen: list[Seen]) -> int:
 
 
 def run(draft: Eagle3Draft, target: Any = None, prompts: Any = RAGGED, params: Any = GREEDY, **options: Any) -> int:
-    """Decode, check every proposal, and count what was accepted. Trees are narrow: the plain drafter is slow."""
+    """Decode, check every proposal, and count what was accepted. Trees are narrow: `PlainEagle3` is slow."""
     options = {"tree_top_k": 3 if options.get("tree") else None} | options
     engine = Engine(target or shared_target(), draft, "eagle3", **options)
     seen = watch(engine)

@@ -42,7 +42,7 @@ def world() -> tuple[Target, Eagle3Draft, list[list[int]], list[SamplingParams],
     settings = [SETTINGS[n % len(SETTINGS)] for n in range(len(prompts))]
     params = [SamplingParams(max_tokens=one.get("min_tokens", 1) + (5 * n) % 27, **one) for n, one in enumerate(settings)]
     plain = [out.token_ids for out in Engine(target).generate(prompts, params)]
-    return target, fitted_eagle3(target, prompts=[prompt for prompt in prompts if len(prompt) < 12]), prompts, params, plain
+    return target, fitted_eagle3(target, prompts=[prompt for prompt in prompts if len(prompt) < 25]), prompts, params, plain
 
 
 def test_the_texts_are_worth_testing_with():
@@ -50,7 +50,7 @@ def test_the_texts_are_worth_testing_with():
     assert len(prompts) == 60 and len({tuple(text) for text in plain}) > 50 and draft.spec.draft_tokens < 12
     unlike = sum(text != greedy(target, prompt, len(text)) for text, prompt in zip(plain, prompts, strict=True))
     assert 20 < unlike < 50, "settings that change nothing"
-    assert 3 < sum(len(text) < one.max_tokens for text, one in zip(plain, params, strict=True)), "nothing stops early"
+    assert sum(len(text) < one.max_tokens for text, one in zip(plain, params, strict=True)) > 3, "nothing stops early"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_targets_of_other_kinds(architecture):
 
 @pytest.mark.parametrize("options", [{}, {"tree": 30}, {"tree": "auto"}, {"ngram_first": 2}], ids=str)
 def test_a_cache_of_just_what_a_request_needs(options):
-    """A tree's nodes beside the text have places of their own in the draft's cache, and none in the target's."""
+    """A tree's nodes beside the text have places in the draft's cache, and none in the target's."""
     target, draft = shared_target(), new_draft("eagle3", shared_target())
     for prompt in PROMPTS[:4]:
         positions = len(prompt) + 24
@@ -152,7 +152,7 @@ def directories(tmp_path_factory):
 @pytest.mark.parametrize("draft_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["plain", "fbgemm", "onednn", "panels", "int8"])
 def test_every_form_says_what_plain_decoding_says_in_it(directories, form, draft_dtype):
-    """Of a target in bfloat16, and in float32 for int8; a draft in the one dtype reads features in the other.
+    """Of a target in bfloat16 or float32; a draft in the one dtype reads features in the other.
 
     In half precision our own products alone give a row the same bits whatever shares its pass.
     """
