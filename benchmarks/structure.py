@@ -29,7 +29,20 @@ FLOORS = (
     ("objective",),
     ("runtime",),
     ("kernels",),
-    ("errors", "files", "reading", "units", "intervals", "cache_directory", "environment", "config", "config_paths", "config_methods", "hf"),
+    (
+        "errors",
+        "files",
+        "reading",
+        "terminal",
+        "units",
+        "intervals",
+        "cache_directory",
+        "environment",
+        "config",
+        "config_paths",
+        "config_methods",
+        "hf",
+    ),
 )
 ENTRANCE = ("__init__", "__main__")
 FILE_LINES, FUNCTION_LINES, PARAMETERS, MANY_PARAMETERS = 350, 60, 8, 3  # the most that there may be

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from transformers import Qwen3Config
 
 from pard2.models.eagle3 import Eagle3Draft, Eagle3Spec, layer_config
 from pard2.models.target import Target
@@ -14,14 +15,17 @@ def tiny_eagle3(
     """A draft that can propose `size` of the target's tokens, on its device.
 
     own_embedding: a table of its own, else the target's.
-    config: entries of the layer's config that differ from the target's.
+    config: entries of the layer's config that differ from the target's; its `model_type` may be qwen3.
     spec: fields of `Eagle3Spec`; by default two of the target's hidden states feed it.
     """
     torch.manual_seed(seed)
     fields = {"target_layers": (1, target.num_states - 1), "target_hidden_size": target.hidden_size, "draft_tokens": 5} | spec
     tokens = torch.randperm(target.vocab_size)[:size].sort().values
+    layer = layer_config(target.config, **{key: value for key, value in (config or {}).items() if key != "model_type"})
+    if (config or {}).get("model_type") == "qwen3":
+        layer = Qwen3Config.from_dict({key: value for key, value in layer.to_dict().items() if key != "model_type"})
     embedding = None if own_embedding else target.model.get_input_embeddings()
-    draft = Eagle3Draft(layer_config(target.config, **(config or {})), Eagle3Spec(**fields), tokens, embedding, name="tiny-eagle3")
+    draft = Eagle3Draft(layer, Eagle3Spec(**fields), tokens, embedding, name="tiny-eagle3")
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             if parameter.ndim == 1:

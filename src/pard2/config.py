@@ -68,9 +68,7 @@ class DraftConfig(_Section):
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> "DraftConfig":
-        if self.layers is not None and self.path is not None:
-            raise ValueError("give either draft.layers or draft.path")
+    def _fits(self) -> "DraftConfig":
         if self.vocabulary_size is not None and self.layers is not None and not self.share_vocabulary:
             raise ValueError("draft.vocabulary_size goes with draft.share_vocabulary=true")
         if self.normalise_features and self.standardise_features:
@@ -202,7 +200,7 @@ class LogConfig(_Section):
 
 
 class TrainConfig(_Section):
-    method: Literal["pard2", "pard", "eagle3", "ar"] = Field(
+    method: Literal["pard2", "pard", "ar", "eagle3"] = Field(
         "pard2",
         description="pard2: masks and the target's features; pard: masks alone; eagle3: one layer on the target's features, unrolled; "
         "ar: an ordinary small draft, one token a pass",
@@ -243,7 +241,7 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _has_origin(self) -> "TrainConfig":
-        if self.kind.cut and self.draft.layers is None and self.draft.path is None:
+        if self.kind.cut and (self.draft.layers is None) == (self.draft.path is None):
             raise ValueError("give either draft.layers or draft.path")
         return self
 

@@ -28,20 +28,20 @@ class Kind:
 
     name: what errors call it.
     mark: a JSON file that each such directory holds.
-    key: a key in that file.
+    keys: one of these is in that file.
     files: patterns of all names that such a directory may hold.
     """
 
     name: str
     mark: str
-    key: str
+    keys: tuple[str, ...]
     files: tuple[str, ...]
 
 
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*chat_template*", "vocab*", "merges.txt", "*.model")
 _MODEL = ("config.json", "generation_config.json", "model.safetensors", "warp_model.bin", "training.json")
-CHECKPOINT = Kind("checkpoint", "config.json", "spd_type", (*_MODEL, *_TOKENIZER))
-PREPARED = Kind("prepared data", "manifest.json", "format", ("manifest.json", "ids.json", "tokens-*.safetensors"))
+CHECKPOINT = Kind("checkpoint", "config.json", ("spd_type", "pard2_draft_tokens"), (*_MODEL, *_TOKENIZER))
+PREPARED = Kind("prepared data", "manifest.json", ("format",), ("manifest.json", "ids.json", "tokens-*.safetensors"))
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _foreign(path: Path, names: list[str], kind: Kind) -> str | None:
         if not any(fnmatch(name, pattern) for pattern in kind.files):
             return f"{name!r} beside its {kind.name}"
     marked = read_json(path / kind.mark)
-    return None if isinstance(marked, dict) and kind.key in marked else f"a {kind.name} that this command does not make"
+    return None if isinstance(marked, dict) and any(key in marked for key in kind.keys) else f"a {kind.name} that this command does not make"
 
 
 def claim(directory: Path) -> contextlib.AbstractContextManager[None]:

@@ -13,6 +13,11 @@ def size(count: float) -> str:
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
+def counted(number: int, what: str) -> str:
+    """`1 answer`, `2,000 answers`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def amount(count: float) -> str:
     """`512`, `12.3 k`, `134.5 M`, `8.03 B`."""
     for unit, name, digits in ((1e9, "B", 2), (1e6, "M", 1), (1e4, "k", 1)):

@@ -8,10 +8,11 @@ import warnings
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from pard2.bench.named_suites import NAMED_SUITES
 from pard2.bench.suites import check_suites, read_suites
+from pard2.checkpoints import hub as hub_module
+from pard2.checkpoints.hub import UnreachableError
 from pard2.data.conversations import up_to_user
 from pard2.data.records import read_records
 from pard2.errors import Pard2Error, Pard2Warning
@@ -31,10 +32,11 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("PARD2_CACHE", str(tmp_path / "cache"))
     rows = {suite.origin: ROWS[name] for name, suite in NAMED_SUITES.items()}
 
-    def download(repo, file, repo_type, local_files_only=False):
-        if local_files_only:
-            raise LocalEntryNotFoundError(file)
-        path = tmp_path / repo / "snapshots" / "abc123" / file
+    def download(repo, patterns, data_set):
+        (file,), directory = patterns, tmp_path / repo / "snapshots" / "abc123"
+        if hub_module._access.get().local_files_only:
+            raise UnreachableError(file)
+        path = directory / file
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.endswith(".parquet"):
             import pyarrow
@@ -43,12 +45,12 @@ def hub(tmp_path, monkeypatch):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist([rows[repo]]), path)
         else:
             path.write_text(json.dumps(rows[repo]) + "\n")
-        return str(path)
+        return directory
 
     def answers(address, timeout):
         return io.BytesIO((json.dumps(rows[address]) + "\n").encode() if address in rows else b"the hub is there")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub_module, "download", download)
     monkeypatch.setattr(urllib.request, "urlopen", answers)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return rows
@@ -121,11 +123,11 @@ def test_a_name_that_nobody_has(tmp_path, monkeypatch):
 
 
 def test_the_hub_refuses(hub, monkeypatch):
-    def refuse(*_, local_files_only=False, **__):
-        raise LocalEntryNotFoundError("x") if local_files_only else RuntimeError("403 Forbidden\nmore")
+    def refuse(*_, **__):
+        raise UnreachableError("x") if hub_module._access.get().local_files_only else Pard2Error("'openai/gsm8k' is gated")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(Pard2Error, match="`suites` gsm8k: cannot read openai/gsm8k: 403 Forbidden; the path of a JSONL"):
+    monkeypatch.setattr(hub_module, "download", refuse)
+    with pytest.raises(Pard2Error, match="`suites` gsm8k: 'openai/gsm8k' is gated; the path of a JSONL"):
         read_suites(["gsm8k"])
 
 

@@ -1,4 +1,4 @@
-"""A hub on this machine: serves one model, or refuses it in the ways of the hub."""
+"""A hub on this machine: serves one model, and its files as a data set, or refuses them in the hub's ways."""
 
 import hashlib
 import json
@@ -27,12 +27,13 @@ class Hub:
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         card = path.startswith("/api/")
+        path = path.replace("/api/datasets/", "/api/models/").removeprefix("/datasets")
         if self.refusal is not None and not (card and self.open_card):
             return *self.refusal, b"{}"
         if path.startswith(f"/api/models/{NAME}/tree/{COMMIT}"):
             tree = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file.read_bytes())}
-                for file in sorted(self.directory.iterdir())
+                {"type": "file", "path": file.relative_to(self.directory).as_posix(), "size": file.stat().st_size, "oid": _etag(file.read_bytes())}
+                for file in sorted(self.directory.rglob("*.*"))
             ]
             return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
         if path.startswith(f"/api/models/{NAME}/revision/"):
@@ -40,7 +41,7 @@ class Hub:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
             return 200, {"Content-Type": "application/json"}, json.dumps({"id": NAME, "sha": COMMIT, "siblings": []}).encode()
         if path.startswith(f"/{NAME}/resolve/{COMMIT}/"):
-            body = (self.directory / path.rpartition("/")[2]).read_bytes()
+            body = (self.directory / path.partition(f"/{COMMIT}/")[2]).read_bytes()
             return 200, {"ETag": f'"{_etag(body)}"', "X-Repo-Commit": COMMIT}, body
         return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 

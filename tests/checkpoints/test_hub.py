@@ -17,8 +17,9 @@ from hub_stub import COMMIT, NAME, Hub, serving
 from chat_tokenizer import VOCABULARY, byte_tokenizer
 from pard2 import Engine, Pard2Error, SamplingParams
 from pard2.checkpoints import hub as hub_module
-from pard2.checkpoints.hub import accessing, report_downloads
+from pard2.checkpoints.hub import UnreachableError, accessing, report_downloads
 from pard2.checkpoints.loading import load_config, load_target, parse_dtype
+from pard2.data.sources import open_source
 from tiny import tiny_model
 
 REPOSITORY_NOT_FOUND = {"X-Error-Code": "RepoNotFound"}
@@ -183,6 +184,43 @@ def test_a_large_download_tells_its_size_its_place_and_how_far_it_is(hub, cache,
         assert told == [], "it is there already"
     finally:
         report_downloads(None)
+
+
+def test_a_data_set_is_a_model_to_the_hub(hub, cache, monkeypatch):
+    """Its page, its name in an error, and how it is downloaded by hand are others."""
+
+    def data_set(name: str) -> str:
+        with pytest.raises(Pard2Error) as caught:
+            hub_module.download(name, ["config.json"], data_set=True)
+        assert isinstance(caught.value, UnreachableError) == ("hf download" in str(caught.value))
+        return str(caught.value)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert data_set(f"{NAME}@v1").endswith(f"where there is a network: hf download {NAME} --repo-type dataset --revision v1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert data_set("org/none").startswith(f"no data set 'org/none' at {hub.url}: there is no such id, or it is private")
+    directory = hub_module.download(NAME, ["config.json"], data_set=True)
+    assert directory == cache / "datasets--org--tiny/snapshots" / COMMIT and hub_module.commit_of(directory) == COMMIT
+    assert [file.name for file in directory.iterdir()] == ["config.json"]
+    hub.refusal = 403, GATED
+    assert (
+        data_set(f"{NAME}@v2")
+        == f"'{NAME}@v2' is gated: accept its licence at {hub.url}/datasets/{NAME}, then log in with `hf auth login`, or set HF_TOKEN"
+    )
+
+
+def test_rows_of_a_data_set_that_the_hub_refuses(hub, monkeypatch, tmp_path):
+    """The reader's own words tell neither the page nor the way out."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    hub.refusal = 401, GATED
+    with pytest.raises(Pard2Error) as caught:
+        open_source(f"{NAME}:test")
+    way = f"accept its licence at {hub.url}/datasets/{NAME}, then log in with `hf auth login`, or set HF_TOKEN"
+    assert str(caught.value) == f"cannot load data set '{NAME}:test': '{NAME}' is gated: {way}, and there is no local file of that name"
 
 
 def test_from_pretrained_says_who_asks_for_which_revision(hub):

@@ -130,8 +130,11 @@ def test_a_result_names_the_commits_of_models_of_the_hub(pard2, target_directory
         shutil.copytree(directory, cache / "snapshots" / commit)
         (cache / "refs").mkdir()
         (cache / "refs/v1").write_text(commit)
-    command = ("bench", "-t", "org/target", "--revision", "v1", "-d", "org/draft@v1", "-s", suite_file, "--device", "cpu", "--max-new-tokens", 4)
-    assert pard2(*command, "--json", tmp_path / "r.json").code == 0
+    models = ("-t", "org/target", "--revision", "v1", "-d", "org/draft@v1", "--device", "cpu", "--max-new-tokens", 4)
+    assert pard2("bench", *models, "-s", suite_file, "--json", tmp_path / "r.json").code == 0
     plan = json.loads((tmp_path / "r.json").read_text())["plan"]
     assert (plan["target"], plan["draft"]) == ("org/target@v1", "org/draft@v1")
     assert plan["commits"] == {"org/target@v1": "a" * 40, "org/draft@v1": "b" * 40}
+    for command in (("generate", "-p", "hi"), ("verify", "--samples", 0, "--prompts", suite_file)):
+        assert json.loads(pard2(*command, *models, "--json").out)["commits"] == plan["commits"]
+    assert json.loads(pard2("generate", "-p", "hi", "-t", target_directory, *models[6:], "-m", "ar", "--json").out)["commits"] is None

@@ -1,16 +1,23 @@
 """What is shown on a terminal: text from outside is seen and never obeyed, an error is one line,
 and pipes get every byte."""
 
+import io
 import json
+import re
+from pathlib import Path
 
 import pytest
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+import pard2
 from chat_tokenizer import byte_tokenizer
 from pard2.cli import console
 from pard2.cli.colours import ColouredText
 from pard2.engine.statistics import Step
 from pard2.engine.text import TextStream
 from pard2.reading import printable
+from pard2.terminal import make_console
 
 EVIL = "\x1b]0;PWNED\x07\x1b[2J [/x] :100: a\nerror: b\r\x9b2J\u2028\udcff"
 SHOWN = "\\x1b]0;PWNED\\x07\\x1b[2J [/x] :100: a\\nerror: b\\r\\x9b2J\\u2028\\udcff"
@@ -92,3 +99,47 @@ def test_suites_and_drafts_have_names_from_outside(pard2, target_directory, draf
     (directory / "x]\x1b[2J.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
     result = pard2("bench", "-s", directory / "x]\x1b[2J.jsonl", "-t", target_directory, "-d", draft_directory, "--max-new-tokens", 2)
     assert result.code == 0 and "x]\\x1b[2J" in result.out and "\x1b" not in result.out + result.err
+
+
+WORDS = "a message that is longer than a line of the terminal, with a name such as /data/conversations/answers.jsonl in it: [x] stays"
+
+
+@pytest.mark.parametrize(("show", "before"), [(console.print_error, "error: "), (console.print_note, "")])
+def test_a_terminal_breaks_a_word(monkeypatch, show, before):
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "console", make_console(file=shown, force_terminal=True, width=80, soft_wrap=True))
+    show(WORDS)
+    plain = Text.from_ansi(shown.getvalue()).plain
+    assert plain.split() == (before + WORDS).split() and max(map(len, plain.splitlines())) <= 80
+    assert "\x1b[2m" in shown.getvalue() or before
+
+
+def test_a_note_of_two_lines(capfd):
+    """A line break within a message would be escaped."""
+    console.print_note("a", "b")
+    assert capfd.readouterr().err == "a\nb\n"
+
+
+def test_a_colour_that_a_light_or_a_dark_ground_hides():
+    """Yellow and cyan on white; a dark grey on black."""
+    shown = io.StringIO()
+    screen = make_console(file=shown, force_terminal=True, width=80, color_system="256")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), SpinnerColumn()
+    with Progress(*columns, console=screen, auto_refresh=False) as progress:
+        progress.add_task("x", total=2, completed=1)
+        progress.refresh()
+    codes = set(re.findall(r"\x1b\[([\d;]+)m", shown.getvalue()))
+    assert codes <= {"32", "38;5;197", "38;5;244", "0"} and "38;5;244" in codes
+
+
+def test_a_console_has_other_colours():
+    """Consoles for text without colour, and those that measure, excepted."""
+    source = Path(pard2.__file__).parent
+    made = [
+        f"{path.relative_to(source)}: {line.strip()}"
+        for path in source.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if " Console(" in line
+    ]
+    others = [line for line in made if "terminal.py" not in line and "color_system=None" not in line and "width=10_000" not in line]
+    assert others == ["train/loop.py: console = console or Console(stderr=True)"]

@@ -63,5 +63,6 @@ def test_demo_says_different_texts_or_breaks() -> None:
 def test_demo_without_json_prints_no_table() -> None:
     result = CliRunner().invoke(app, ["demo", "--max-new-tokens", "8"])
     assert result.exit_code == 0, result.output
+    assert "\\n" not in result.stderr
     for words in ("speed-up", "plain decoding", "PARD-2 TI", "PARD-2 TD", "Acceptance by position"):
         assert words in result.stdout

@@ -42,7 +42,7 @@ def test_json_has_the_promised_keys_and_the_targets_text(ask, target_directory, 
         result = ask("-d", draft_directory, "-m", method, "--max-new-tokens", 20, "--json")
         assert result.code == 0, result
         answer = json.loads(result.out)
-        assert list(answer) == ["text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reason", "method", "stats"]
+        assert list(answer) == ["text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reason", "method", "commits", "stats"]
         assert answer["token_ids"] == expected and answer["method"] == method
         assert answer["prompt_tokens"] == len(prompt) and answer["completion_tokens"] == len(expected)
         assert answer["finish_reason"] == "length"

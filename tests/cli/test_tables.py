@@ -136,6 +136,7 @@ SHOWN = {
     "verify": lambda: verify._print_table(audits(), True),
     "verify_alone": lambda: verify._print_table(audits()[:3], True),
     "verify_half": lambda: verify._print_table(audits(), False),
+    "demo_speeds": lambda: demo._print_speeds(output_console(), demo_runs()[0]),
     "demo": lambda: demo._print_summary(output_console(), demo_runs()),
     "env": show_env,
     "draft_info": lambda: [print(f"{label:<16}{value}") for label, value in draft._lines(report(), ["pard2-td", "pard2-ti", "pard", "vsd"])],

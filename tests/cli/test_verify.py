@@ -60,7 +60,7 @@ def wrong_fifth(tokens, prompts):
 
 def test_says_lossless_in_one_line_and_what_was_checked(verify):
     result = verify()
-    assert result.code == 0
+    assert result.code == 0 and "\\n" not in result.err
     line = result.out.splitlines()[-1]
     assert line.startswith("lossless: 8 of 8 prompts alone, 8 of 8 prompts together: tokens equal to transformers' greedy generate; ")
     assert "576 sampled tokens fit the target's distribution (p = " in line and line.endswith("(pard2-td, float32)")

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 import sys
 
 import pyarrow
@@ -80,7 +81,17 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(hub):
     assert hub == []
 
 
-def test_a_data_set_that_cannot_be_loaded_is_one_line(hub):
+def test_a_data_set_that_cannot_be_loaded_is_one_line(hub, monkeypatch):
+    """The hub is asked what is wrong; where it finds nothing, the reader's own words stand."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(Pard2Error) as info:
+        open_source("org/none")
+    assert re.fullmatch(
+        "cannot load data set 'org/none': no data set 'org/none' in .*, or not the whole of it, and HF_HUB_OFFLINE allows no download; "
+        "where there is a network: hf download org/none --repo-type dataset, and there is no local file of that name",
+        str(info.value),
+    )
+    monkeypatch.setattr("pard2.checkpoints.hub.download", lambda *_, **__: None)
     with pytest.raises(Pard2Error) as info:
         open_source("org/none")
     assert str(info.value) == "cannot load data set 'org/none': Couldn't reach the Hub, and there is no local file of that name"

@@ -128,7 +128,7 @@ def test_a_missing_field_is_named(run):
 @pytest.mark.parametrize("draft", [{}, {"layers": 4, "path": "x"}])
 def test_a_draft_has_exactly_one_origin(run, draft):
     run.write_text(yaml.safe_dump(RUN | {"draft": draft}))
-    assert refused(run).endswith("draft: give either draft.layers or draft.path")
+    assert refused(run).endswith(": give either draft.layers or draft.path")
 
 
 def test_a_part_of_the_vocabulary_goes_with_a_shared_one(run):

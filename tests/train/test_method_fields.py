@@ -12,6 +12,9 @@ from pard2.config_methods import METHODS
 from pard2.train.run_checkpoint import _difference
 
 
+CUT = {"eagle3": ["draft.layers=null"]}  # takes the cut out of the run
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return write_run(tmp_path)
@@ -35,6 +38,10 @@ def test_defaults_of_a_method_are_the_published_ones(run):
     assert (objective.weighting, objective.ce_alpha, objective.kd_alpha) == ("none", 1.0, 0.0) and not pard.asks_target
     ordinary = load_config(run, ["method=ar"])
     assert ordinary.objective.draft_tokens == 1 and ordinary.objective.kd_alpha == 1.0 and ordinary.asks_target
+    eagle3 = load_config(run, ["method=eagle3", "draft.layers=null"])
+    objective = eagle3.objective
+    assert (objective.draft_tokens, objective.depth_decay, objective.retention, objective.min_retention) == (7, 0.8, 1.0, 1.0)
+    assert (objective.ce_alpha, objective.kd_alpha, objective.weighting) == (0.0, 1.0, "none") and eagle3.asks_target
     assert load_config(run).method == "pard2"
 
 
@@ -45,7 +52,7 @@ def test_what_is_given_wins_over_the_methods_default(run):
 
 @pytest.mark.parametrize(("name", "section", "field"), [(name, *field) for name, method in METHODS.items() for field in method.unfit])
 def test_a_field_that_does_not_fit_is_passed_over(run, name, section, field):
-    said = refused(run, f"method={name}", f"{section}.{field}=1")
+    said = refused(run, f"method={name}", *CUT.get(name, ()), f"{section}.{field}=1")
     assert said == f"{section}.{field} does not fit method={name}, which {METHODS[name].unfit[section, field]}; leave it out"
 
 
@@ -68,7 +75,7 @@ def test_states_that_nobody_would_read_are_not_cached(run, override, asked):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resolved_run_is_the_same_run(run, method):
     """Without the fields that do not fit: a dry run shows none of them."""
-    config = load_config(run, [f"method={method}", "objective.ce_alpha=0.1"])
+    config = load_config(run, [f"method={method}", *CUT.get(method, ()), "objective.ce_alpha=0.1"])
     document = config.model_dump(mode="json")
     assert TrainConfig.model_validate(document) == config
     assert not any(field in document[section] for section, field in METHODS[method].unfit)

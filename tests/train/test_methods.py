@@ -17,6 +17,7 @@ from pard2.train import loop as training
 from pard2.train.dry_run import dry_run
 from pard2.train.loop import train
 from tiny import greedy, pard_draft, tiny_draft
+from tiny_eagle3 import tiny_eagle3
 
 SHARED = {"share_vocabulary": True}
 RUNS = {
@@ -26,7 +27,14 @@ RUNS = {
     "ar": ("ar", {}, {}),
     "ar, shared": ("ar", SHARED, {}),
     "ar, plain": ("ar", {}, {"kd_alpha": 0.0}),
+    "eagle3": ("eagle3", {}, {}),
+    "eagle3, a part": (
+        "eagle3",
+        {"vocabulary_size": 40, "norm_before_residual": True, "norm_output": True, "feature_norm": "each"},
+        {"retention": 0.6, "min_retention": 0.2, "weighting": "cat", "ce_alpha": 0.1, "anchors": "all"},
+    ),
 }
+DECODES = {"pard": "pard", "ar": "vsd", "eagle3": "eagle3"}
 every_run = pytest.mark.parametrize(("method", "draft", "objective"), RUNS.values(), ids=RUNS)
 
 
@@ -55,15 +63,15 @@ def test_a_run_learns_and_its_draft_decodes_what_the_target_says(make_config, qu
         monkeypatch.setattr(training, "online_states", lambda *_: pytest.fail("a pass of the target that nobody needs"))
     directory = train(config, quiet)
     lines = metrics(config)
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert lines[-1]["loss"] < (0.8 if config.kind.cut else 0.9) * lines[0]["loss"]  # a new layer begins with nothing
     assert {"kl", "overlap_by_depth"} <= lines[0].keys() if config.asks_target else not {"kl", "overlap_by_depth"} & lines[0].keys()
-    decodes = {"pard": "pard", "ar": "vsd"}[method]
+    decodes = DECODES[method]
     assert [[one["method"] for one in line["evaluation"]] for line in lines if "evaluation" in line] == [[decodes], [decodes]]
     assert "large TD" not in (Path(config.loop.output) / "curve.svg").read_text()
 
     target = load_target(config.target.name, "float32", "cpu")
     loaded = load_draft(str(directory), target, torch.float32)
-    assert loaded.kind is {"pard": DraftKind.MASKED, "ar": DraftKind.LM}[method] and loaded.projection is None
+    assert loaded.kind is {"pard": DraftKind.MASKED, "ar": DraftKind.LM, "eagle3": DraftKind.EAGLE3}[method]
     engine = Engine(target, loaded, decodes, 4)
     prompts = [[5, 6, 7], [40, 41, 42, 43, 44], [90]]
     for prompt, completion in zip(prompts, engine.generate(prompts, SamplingParams(max_tokens=24)), strict=True):
@@ -118,8 +126,8 @@ def test_a_run_is_resumed_from_its_directory_with_its_own_objective(make_config,
 def test_a_run_is_planned(make_config, method, draft, objective):
     config = make_config(method, draft=draft, objective=objective)
     plan = dry_run(config)
-    assert plan.method == method and plan.target_layers == () and plan.parameters.projection == 0
-    assert (plan.mask_token is None, plan.draft_tokens) == {"pard": (False, 4), "ar": (True, 1)}[method]
+    assert plan.method == method and bool(plan.target_layers) == (plan.parameters.projection > 0) == (method == "eagle3")
+    assert (plan.mask_token is None, plan.draft_tokens) == {"pard": (False, 4), "ar": (True, 1), "eagle3": (True, 4)}[method]
     assert (plan.work.target > 0) == (plan.memory.target_pass > 0) == config.asks_target
     assert plan.data.slots > plan.data.tokens / plan.data.rows or method == "ar"
 
@@ -147,13 +155,20 @@ def test_a_cache_of_features_serves_a_run_without_features(make_config, quiet, t
         ("pard2", "pard", "a PARD-2 draft or an ordinary LM; make one with `pard2 draft init`"),
         ("pard", "pard2", "a PARD draft or an ordinary LM"),
         ("ar", "pard", "an ordinary LM"),
+        ("eagle3", "pard", "an EAGLE-3 draft"),
+        ("pard2", "eagle3", "a PARD-2 draft or an ordinary LM; make one with `pard2 draft init`"),
     ],
 )
 def test_a_start_of_another_kind(make_config, quiet, tmp_path, target_directory, method, start, must):
     target = load_target(str(target_directory), "float32", "cpu")
-    save_draft(tiny_draft(target, [0, 2], 4, mask_token=258) if start == "pard2" else pard_draft(target), tmp_path / "draft")
+    makers = {
+        "pard2": lambda: tiny_draft(target, [0, 2], 4, mask_token=258),
+        "pard": lambda: pard_draft(target),
+        "eagle3": lambda: tiny_eagle3(target),
+    }
+    save_draft(makers[start](), tmp_path / "draft")
     config = make_config(method, draft={"layers": None, "path": str(tmp_path / "draft")})
-    assert refused(config, quiet) == f"draft.path {str(tmp_path / 'draft')!r} must be {must} (method={method})"
+    assert refused(config, quiet).startswith(f"draft.path {str(tmp_path / 'draft')!r} must be {must} (method={method})")
     with pytest.raises(Pard2Error, match="must be"):
         dry_run(config)
     assert not Path(config.loop.output).exists() or not any(Path(config.loop.output).glob("checkpoints/*"))
@@ -166,13 +181,13 @@ def test_a_run_starts_from_a_small_lm(make_config, quiet, tmp_path, method):
     assert json.loads((directory / "config.json").read_text())["hidden_size"] == 16
 
 
-@pytest.mark.parametrize("method", ["pard", "ar"])
+@pytest.mark.parametrize("method", ["pard", "ar", "eagle3"])
 def test_a_run_goes_on_from_the_draft_of_another(make_config, quiet, tmp_path, method):
     first = train(make_config(method, loop={"steps": 2}), quiet)
-    more = {"draft_tokens": 10} if method == "pard" else {}
+    more = {} if method == "ar" else {"draft_tokens": 10}
     config = make_config(method, draft={"layers": None, "path": str(first)}, objective=more, loop={"steps": 2, "output": str(tmp_path / "second")})
     train(config, quiet)
-    assert len(metrics(config)[-1]["accuracy_by_depth"]) == (10 if method == "pard" else 1)
+    assert len(metrics(config)[-1]["accuracy_by_depth"]) == (1 if method == "ar" else 10)
 
 
 def test_a_vocabulary_of_its_own_cannot_be_the_targets(make_config, quiet, tmp_path, target_directory):

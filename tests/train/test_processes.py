@@ -88,7 +88,7 @@ def test_two_processes_train_what_one_does(target_directory, tmp_path, quiet, sh
     assert (together / "draft" / "training.json").is_file() and (together / "best" / "config.json").is_file()
 
 
-@pytest.mark.parametrize(("method", "sharding"), [("pard", "none"), ("ar", "none"), ("ar", "fsdp")])
+@pytest.mark.parametrize(("method", "sharding"), [("pard", "none"), ("ar", "none"), ("ar", "fsdp"), ("eagle3", "none"), ("eagle3", "fsdp")])
 def test_two_processes_train_what_one_does_by_another_method(target_directory, tmp_path, quiet, method, sharding):
     alone, together = tmp_path / "alone", tmp_path / "together"
     train(load_config(write_run(tmp_path, target_directory, method=method, output=str(alone))), quiet)

@@ -144,3 +144,19 @@ def test_a_wait_has_no_clock_and_no_name(clock):
         clock.now += 7
         screen.print(progress._view())
     assert "step 1: 42 s" in screen.file.getvalue() and "evaluating: 7 s" in screen.file.getvalue()
+
+
+def test_what_was_being_done_stays_on_the_terminal(clock):
+    """The last view of a live display stays: without a phase that is over."""
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with TrainingProgress(RunLog(screen), 1, 0, clock) as progress:
+        progress.update(record(1))
+        progress.doing("writing a checkpoint")
+    last = screen.file.getvalue().rpartition("1/1")[2]
+    assert "loss 2.500" in last and "checkpoint" not in last
+
+
+def test_a_terminal_breaks_words_of_an_evaluation(clock):
+    screen = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None, soft_wrap=True)
+    RunLog(screen).print("a line of a run " * 8, markup=False)
+    assert {line.strip().endswith(("run", "a", "of", "line")) for line in lines(screen)} == {True}

@@ -42,9 +42,10 @@ def test_a_recipe_cannot_be_planned_without_its_models(recipe, tmp_path):
     for name, line in zip(expected, planned.missing, strict=True):
         assert name in line or name == "smollm2" in line
     assert planned.target == config.target.name
-    assert planned.draft == (config.draft.path or f"{config.target.name}{config.draft.layers}".replace(" ", ""))
+    new = f"{config.target.name}{config.draft.layers}".replace(" ", "") if config.kind.cut else f"an EAGLE-3 draft for {config.target.name}"
+    assert planned.draft == (config.draft.path or new)
     assert planned.data.tokens == pytest.approx(config.data.expected_tokens, rel=0.02) and planned.data.predicted == planned.data.tokens // 2
-    assert planned.layers == (config.draft.shape["num_hidden_layers"] if config.draft.shape else len(config.draft.layers))
+    assert planned.layers == (config.draft.shape["num_hidden_layers"] if config.draft.shape else len(config.draft.layers or [0]))
     assert planned.memory.total > planned.parameters.target > 10**8 and planned.steps > 100
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pard2.cache_directory import cache_directory
+from pard2.checkpoints import hub
+from pard2.checkpoints.hub import UnreachableError
 from pard2.data.records import Record, read_records
 from pard2.data.sources import open_source
 from pard2.errors import Pard2Error, Pard2Warning, first_line
@@ -49,10 +51,6 @@ NAMED_SUITES = {
 }
 
 
-class _NoNetworkError(Exception):
-    """And no copy of an earlier time."""
-
-
 def read_named(name: str) -> tuple[str, list[Record], str]:
     """What results call the suite, its records, and where they are from.
 
@@ -64,7 +62,7 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
     suite = NAMED_SUITES[name]
     try:
         file, source = _published(suite, name)
-    except _NoNetworkError:
+    except UnreachableError:
         kinds = [read_records(_OWN / f"{own}.jsonl") for own in suite.own]
         records = [record for one_of_each in zip(*kinds, strict=True) for record in one_of_each]  # so that the first few are mixed, too
         number = "ten" if len(records) == 10 else len(records)
@@ -78,53 +76,61 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
 
 
 def _published(suite: NamedSuite, name: str) -> tuple[Path, str]:
-    """A file of the rows, kept for the next time, and which one it is."""
+    """A file of the rows, kept for the next time, and which one it is.
+
+    Raises `UnreachableError` where there is no copy of an earlier time and no network.
+    """
     import urllib.error
 
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        if suite.file:
-            kept = _from_hub(suite.origin, suite.file)
-        else:
-            kept = cache_directory() / "suites" / f"{name}.jsonl"
-            if not kept.exists():
-                write_whole(kept, _download(suite.origin))
-    except (_NoNetworkError, Pard2Error):
-        raise
-    except urllib.error.HTTPError as error:
-        raise _refused(name, f"{suite.origin} answers {error.code}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, urllib.error.URLError, ConnectionError, TimeoutError):
-        raise _NoNetworkError from None
-    except Exception as error:  # the hub's refusals, and those of the libraries below it
-        raise _refused(name, f"cannot read {suite.origin}: {first_line(error)}") from None
-    version = kept.as_posix().partition("/snapshots/")[2]
-    return kept, f"{suite.origin} {version or suite.file}".strip()
+    if suite.file:
+        try:
+            directory = _from_hub(suite.origin, suite.file)
+        except UnreachableError:
+            raise
+        except Pard2Error as error:
+            raise _refused(name, str(error)) from None
+        return directory / suite.file, f"{suite.origin} {hub.commit_of(directory)}/{suite.file}"
+    kept = cache_directory() / "suites" / f"{name}.jsonl"
+    if not kept.exists():
+        try:
+            rows = _download(suite.origin)
+        except urllib.error.HTTPError as error:
+            raise _refused(name, f"{suite.origin} answers {error.code}") from None
+        write_whole(kept, rows)
+    return kept, suite.origin
 
 
 def _from_hub(repository: str, file: str) -> Path:
+    """The directory of a data set that has this file."""
     import urllib.error
 
     import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, repo_type="dataset", local_files_only=True))
-    except LocalEntryNotFoundError:
-        with suppress(urllib.error.HTTPError):  # whatever it answers, it is there
-            _download(huggingface_hub.constants.ENDPOINT)  # the hub's library would try for half a minute to reach it
-        return Path(huggingface_hub.hf_hub_download(repository, file, repo_type="dataset"))
+    with suppress(UnreachableError), hub.accessing(None, local_files_only=True):
+        kept = hub.download(repository, [file], data_set=True)
+        if (kept / file).is_file():
+            return kept
+    with suppress(urllib.error.HTTPError):  # whatever it answers, it is there
+        _download(huggingface_hub.constants.ENDPOINT)  # the hub's library would try for half a minute to reach it
+    return hub.download(repository, [file], data_set=True)
 
 
 def _download(address: str) -> bytes:
+    """Raises `UnreachableError` without a network, and urllib's `HTTPError` for what is refused."""
+    import urllib.error
     import urllib.request
 
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise _NoNetworkError
-    with urllib.request.urlopen(address, timeout=10) as answer:
-        return answer.read()
+        raise UnreachableError("HF_HUB_OFFLINE")
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return answer.read()
+    except urllib.error.HTTPError:
+        raise
+    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        raise UnreachableError(f"cannot reach {address}: {first_line(error)}") from None
 
 
 def _refused(name: str, why: str) -> Pard2Error:

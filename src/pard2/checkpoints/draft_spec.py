@@ -63,6 +63,11 @@ def first_key(config: dict[str, Any], name: str, kind: type | tuple, *keys: str,
     return default
 
 
+def is_spec_key(key: str) -> bool:
+    """Whether a config's key says something of the draft, beside the model itself."""
+    return key.startswith("pard2") or key in ("spd_type", "pard_token", "pard_scale", "feat_scale", "pard_target_dim", "proj_bias")
+
+
 def spec_keys(spec: DraftSpec) -> dict[str, Any]:
     """The config keys that say `spec`, every one written out."""
     keys: dict[str, Any] = {

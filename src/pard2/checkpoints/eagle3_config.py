@@ -3,7 +3,6 @@
 A config is a dictionary of JSON values. speculators' own form of it is `speculators.py`'s.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,13 @@ import transformers
 
 from pard2.checkpoints.draft_spec import first_key
 from pard2.checkpoints.loading import check_sizes, load_errors
-from pard2.errors import Pard2Error, Pard2Warning
+from pard2.errors import Pard2Error
 from pard2.hf import PreTrainedConfig
 from pard2.models.eagle3 import DEFAULT_DEPTHS, Eagle3Draft, Eagle3Spec, FeatureNorm
 from pard2.models.identity import NAME_KEY, SAMPLES_KEY
 from pard2.runtime.windows import attention_windows
 
-ARCHITECTURE = "LlamaForCausalLMEagle3"
+ARCHITECTURES = {"llama": "LlamaForCausalLMEagle3", "qwen3": "Eagle3Qwen3ForCausalLM"}  # by the kind of the layer; as vLLM names them
 IDS = "eagle_aux_hidden_state_layer_ids"
 # Of a draft and not of its layer; the layer's config is made of the others.
 _OF_DRAFT = {
@@ -30,40 +29,37 @@ _ROPE_COPIES = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # for en
 
 @dataclass(frozen=True, kw_only=True)
 class Eagle3Keys:
-    """What a config says of a draft, before its weights are seen.
+    """What a config says of a draft, before its weights are seen; the rest is as in `Eagle3Spec`.
 
-    layers: the target's hidden states, None for the default ones of a target.
-    target_hidden_size: None where it is not said, and so the draft's own.
-    draft_vocab_size: None where it can propose every token.
-    made_for: as in `DraftSpec`, and the name alone where no weights are known.
+    config: of its layer.
+    layers: the target's hidden states, None for the default ones of its target.
+    size: D, of the tokens that it can propose.
+    made_for: as in `DraftSpec`; the name with an empty second entry where no weights are known.
+    doubts: what the config lacks, each with what is assumed.
     """
 
     config: PreTrainedConfig
     layers: tuple[int, ...] | None
-    target_hidden_size: int | None
-    draft_vocab_size: int | None
+    target_hidden_size: int
+    size: int
     draft_tokens: int
     norm_before_residual: bool
     norm_output: bool
     feature_norm: FeatureNorm
     made_for: dict[str, str] | None
     template_arguments: list[dict[str, Any]] | None
+    doubts: tuple[str, ...]
 
     @property
-    def size(self) -> int:
-        """D, of the tokens that it can propose."""
-        return self.draft_vocab_size or self.config.vocab_size
+    def num_layers(self) -> int:
+        """How many hidden states it reads."""
+        return len(self.layers or (0, 0, 0))
 
-    @property
-    def owner_width(self) -> int:
-        """Width of its target's hidden states."""
-        return self.target_hidden_size or self.config.hidden_size
-
-    def spec(self, default: tuple[int, ...]) -> Eagle3Spec:
-        """default: the hidden states that feed it where it does not say which."""
+    def spec(self, layers: tuple[int, ...]) -> Eagle3Spec:
+        """layers: the hidden states that feed it."""
         return Eagle3Spec(
-            target_layers=self.layers or default,
-            target_hidden_size=self.owner_width,
+            target_layers=layers,
+            target_hidden_size=self.target_hidden_size,
             draft_tokens=self.draft_tokens,
             norm_before_residual=self.norm_before_residual,
             norm_output=self.norm_output,
@@ -76,52 +72,58 @@ class Eagle3Keys:
 def read_plain(keys: dict[str, Any], name: str) -> Eagle3Keys:
     """Of a config in the plain layout.
 
-    Raises `Pard2Error` for keys of the wrong type, and a layer that is none of ours. Warns where `norm_before_residual` is missing.
+    Raises `Pard2Error` for keys of the wrong type, and a layer that is none of ours.
     """
     nested = first_key(keys, name, dict, "eagle_config", default={})
     if nested.get("use_aux_hidden_state") is False:
         raise Pard2Error(f"{name!r} says use_aux_hidden_state = false: it reads one hidden state without `fc`, as no EAGLE-3 draft here does")
-    said = {key: value for key, value in keys.items() if key not in _OF_DRAFT}
-    if "norm_before_residual" not in keys:
-        warnings.warn(
-            f"{name!r} does not say `norm_before_residual`: read as false, as vLLM and SGLang read this layout; vLLM reads speculators' layout "
-            "as true there. If few of its proposals are accepted, write true into its config.json",
-            Pard2Warning,
-            stacklevel=3,
+    doubts = []
+    if keys.get("norm_before_residual") is None:
+        doubts.append(
+            "`norm_before_residual` in its config.json: false is assumed, as vLLM and SGLang read this layout; vLLM reads speculators' layout as "
+            "true. If few of its proposals are accepted, write true there"
         )
-    return read_keys({**nested, **keys}, said, name)
+    if nested.get(IDS) and not keys.get(IDS):
+        doubts.append(
+            f"`{IDS}` in its config.json, and has it in `eagle_config` alone: {nested[IDS]} are taken as numbers of hidden states, as vLLM's are; "
+            "SGLang counts one lower. If few of its proposals are accepted, write each one higher"
+        )
+    said = {key: value for key, value in keys.items() if key not in _OF_DRAFT}
+    merged = keys | {key: value for key, value in nested.items() if not keys.get(key)}
+    return read_keys(merged, said, doubts, name)
 
 
-def read_keys(keys: dict[str, Any], layer: dict[str, Any], name: str) -> Eagle3Keys:
-    """keys: of the draft. layer: of its layer, a Llama's or a Qwen 3's."""
+def read_keys(keys: dict[str, Any], layer: dict[str, Any], doubts: list[str], name: str) -> Eagle3Keys:
+    """keys: of the draft. layer: of its layer, a Llama's or a Qwen 3's. doubts: as in `Eagle3Keys`."""
+    if keys.get("quantization_config") is not None or layer.get("quantization_config") is not None:
+        raise Pard2Error(f"{name!r} is quantised, which no EAGLE-3 draft here can be; name the unquantised draft")
     ids = keys.get(IDS)
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise Pard2Error(f"{name!r}: `{IDS}` must be a list of layer numbers, not {ids!r}")
-    count = first_key(keys, name, int, "num_aux_hidden_states")
-    if ids and count and count != len(ids):
-        raise Pard2Error(f"{name!r}: num_aux_hidden_states = {count}, but `{IDS}` lists {len(ids)}; correct its config.json")
-    if not ids and count not in (None, 3):
-        raise Pard2Error(f"{name!r} reads {count} hidden states and does not say which; add `{IDS}` to its config.json")
-    joint = _flag(keys, name, "norm_before_fc")
-    each = _flag(keys, name, "fc_norm", "use_aux_norm")
+    count = first_key(keys, name, int, "num_aux_hidden_states", default=len(ids) if ids else 3)
+    if count != (len(ids) if ids else 3):
+        which = f"lists {len(ids)}" if ids else "is missing, which means three"
+        raise Pard2Error(f"{name!r}: num_aux_hidden_states = {count}, but `{IDS}` {which}; correct its config.json")
+    joint, each = _flag(keys, name, "norm_before_fc"), _flag(keys, name, "fc_norm", "use_aux_norm")
     if joint and each:
         raise Pard2Error(f"{name!r} says both norm_before_fc and fc_norm; only one of the two can be")
     config = _layer_of(layer, name)
     size = first_key(keys, name, int, "draft_vocab_size")
     if size is not None and size > config.vocab_size:
-        raise Pard2Error(f"{name!r}: a draft vocabulary of {size} tokens is larger than the target's of {config.vocab_size}")
+        raise Pard2Error(f"{name!r}: its draft vocabulary of {size} tokens is larger than the target's of {config.vocab_size}; download it again")
     made_for = {key: first_key(keys, name, str, key, default="") for key in (NAME_KEY, SAMPLES_KEY)}
     return Eagle3Keys(
         config=config,
         layers=tuple(ids) if ids else None,
-        target_hidden_size=first_key(keys, name, int, "target_hidden_size"),
-        draft_vocab_size=size,
+        target_hidden_size=first_key(keys, name, int, "target_hidden_size", default=config.hidden_size),
+        size=size or config.vocab_size,
         draft_tokens=first_key(keys, name, int, "pard2_draft_tokens", default=DEFAULT_DEPTHS),
         norm_before_residual=_flag(keys, name, "norm_before_residual"),
         norm_output=_flag(keys, name, "norm_output"),
         feature_norm="joint" if joint else "each" if each else "none",
         made_for=made_for if made_for[NAME_KEY] else None,
         template_arguments=first_key(keys, name, list, "pard2_chat_template_kwargs"),
+        doubts=tuple(doubts),
     )
 
 
@@ -130,18 +132,27 @@ def _flag(keys: dict[str, Any], name: str, *names: str) -> bool:
 
 
 def _layer_of(said: dict[str, Any], name: str) -> PreTrainedConfig:
-    """The layer's config; rotary frequencies are read from the older keys where it has no `rope_parameters`."""
-    left = _OF_FILE | (_ROPE_COPIES if said.get("rope_parameters") else set())
+    """The layer's config."""
     kind = said.get("model_type", "llama")
     if kind not in ("llama", "qwen3"):
         raise Pard2Error(f"{name!r}: the layer of an EAGLE-3 draft is a Llama's or a Qwen 3's here, not {kind!r}")
-    if said.get("quantization_config") is not None:
-        raise Pard2Error(f"{name!r} is quantised, which no EAGLE-3 draft here can be; name the unquantised draft")
+    kept = {key: value for key, value in said.items() if key not in _OF_FILE | _ROPE_COPIES}
     with load_errors(name):
-        config = transformers.AutoConfig.for_model(**{key: value for key, value in said.items() if key not in left} | {"model_type": kind})
+        config = transformers.AutoConfig.for_model(**kept | {"model_type": kind, "rope_parameters": _rope(said, name)})
         _ = config.to_dict()  # what raises, raises here
         check_sizes(config)
     return config
+
+
+def _rope(said: dict[str, Any], name: str) -> dict[str, Any]:
+    """Rotary frequencies as `rope_parameters` say them, else as the older keys do."""
+    rope = first_key(said, name, dict, "rope_parameters", "rope_scaling", default={})
+    older = {key: said[key] for key in ("rope_theta", "partial_rotary_factor") if said.get(key) is not None}
+    rope = {"rope_theta": 10_000.0, "rope_type": rope.get("type", "default")} | older | rope
+    rope.pop("type", None)
+    if not isinstance(rope["rope_type"], str) or not all(isinstance(rope[key], int | float) for key in ("rope_theta", *older)):
+        raise Pard2Error(f"{name!r}: its rotary frequencies are no numbers of a known kind: {rope}")
+    return rope
 
 
 def plain_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
@@ -151,7 +162,7 @@ def plain_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
     """
     spec = draft.spec
     return layer_keys(draft, dtype) | draft_keys(draft) | {
-        "architectures": [ARCHITECTURE],
+        "architectures": [ARCHITECTURES[draft.config.model_type]],
         "num_aux_hidden_states": len(spec.target_layers),
         "eagle_config": {
             IDS: list(spec.target_layers),
@@ -181,7 +192,7 @@ def draft_keys(draft: Eagle3Draft) -> dict[str, Any]:
 
 
 def layer_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
-    """The config of a draft's layer, with its rotary frequencies and its window as old and new readers know."""
+    """The config of a draft's layer, its rotary frequencies and window as old and new readers know."""
     config = draft.config
     rope = dict(config.rope_parameters or {})
     keys = config.to_dict() | {"dtype": dtype, "tie_word_embeddings": False, "rope_theta": rope.get("rope_theta")}
@@ -189,7 +200,9 @@ def layer_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
     if "partial_rotary_factor" in rope:
         keys["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if (window := attention_windows(config)[0]) is not None:
-        keys |= {"sliding_window": window, "layer_types": ["sliding_attention"]}
+        keys |= {"sliding_window": window, "layer_types": ["sliding_attention"]} | (
+            {"use_sliding_window": True} if "use_sliding_window" in keys else {}
+        )
     for unsaid in ("_name_or_path", "architectures"):
         keys.pop(unsaid, None)
     return keys

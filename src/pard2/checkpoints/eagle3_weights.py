@@ -60,14 +60,18 @@ def _is_plain(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
 
 
+def check_fuses(name: str, stored: Mapping[str, Tensor]) -> None:
+    """Raises `Pard2Error` for a checkpoint without the matrix that makes it an EAGLE-3 draft."""
+    if "fc.weight" not in stored:
+        raise Pard2Error(f"{name!r} lacks `fc.weight`, which fuses the target's features: it is no whole EAGLE-3 draft; download it again")
+
+
 def check_tensors(name: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Raises `Pard2Error` unless the files hold the draft's weights in their shapes, and nothing else.
 
     wanted: the weights that a draft of its config has.
     """
     held = {key: tensor for key, tensor in stored.items() if key not in (_D2T, _T2D)}
-    if "fc.weight" not in held:
-        raise Pard2Error(f"{name!r} lacks `fc.weight`, which fuses the target's features: it is no whole EAGLE-3 draft; download it again")
     for key, tensor in sorted(held.items()):
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise Pard2Error(f"{name!r}: {key} is stored in {tensor.dtype}, as codes and not as numbers; name the unquantised draft")

@@ -1,8 +1,8 @@
-"""Models of the hub: into its cache on this disk, and what stands in the way in one line with the way out.
+"""Models and data sets of the hub: into its cache on this disk, and in one line what stands in the way.
 
 A name is `ID` or `ID@REVISION`, the revision a branch, a tag or a commit. Where files go, and who asks, is
 huggingface_hub's business: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT hold. Nothing heavy is
-imported before a model is asked for.
+imported before one is asked for.
 """
 
 import errno
@@ -23,6 +23,32 @@ _WORTH_A_BAR = 50_000_000  # bytes
 
 # Called with a model's name, the bytes to come and where to; gives what is called with the bytes so far.
 Reporter = Callable[[str, int, Path], AbstractContextManager[Callable[[int], None]]]
+
+
+class UnreachableError(Pard2Error):
+    """There is no copy on this disk, and no network to get one by, or none may be used."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """name: as it was given. repo, revision: its parts."""
+
+    name: str
+    repo: str
+    revision: str | None
+    data_set: bool
+
+    @property
+    def kind(self) -> str:
+        return "data set" if self.data_set else "model"
+
+    def page(self, endpoint: str) -> str:
+        return f"{endpoint}/{'datasets/' * self.data_set}{self.repo}"
+
+    @property
+    def command(self) -> str:
+        """That downloads it."""
+        return f"hf download {self.repo}" + " --repo-type dataset" * self.data_set + (f" --revision {self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True)
@@ -68,16 +94,21 @@ def commit_of(directory: Path) -> str | None:
     return directory.name if directory.parent.name == "snapshots" else None
 
 
-def download(name: str, patterns: list[str]) -> Path:
-    """The directory in the hub's cache with a model's files of these patterns, downloaded where they lack.
+def download(name: str, patterns: list[str], data_set: bool = False) -> Path:
+    """The directory in the hub's cache with the files of these patterns, downloaded where they lack.
 
-    Raises `Pard2Error`, whatever the hub, the network or the disk refuses.
+    data_set: it is one, and no model.
+
+    Raises `Pard2Error`, whatever the hub, the network or the disk refuses; without a network and a copy its
+    kind `UnreachableError`.
     """
     from huggingface_hub import constants, snapshot_download
 
     found = _NAME.fullmatch(name)
     assert found is not None, "is_name comes first"
-    asked: dict[str, Any] = {"repo_id": found[1], "revision": found[2], "allow_patterns": patterns} | vars(_access.get())
+    what = _Asked(name, found[1], found[2], data_set)
+    asked: dict[str, Any] = {"repo_id": what.repo, "revision": what.revision, "allow_patterns": patterns} | vars(_access.get())
+    asked |= {"repo_type": "dataset"} if data_set else {}
     try:
         size = _missing_bytes(asked)
         if _reporter is None or size < _WORTH_A_BAR:
@@ -85,7 +116,7 @@ def download(name: str, patterns: list[str]) -> Path:
         with _reporter(name, size, Path(constants.HF_HUB_CACHE)) as advance:
             return Path(snapshot_download(**asked, tqdm_class=_bars(advance)))
     except Exception as error:
-        raise Pard2Error(_explained(error, name, found[1], found[2])) from None
+        raise _refusal(error, what) from None
 
 
 def _missing_bytes(asked: dict[str, Any]) -> int:
@@ -123,40 +154,49 @@ def _bars(advance: Callable[[int], None]) -> type:
     return _Bar
 
 
-def _explained(error: BaseException, name: str, repo: str, revision: str | None) -> str:
+def _refusal(error: BaseException, asked: _Asked) -> Pard2Error:
     """What was refused, and the way out."""
+    from huggingface_hub import constants, errors
+
+    name, cache = asked.name, constants.HF_HUB_CACHE
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        lacking = f"no {asked.kind} {name!r} in {cache}, or not the whole of it, and"
+        if _access.get().local_files_only or constants.HF_HUB_OFFLINE:
+            why = "`local_files_only`" if _access.get().local_files_only else "HF_HUB_OFFLINE"
+            return UnreachableError(f"{lacking} {why} allows no download; where there is a network: {asked.command}")
+        if error.__cause__ is not None:
+            return _refusal(error.__cause__, asked)
+        return UnreachableError(f"{lacking} {constants.ENDPOINT} cannot be reached; where there is a network: {asked.command}")
+    if isinstance(error, errors.HfHubHTTPError):
+        return Pard2Error(_hub_said(error, asked))
+    if isinstance(error, errors.HTTPError):  # of the connection
+        why = f"cannot reach {constants.ENDPOINT} for {name!r} ({first_line(error)})"
+        return UnreachableError(f"{why}; check the network, HF_ENDPOINT and proxies, and try again")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Pard2Error(f"the disk of {cache} is full; make room for {name!r} there, or let HF_HOME name a directory on another disk")
+    if isinstance(error, OSError) and error.errno is not None:
+        return Pard2Error(f"cannot write into {cache}: {error.strerror}; let HF_HOME name another directory")
+    return Pard2Error(f"cannot download {name!r}: {first_line(error)}")
+
+
+def _hub_said(error: Any, asked: _Asked) -> str:
+    """error: an `HfHubHTTPError`."""
     from huggingface_hub import constants, errors, get_token
 
-    page, cache, has_token = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE, bool(_access.get().token or get_token())
+    name, page, has_token = asked.name, asked.page(constants.ENDPOINT), bool(_access.get().token or get_token())
     if isinstance(error, errors.GatedRepoError):
         if has_token:
-            return f"{name!r} is gated, and your token may not read it: ask for access at {page}, with a token that may read gated models"
+            return f"{name!r} is gated, and your token may not read it: ask for access at {page}, with a token that may read gated {asked.kind}s"
         return f"{name!r} is gated: accept its licence at {page}, then log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
         private = "your token may not read it" if has_token else "it is private: log in with `hf auth login`, or set HF_TOKEN"
-        return f"no model {name!r} at {constants.ENDPOINT}: there is no such id, or {private}"
+        return f"no {asked.kind} {name!r} at {constants.ENDPOINT}: there is no such id, or {private}"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo!r} has no revision {revision!r}; see {page}/commits for its branches, tags and commits"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
-        if _access.get().local_files_only or constants.HF_HUB_OFFLINE:
-            why = "`local_files_only`" if _access.get().local_files_only else "HF_HUB_OFFLINE"
-            return f"no model {name!r} in {cache}, or not the whole of it, and {why} allows no download; where there is a network: {fetch}"
-        if error.__cause__ is not None:
-            return _explained(error.__cause__, name, repo, revision)
-        return f"no model {name!r} in {cache}, or not the whole of it, and {constants.ENDPOINT} cannot be reached; where there is a network: {fetch}"
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if status in (401, 403):
-            if not has_token:
-                return f"{constants.ENDPOINT} gives {name!r} to nobody without a token ({status}): log in with `hf auth login`, or set HF_TOKEN"
-            whose = "`token`" if _access.get().token else "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of `hf auth login`"
-            return f"{constants.ENDPOINT} refuses {whose} ({status}); make another at {constants.ENDPOINT}/settings/tokens"
-        return f"{constants.ENDPOINT} answered {status} for {name!r}; try again later"
-    if isinstance(error, errors.HTTPError):  # of the connection
-        return f"cannot reach {constants.ENDPOINT} for {name!r} ({first_line(error)}); check the network, HF_ENDPOINT and proxies, and try again"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {cache} is full; make room for {name!r} there, or let HF_HOME name a directory on another disk"
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"cannot write into {cache}: {error.strerror}; let HF_HOME name another directory"
-    return f"cannot download {name!r}: {first_line(error)}"
+        return f"{asked.repo!r} has no revision {asked.revision!r}; see {page}/commits for its branches, tags and commits"
+    status = error.response.status_code
+    if status in (401, 403):
+        if not has_token:
+            return f"{constants.ENDPOINT} gives {name!r} to nobody without a token ({status}): log in with `hf auth login`, or set HF_TOKEN"
+        whose = "`token`" if _access.get().token else "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of `hf auth login`"
+        return f"{constants.ENDPOINT} refuses {whose} ({status}); make another at {constants.ENDPOINT}/settings/tokens"
+    return f"{constants.ENDPOINT} answered {status} for {name!r}; try again later"

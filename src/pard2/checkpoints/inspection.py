@@ -2,14 +2,18 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pard2.checkpoints.draft_report import DraftReport
 from pard2.checkpoints.draft_spec import inexpressible, read_spec
-from pard2.checkpoints.loading import empty_model, load_config, load_errors, load_tokenizer, model_directory
+from pard2.checkpoints.eagle3 import check_eagle3, is_eagle3
+from pard2.checkpoints.eagle3_inspection import inspect_eagle3
+from pard2.checkpoints.engines import lm_runs_in
+from pard2.checkpoints.foreign import refuse_others
+from pard2.checkpoints.loading import config_keys, empty_model, load_config, load_errors, load_tokenizer, model_directory
 from pard2.checkpoints.meta import meta_target
 from pard2.checkpoints.projection_file import MASK_FEATURE, USE_TI, WEIGHT, read_projection_file
 from pard2.checkpoints.read import load_draft
@@ -17,50 +21,11 @@ from pard2.checkpoints.weight_files import open_weights, wanted_weights
 from pard2.errors import Pard2Error
 from pard2.models.draft import DraftSpec
 from pard2.models.draft_kind import DraftKind
+from pard2.models.eagle3 import Eagle3Draft
 from pard2.models.identity import NAME_KEY, identity_keys
 
 _REDOWNLOAD = "download it again"
 _OF_SPEC = ("mask_token", "draft_tokens", "shared_vocabulary", "vocabulary_size", "normalise_features", "mask_feature")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DraftReport:
-    """A draft checkpoint, field by field; what is not explained here is as in `DraftSpec`.
-
-    parameters: numbers stored in the directory, projection included.
-    kind: what it can do.
-    mask_text: the mask token as text.
-    target_hidden_size: width of the targets that its projection fits.
-    target: name of the one that it was made for.
-    projection: its shape, [draft hidden, target_dim].
-    inexpressible: what other engines cannot read (`draft_spec.inexpressible`).
-    lacks: what is missing or broken, each with what mends it.
-    """
-
-    name: str
-    architecture: str
-    layers: int
-    hidden_size: int
-    vocab_size: int
-    parameters: int
-    dtype: str
-    kind: DraftKind
-    mask_token: int | None = None
-    mask_text: str | None = None
-    draft_tokens: int | None = None
-    target_layers: list[int] | None = None
-    target_dim: int | None = None
-    target_hidden_size: int | None = None
-    scale: float | None = None
-    bias: bool | None = None
-    shared_vocabulary: bool = False
-    projection: list[int] | None = None
-    normalise_features: bool = False
-    mask_feature: bool = False
-    vocabulary_size: int | None = None
-    target: str | None = None
-    inexpressible: list[str] = field(default_factory=list)
-    lacks: list[str] = field(default_factory=list)
 
 
 def inspect_draft(directory: Path) -> DraftReport:
@@ -69,6 +34,10 @@ def inspect_draft(directory: Path) -> DraftReport:
     Raises `Pard2Error` if it is no checkpoint or its weights are corrupt; lesser faults go into `lacks`.
     """
     name = str(directory)
+    stored_keys = config_keys(name)
+    refuse_others(stored_keys, name)
+    if is_eagle3(stored_keys):
+        return inspect_eagle3(directory, stored_keys)
     config = load_config(name)
     keys = config.to_dict()
     spec = read_spec(keys, name)
@@ -105,6 +74,7 @@ def inspect_draft(directory: Path) -> DraftReport:
         mask_text=tokenizer.convert_ids_to_tokens(spec.mask_token) if tokenizer and spec else None,
         projection=list(projection[WEIGHT].shape) if WEIGHT in projection else None,
         lacks=lacks,
+        runs_in=lm_runs_in(stored_keys, spec, whole=not wrong),
         **_said(spec),
     )
 
@@ -146,7 +116,9 @@ def fit(directory: Path, target: str, methods: Mapping[str, bool]) -> dict[str, 
     answers = {}
     for method, target_dependent in methods.items():
         try:
-            load_draft(str(directory), model, torch.float32, target_dependent=target_dependent)
+            draft = load_draft(str(directory), model, torch.float32, target_dependent=target_dependent)
+            if isinstance(draft, Eagle3Draft):  # whose files are not read on `meta`
+                check_eagle3(draft, str(directory))
             answers[method] = "yes"
         except Pard2Error as error:
             answers[method] = str(error)

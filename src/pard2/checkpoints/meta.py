@@ -8,6 +8,7 @@ from torch import nn
 from pard2.checkpoints.draft_spec import read_spec
 from pard2.checkpoints.eagle3 import is_eagle3, load_eagle3
 from pard2.checkpoints.embedded import EMBEDDED, embedded_draft
+from pard2.checkpoints.foreign import refuse_others
 from pard2.checkpoints.loading import config_keys, empty_model, load_config, load_errors, load_generation_config, load_tokenizer
 from pard2.checkpoints.quantisation import check_quantisation
 from pard2.checkpoints.read import check_vocabulary, without_vocabulary
@@ -32,7 +33,9 @@ def meta_draft(name: str, target: Target) -> AnyDraft:
     """
     if name == EMBEDDED:
         name = embedded_draft()
-    if is_eagle3(config_keys(name)):
+    keys = config_keys(name)
+    refuse_others(keys, name)
+    if is_eagle3(keys):
         return load_eagle3(name, target, torch.float32)
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from pard2.checkpoints.draft_spec import read_spec
 from pard2.checkpoints.eagle3 import is_eagle3, load_eagle3
 from pard2.checkpoints.embedded import EMBEDDED, embedded_draft
+from pard2.checkpoints.foreign import refuse_others
 from pard2.checkpoints.loading import Tokenizer, config_keys, load_causal_lm, load_config, load_errors, load_tokenizer, model_directory
 from pard2.checkpoints.projection_file import USE_TI, mask_embedding_of, mask_feature_of, projection_of, read_projection_file, vocabulary_of
 from pard2.checkpoints.weight_choice import choose_format
@@ -48,7 +49,9 @@ def load_draft(
     """
     if name == EMBEDDED:
         name = embedded_draft()
-    if is_eagle3(config_keys(name)):
+    keys = config_keys(name)
+    refuse_others(keys, name)
+    if is_eagle3(keys):
         return load_eagle3(name, target, dtype, weight_format, sequences)
     config = load_config(name)
     spec = read_spec(config.to_dict(), name)

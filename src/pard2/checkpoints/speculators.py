@@ -28,8 +28,11 @@ def read_speculators(keys: dict[str, Any], name: str) -> Eagle3Keys:
     # The one that is used by default comes first.
     chosen.sort(key=lambda one: one.get("proposal_type") != said.get("default_proposal_method"))
     if chosen:
-        own["pard2_draft_tokens"] = chosen[0].get("speculative_tokens")
-    return read_keys(own | keys, {"model_type": "qwen3", **layer}, name)
+        own["pard2_draft_tokens"] = first_key(chosen[0], name, int, "speculative_tokens")
+    doubts = []
+    if keys.get("norm_before_residual") is None:
+        doubts.append("`norm_before_residual` in its config.json: false is assumed, as speculators reads it; vLLM reads true")
+    return read_keys(own | keys, {"model_type": "qwen3", **layer}, doubts, name)
 
 
 def speculators_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pard2.cache_directory import cache_directory
 from pard2.errors import Pard2Error
 from pard2.hf import PreTrainedModel
 from pard2.kernels.weight_format import OWN_FORMATS, WeightFormat, check_format, has_panels, weight_formats
+from pard2.models.eagle3 import Eagle3Draft
 from pard2.runtime.fastest_format import Times, fastest, format_times
 from pard2.runtime.llama_decoder import is_llama_like
 
@@ -39,7 +40,7 @@ def asked_format(weights: str, device: torch.device, dtype: torch.dtype, paramet
 
 
 def choose_format(
-    wanted: WeightFormat | None, model: PreTrainedModel, dtype: torch.dtype, name: str, sequences: int = 1, draft: bool = False
+    wanted: WeightFormat | None, model: PreTrainedModel | Eagle3Draft, dtype: torch.dtype, name: str, sequences: int = 1, draft: bool = False
 ) -> WeightFormat:
     """`wanted`, or else the fastest for so many sequences at once.
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pard2.checkpoints.draft_spec import spec_keys
+from pard2.checkpoints.draft_spec import is_spec_key, spec_keys
 from pard2.checkpoints.eagle3 import save_eagle3
 from pard2.checkpoints.projection_file import BIAS, MASK_EMBEDDING, MASK_FEATURE, PROJECTION_FILES, VOCABULARY, WEIGHT
 from pard2.checkpoints.weight_files import WHOLE, vocabulary_keys
@@ -38,6 +38,8 @@ def save_draft(draft: AnyDraft, directory: str | Path, dtype: torch.dtype | None
     config = copy.deepcopy(draft.lm.config)
     config.architectures = [type(draft.lm).__name__]
     config.dtype = str(dtype or draft.lm.dtype).removeprefix("torch.")
+    for key in [key for key in vars(config) if is_spec_key(key)]:
+        delattr(config, key)  # what another checkpoint said, from which this one was made
     if draft.spec is not None:
         size = None if vocabulary else draft.spec.vocabulary_size
         config.update(spec_keys(dataclasses.replace(draft.spec, shared_vocabulary=not vocabulary, vocabulary_size=size)))

@@ -11,7 +11,7 @@ from pard2.bench.suites import check_suites
 from pard2.checkpoints.embedded import EMBEDDED
 from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
-from pard2.cli.options import ForceOption, Models, SeedOption, note_weights, parse_list
+from pard2.cli.options import ForceOption, Models, SeedOption, commits_of, note_weights, parse_list
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
@@ -19,6 +19,7 @@ from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
 from pard2.files import new_file
+from pard2.units import counted
 
 if TYPE_CHECKING:
     from pard2.bench.plan import Configuration, Plan
@@ -165,7 +166,8 @@ def bench(
     runner = Runner(plan, target, loaded)
     file = ResultFile(path, plan, force)
     print_note(
-        f"{len(plan.configurations)} configurations x {plan.prompts} prompts x {plan.repeats} x up to {plan.max_new_tokens} new tokens: "
+        f"{counted(len(plan.configurations), 'configuration')} x {counted(plan.prompts, 'prompt')} x {counted(plan.repeats, 'run')} "
+        f"x up to {plan.max_new_tokens} new tokens: "
         f"{plan.most_tokens:,} tokens at most, caches of {runner.cache_bytes / 1e9:.2f} GB"
     )
     _run(runner, file, force, shown)
@@ -222,7 +224,6 @@ def _plan(
     from pard2.bench.plan import Plan
     from pard2.checkpoints.loading import parse_device, parse_dtype
 
-    commits = {draft.name: draft.commit for draft in drafts.values()} | {target.name: target.commit}
     return Plan(
         target=models.target,
         draft=named.get(None) if len(named) < 2 else {str(name): draft for name, draft in named.items()},
@@ -238,7 +239,7 @@ def _plan(
         ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
-        commits={name: commit for name, commit in commits.items() if commit is not None} or None,
+        commits=commits_of(target, *drafts.values()),
     )
 
 

@@ -18,6 +18,7 @@ from pard2.data.arguments import to_prompt
 from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
+from pard2.terminal import make_console
 
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
@@ -52,8 +53,7 @@ def chat(
     turns = open_turns()
     with turns.unseen():
         engine = _load(models, dataclasses.replace(options, max_batch=1), arguments)
-    print_note(f"{models.target}, {engine.method}")
-    print_note("/help shows the commands; Ctrl-C stops an answer, Ctrl-D ends the conversation")
+    print_note(f"{models.target}, {engine.method}", "/help shows the commands; Ctrl-C stops an answer, Ctrl-D ends the conversation")
     Chat(engine, Conversation(params=params, arguments=arguments, system=system), turns).run()
 
 
@@ -73,10 +73,8 @@ class Chat:
     """Lets engine and user take turns."""
 
     def __init__(self, engine: "Engine", talk: Conversation, turns: Turns) -> None:
-        from rich.console import Console
-
         self._engine, self._talk, self._turns = engine, talk, turns
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = make_console(soft_wrap=True)
 
     def run(self) -> None:
         """Until the user has no more to say; what goes wrong with a turn does not end it."""
@@ -112,8 +110,7 @@ class Chat:
                 self._talk.turns.clear()
                 print_note("forgotten")
             case "/help":
-                for line in _HELP.splitlines():
-                    print_note(line)
+                print_note(*_HELP.splitlines())
             case _:
                 raise Pard2Error(f"there is no command {name}; /help shows them, and a line that begins with a space is none")
         return True

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from pard2.cli.flags import to_flags
 from pard2.reading import printable
+from pard2.terminal import clock, make_console
 from pard2.units import duration
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from pard2.engine.statistics import Totals
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # else `f.jsonl:100: ..` shows a picture
+console = make_console(stderr=True, soft_wrap=True, emoji=False)  # else `f.jsonl:100: ..` shows a picture
 
 _FIRST_LINE = 3.0  # seconds that a phase may take before a log mentions it
 _NEXT_LINE = 30.0  # seconds between the lines of a log about one phase
@@ -37,14 +38,20 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def print_words(out: Console, text: Text) -> None:
+    """A text; a terminal's lines end between words, unless one is longer than a line."""
+    out.print(text, soft_wrap=not out.is_terminal)
+
+
 def print_error(message: str) -> None:
     """One red line."""
-    console.print(f"[bold red]error:[/] [red]{escape(printable(to_flags(message)))}[/]")
+    print_words(console, Text.assemble(("error:", "bold red"), " ", (printable(to_flags(message)), "red")))
 
 
-def print_note(message: str) -> None:
-    """A plan, or how a run ended."""
-    console.print(f"[dim]{escape(printable(to_flags(message)))}[/]")
+def print_note(*messages: str) -> None:
+    """A plan, or how a run ended; a line for each message."""
+    for message in messages:
+        print_words(console, Text(printable(to_flags(message)), style="dim"))
 
 
 class Work:
@@ -96,13 +103,7 @@ def working(message: str, totals: "Callable[[], Totals] | None" = None) -> Itera
         with _now_and_then(_FIRST_LINE, lambda: _line(message, work)):
             yield
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.table import Column
-
-    words = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # alone may take two lines
-    columns = (SpinnerColumn(), words, TimeElapsedColumn(Column(no_wrap=True)), _made_column(work))
-    with Progress(*columns, console=console, transient=True, redirect_stdout=on_terminal()) as progress:
-        progress.add_task(escape(printable(message)), total=None)
+    with clock(console, message, _made_column(work)):
         yield
 
 
@@ -142,7 +143,6 @@ def _made_column(work: Work) -> "ProgressColumn":
     """Asks at each refresh, whether a record has been finished or not."""
     from rich.progress import ProgressColumn
     from rich.table import Column
-    from rich.text import Text
 
     class Made(ProgressColumn):
         def render(self, task: object) -> Text:

@@ -12,6 +12,7 @@ from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
 from pard2.files import write_whole
+from pard2.units import counted
 
 # What `/set` changes.
 SETTINGS = (
@@ -100,7 +101,8 @@ class Conversation:
         tokens = self.answers + stats.cycles + stats.accepted
         shares = " ".join(f"{share:.0%}" for share in stats.accepted_by_position if share)
         positions = f"; accepted by position: {shares}" if shares else ""
-        return f"{self.answers} answers, {tokens:,} tokens, {stats.acceptance_length:.2f} tokens a cycle{speed(stats.tokens_per_second)}{positions}"
+        made = f"{counted(self.answers, 'answer')}, {counted(tokens, 'token')}"
+        return f"{made}, {stats.acceptance_length:.2f} tokens a cycle{speed(stats.tokens_per_second)}{positions}"
 
 
 def _value(text: str) -> int | float | None:

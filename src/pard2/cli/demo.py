@@ -60,9 +60,8 @@ def demo(
 ) -> None:
     """Decode four prompts with and without the embedded draft: the same text, and how much faster."""
     print_note(
-        f"SmolLM2-135M-Instruct on this machine: {len(PROMPTS)} prompts x {len(SHOWN)} methods, up to {max_new_tokens} tokens each, "
-        "about a minute.\n"
-        "The first start reads the model from its GGUF file, half a minute more and 540 MB in the cache directory."
+        f"SmolLM2-135M-Instruct on this machine: {len(PROMPTS)} prompts x {len(SHOWN)} methods, up to {max_new_tokens} tokens each, about a minute.",
+        "The first start reads the model from its GGUF file, half a minute more and 540 MB in the cache directory.",
     )
     with working("loading the model and its draft"):
         from pard2.engine.engine import Engine
@@ -149,12 +148,10 @@ class _SideBySide:
 
 
 def _print_speeds(console: "Console", results: list[Run]) -> None:
-    plain = results[0]
-    parts = []
+    plain, widest = results[0], max(len(METHODS[run.method].title) for run in results)
     for run in results:
         same = "" if run is plain else f", {_same(plain, run)}"
-        parts.append(f"{METHODS[run.method].title} {run.stats.tokens_per_second:.1f} tokens/s{same}")
-    console.print(f"[dim]{'   '.join(parts)}[/]")
+        console.print(f"{METHODS[run.method].title:<{widest}}  {run.stats.tokens_per_second:6.1f} tokens/s{same}")
 
 
 def _same(plain: Run, other: Run) -> str:

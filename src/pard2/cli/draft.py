@@ -16,7 +16,7 @@ from pard2.files import CHECKPOINT, new_directory
 from pard2.reading import printable
 
 if TYPE_CHECKING:
-    from pard2.checkpoints.inspection import DraftReport
+    from pard2.checkpoints.draft_report import DraftReport
 
 app = typer.Typer(help="Make and explain drafts.", no_args_is_help=True)
 
@@ -102,6 +102,29 @@ def info(
         typer.echo(printable(to_flags(f"{label:<16}{value}")))
 
 
+@app.command()
+def convert(
+    context: typer.Context,
+    draft: Annotated[str, typer.Argument(metavar="DRAFT", help="A checkpoint's directory or hub id, or 'smollm2' for the embedded one.")],
+    to: Annotated[str, typer.Option("--to", metavar="LAYOUT", help="eagle3, speculators, or pard: a PARD or PARD-2 draft whole, as vLLM reads it.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where it goes.")],
+    target: Annotated[
+        str | None, typer.Option("-t", "--target", metavar="TARGET", help="The target; needed where the draft leaves a part to it.")
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a draft in the layout of another engine, every number as it is."""
+    context.with_resource(new_directory(output, force, CHECKPOINT, (draft, target)))
+    with working("importing torch"):
+        from pard2.checkpoints.convert import converted, write_converted
+
+    with working(f"loading {draft}"):
+        whole = converted(draft, to, target)
+    with working(f"writing {output}"):
+        write_converted(whole, output, to)
+    print_note(f"{output}: {draft} in the layout {to}; next: pard2 draft info {output}")
+
+
 def _lines(report: "DraftReport", methods: list[str]) -> list[tuple[str, str]]:
     lines = [
         ("draft", report.name),
@@ -113,6 +136,8 @@ def _lines(report: "DraftReport", methods: list[str]) -> list[tuple[str, str]]:
         lines.append(("mask token", f"{report.mask_token} ({report.mask_text!r})" if report.mask_text else str(report.mask_token)))
         part = f", out of {report.vocabulary_size:,} of the vocabulary" if report.vocabulary_size else ""
         lines.append(("proposes", f"up to {report.draft_tokens} tokens in one pass{part}"))
+    if report.layout is not None:
+        return [*lines, *_eagle3_lines(report), *_where(report)]
     if report.target_layers is not None:
         width = f", {report.target_dim} wide: a target of hidden size {report.target_hidden_size}" if report.target_dim else ""
         lines.append(("features", f"hidden states {report.target_layers}{width}"))
@@ -122,4 +147,23 @@ def _lines(report: "DraftReport", methods: list[str]) -> list[tuple[str, str]]:
         lines.append(("made for", report.target))
     if report.inexpressible:
         lines.append(("pard2 alone", f"{', '.join(report.inexpressible)}: no other engine can read it"))
-    return lines
+    return lines + _where(report)
+
+
+def _eagle3_lines(report: "DraftReport") -> list[tuple[str, str]]:
+    """What is said of EAGLE-3 drafts alone."""
+    layers = f"hidden states {report.target_layers}" if report.target_layers else "the three hidden states that are the default for its target"
+    lines = [
+        ("layout", "the plain one of EAGLE-3" if report.layout == "eagle3" else "speculators'"),
+        ("layer", str(report.layer)),
+        ("proposes", f"{report.draft_tokens} tokens deep as it was trained, one a pass, out of {report.vocabulary_size:,} of the vocabulary"),
+        ("features", f"{layers}, {report.target_dim} wide: a target of hidden size {report.target_hidden_size}"),
+        ("fc", str(report.fc)),
+        ("norms", str(report.norms)),
+        ("embedding", "its own" if report.own_embedding else "the target's"),
+    ]
+    return lines + ([("made for", report.target)] if report.target is not None else [])
+
+
+def _where(report: "DraftReport") -> list[tuple[str, str]]:
+    return [("runs in", f"{engine}: {answer}") for engine, answer in report.runs_in.items()]

@@ -17,6 +17,10 @@ EXAMPLES = {
         "pard2 draft init -t TARGET --layers 4 -o draft",
         "pard2 draft init -t TARGET --layers 0,9,19,29 --mask-token 151670 -o draft",
     ),
+    "draft convert": (
+        "pard2 draft convert runs/eagle3/best --to speculators -o draft",
+        "pard2 draft convert DRAFT --to pard -t TARGET -o draft",
+    ),
     "draft info": ("pard2 draft info smollm2", "pard2 draft info DRAFT -t TARGET"),
     "data synthesize": (
         "pard2 data synthesize -t smollm2 -n 500 -o prompts.jsonl",

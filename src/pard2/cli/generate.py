@@ -8,12 +8,13 @@ import typer
 
 from pard2.cli.console import answer_text, on_terminal, print_note, record_progress, speed, working
 from pard2.cli.flags import with_records
-from pard2.cli.options import Models
+from pard2.cli.options import Models, commits_of
 from pard2.cli.question import Question
 from pard2.cli.template_args import check_template_args, parse_template_args
 from pard2.engine.options import EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
+from pard2.units import counted
 
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
@@ -72,13 +73,13 @@ def _answer_one(engine: "Engine", prompt: "Prompt", params: SamplingParams, raw:
     if completion.error is not None:
         raise Pard2Error(completion.error)
     if as_json:
-        typer.echo(answer_text(json.dumps(_as_json(completion), ensure_ascii=False)))
+        typer.echo(answer_text(json.dumps(_as_json(completion, engine), ensure_ascii=False)))
     elif not live:
         typer.echo(answer_text(completion.text or ""))
-    stats = completion.stats
+    stats, made = completion.stats, counted(len(completion.token_ids), "token")
     print_note(
-        f"{completion.method}: {len(completion.token_ids)} tokens ({completion.finish_reason}) after a prompt of {completion.prompt_tokens}; "
-        f"{stats.cycles} cycles of {stats.acceptance_length:.2f} tokens{speed(stats.tokens_per_second)}"
+        f"{completion.method}: {made} ({completion.finish_reason}) after a prompt of {completion.prompt_tokens}; "
+        f"{counted(stats.cycles, 'cycle')} of {stats.acceptance_length:.2f} tokens{speed(stats.tokens_per_second)}"
     )
 
 
@@ -87,7 +88,7 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
     the end.
     """
     total, tokens, failures = len(prompts) * params.n, 0, []
-    print_note(f"{len(prompts)} prompts, {total} answers of up to {params.max_tokens} tokens")
+    print_note(f"{counted(len(prompts), 'prompt')}, {counted(total, 'answer')} of up to {params.max_tokens} tokens")
     with record_progress("answers", total, 0, lambda: engine.totals) as advance:
         for count, completion in enumerate(engine.completions(prompts, params, raw)):
             place = {"prompt": count // params.n, "index": completion.index}
@@ -95,18 +96,21 @@ def _answer_all(engine: "Engine", prompts: "list[Prompt]", params: SamplingParam
                 failures.append(f"prompt {place['prompt']}: {completion.error}")
             # Not typer.echo, which on a terminal writes past the bar's console and into the bar.
             if as_json:
-                print(answer_text(json.dumps(place | _as_json(completion), ensure_ascii=False)), flush=True)
+                print(answer_text(json.dumps(place | _as_json(completion, engine), ensure_ascii=False)), flush=True)
             elif completion.error is None:
                 print(f"--- prompt {place['prompt']}, answer {completion.index} ---\n{answer_text(completion.text or '')}", flush=True)
             tokens += len(completion.token_ids)
             advance(1, len(completion.token_ids))
     totals = engine.totals
-    print_note(f"{engine.method}: {tokens} tokens in {total - len(failures)} answers, {totals.cycles} cycles{speed(totals.tokens_per_second)}")
+    print_note(
+        f"{engine.method}: {counted(tokens, 'token')} in {counted(total - len(failures), 'answer')}, {counted(totals.cycles, 'cycle')}"
+        f"{speed(totals.tokens_per_second)}"
+    )
     if failures:
         raise Pard2Error(f"{len(failures)} of {total} answers failed; {failures[0]}")
 
 
-def _as_json(completion: "Completion") -> dict[str, Any]:
+def _as_json(completion: "Completion", engine: "Engine") -> dict[str, Any]:
     shown = {
         "text": completion.text,
         "token_ids": completion.token_ids,
@@ -114,6 +118,7 @@ def _as_json(completion: "Completion") -> dict[str, Any]:
         "completion_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "method": completion.method,
+        "commits": commits_of(engine.target, engine.draft),
         "stats": completion.stats.as_dict(),
     }
     if completion.logprobs is not None:

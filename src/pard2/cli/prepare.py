@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from pard2.cli.console import print_note, record_progress, working
+from pard2.cli.console import print_note, print_words, record_progress, working
 from pard2.cli.options import ForceOption, TargetOption
 from pard2.cli.template_args import TemplateArgOption, parse_template_args
 from pard2.errors import Pard2Error
 from pard2.files import PREPARED, new_directory
 from pard2.reading import printable
+from pard2.terminal import make_console
 
 if TYPE_CHECKING:
     from pard2.data.corpus import Example, Examples
@@ -73,7 +74,6 @@ def preview(
 ) -> None:
     """Show which tokens a draft learns to predict: green on a terminal, between ⟦ ⟧ elsewhere."""
     with working("importing torch"):
-        from rich.console import Console
         from rich.text import Text
 
         from pard2.cli.loss_mask import render
@@ -83,17 +83,17 @@ def preview(
     arguments = parse_template_args(template_arguments) or None
     model = _with_tokenizer(target)
     check_arguments(model.tokenizer, arguments)
-    out = Console(highlight=False, soft_wrap=True)
+    out = make_console()
     for example in _first_examples(sources, model, count, arguments):
         out.rule(Text(printable(f"{example.id}: {sum(example.predicted)} of {len(example.token_ids)} tokens are predicted")))
-        out.print(render(model.tokenizer, example, max_length, marked=not out.is_terminal))
+        print_words(out, render(model.tokenizer, example, max_length, marked=not out.is_terminal))
     with _tokenising() as progress:
         examples = load_examples(
             sources, model.tokenizer, model.eos_token_ids, sys.maxsize, progress=progress, vocab_size=model.vocab_size, arguments=arguments
         )
     long = int((examples.lengths > max_length).sum())
     out.rule()
-    out.print(f"{_counts(examples)}; the longest has {examples.lengths.max():,}; {long:,} are longer than --max-length {max_length:,}")
+    print_words(out, Text(f"{_counts(examples)}; the longest has {examples.lengths.max():,}; {long:,} are longer than --max-length {max_length:,}"))
 
 
 def _parse_on_long(text: str) -> "OnLong":

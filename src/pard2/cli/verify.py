@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from pard2.cli.console import print_note, record_progress, working
+from pard2.cli.console import print_note, print_words, record_progress, working
 from pard2.cli.flags import Flags, with_records
-from pard2.cli.options import JsonOption, Models, read_prompts
+from pard2.cli.options import JsonOption, Models, commits_of, read_prompts
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, apply_template_args, check_template_args, parse_template_args
 from pard2.engine.methods import METHODS
@@ -181,7 +182,7 @@ def verify(
     rule = "tokens equal to transformers' greedy generate" if exact else f"every token the first choice or within {near_tie} logits of it"
     rule += ", and equal to plain decoding's" if rows_are_alike(engine.target) else ""
     assert models.dtype is not None
-    print_note(_plan(f"{engine.method}, {models.dtype}", rule, len(encoded), checks, exact, together=options.max_batch > 1 and len(encoded) > 1))
+    print_note(*_plan(f"{engine.method}, {models.dtype}", rule, len(encoded), checks, exact, together=options.max_batch > 1 and len(encoded) > 1))
     audits = _audit(engine, encoded, checks.max_new_tokens, near_tie)
     verdict = Verdict(
         method=engine.method,
@@ -193,10 +194,10 @@ def verify(
         sampling=_sample(engine, encoded, checks) if checks.samples else None,
     )
     if as_json:
-        typer.echo(json.dumps(verdict.as_dict(checks, options, engine.draft_tokens)))
+        typer.echo(json.dumps(verdict.as_dict(checks, options, engine.draft_tokens) | {"commits": commits_of(engine.target, engine.draft)}))
     else:
         _print_table(audits, exact)
-        typer.echo(verdict.line())
+        print_words(output_console(), Text(verdict.line()))
     if not verdict.lossless:
         raise typer.Exit(NOT_TESTED if verdict.right else NOT_LOSSLESS)
 
@@ -225,15 +226,15 @@ def _sample(engine: "Engine", prompts: list[list[int]], checks: Checks) -> "Dist
     return judge(draws)
 
 
-def _plan(what: str, rule: str, prompts: int, checks: Checks, exact: bool, together: bool) -> str:
-    """What will be done, and the tokens that it costs."""
+def _plan(what: str, rule: str, prompts: int, checks: Checks, exact: bool, together: bool) -> list[str]:
+    """What will be done, and the tokens that it costs, in lines."""
     greedy = prompts * (2 if together else 1) * checks.max_new_tokens
     reference = f" and {prompts * checks.max_new_tokens} by transformers" if exact else " and as many read once more"
     lines = [f"{what}, {prompts} prompts. Greedy{', alone and together' if together else ''}: {rule}; up to {greedy} tokens{reference}."]
     if checks.samples:
         drawn = prompts * checks.samples * checks.sample_tokens
         lines.append(f"Sampling: {checks.samples} completions of each, {drawn} tokens, decoded and read once more.")
-    return "\n".join(lines)
+    return lines
 
 
 def _greedy_verdict(audits: "list[PromptAudit]", rule: str) -> str:

@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from pard2.checkpoints import hub
 from pard2.errors import Pard2Error, first_line
 from pard2.reading import parse_json
 
@@ -190,7 +191,12 @@ def _data_set(shown: str, name: str, config: str | None, split: str) -> Source:
         raise Pard2Error(f"{shown}: reading a data set needs the package datasets (pip install 'pard2[train]'){missing}") from None
     # The hub, the network and every file format raise exceptions of their own.
     with _told(f"cannot load data set {shown!r}", missing, Exception):
-        data = datasets.load_dataset(name, config, split=split)
+        try:
+            data = datasets.load_dataset(name, config, split=split)
+        except Exception:
+            if not os.path.isdir(name):
+                hub.download(name, ["README.md"], data_set=True)  # raises what the hub refuses, which that error may not tell
+            raise
 
     def rows() -> Iterator[tuple[str, Any]]:
         with _told(f"cannot read data set {shown!r}", errors=Exception):

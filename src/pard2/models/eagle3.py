@@ -5,6 +5,7 @@ Its module names are those of the published checkpoints. It knows what the input
 and nothing about which slots see each other: whoever runs it brings the attention.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -174,8 +175,6 @@ class Eagle3Draft(nn.Module):
         Raises `Pard2Error` for more than one layer, and rotary frequencies that follow the length of the
         text.
         """
-        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding  # a second of imports
-
         super().__init__()
         _check(config, name)
         self.config, self.spec, self.tokenizer, self.name = config, spec, tokenizer, name
@@ -193,7 +192,7 @@ class Eagle3Draft(nn.Module):
         self.norm = _Norm(width, config.rms_norm_eps)
         self.lm_head = nn.Linear(width, len(token_ids), bias=False)
         self.register_buffer("token_ids", token_ids.long(), persistent=False)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = rotary_embedding(config)
         self._window = attention_windows(config)[0]
 
     # --- what it is -------------------------------------------------------------------------------
@@ -308,6 +307,18 @@ def layer_config(target: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     said = {name: getattr(target, name) for name in names if getattr(target, name, None) is not None}
     said.setdefault("hidden_act", getattr(target, "hidden_activation", None) or "silu")
     return transformers.LlamaConfig(**(said | {"num_hidden_layers": 1, "tie_word_embeddings": False} | changes))
+
+
+def rotary_embedding(config: PreTrainedConfig) -> nn.Module:
+    """What gives the cosines and sines of a layer of this config."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding  # a second of imports
+
+    rope = config.rope_parameters
+    if rope["rope_type"] == "default" and rope.get("partial_rotary_factor", 1.0) != 1.0:
+        # Llama's default kind turns whole heads; the linear kind by 1 is the same, and heeds the part.
+        config = copy.deepcopy(config)
+        config.rope_parameters = rope | {"rope_type": "linear", "factor": 1.0}
+    return LlamaRotaryEmbedding(config)
 
 
 def _check(config: PreTrainedConfig, name: str) -> None:

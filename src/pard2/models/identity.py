@@ -58,13 +58,19 @@ def identity_of(name: str, samples: Iterable[Tensor]) -> dict[str, str]:
     }
 
 
-def warn_of_another(draft: str, made_for: dict[str, str] | None, target: dict[str, str] | None) -> None:
+_WITHOUT_FEATURES = "`method` pard2-ti does without the target's features"
+
+
+def warn_of_another(draft: str, made_for: dict[str, str] | None, target: dict[str, str] | None, way_out: str = _WITHOUT_FEATURES) -> None:
     """Warn (`Pard2Warning`) of a draft that was trained on another target's features; it
-    is lossless all the same."""
+    is lossless all the same.
+
+    way_out: how the line ends.
+    """
     if made_for and made_for[SAMPLES_KEY] and target and not _same(made_for[SAMPLES_KEY], target[SAMPLES_KEY]):
         warnings.warn(
             f"the draft {draft!r} was made for another target ({made_for[NAME_KEY]!r}, whose weights are not those of {target[NAME_KEY]!r}): "
-            "less of what it proposes may be accepted; `method` pard2-ti does without the target's features",
+            f"less of what it proposes may be accepted; {way_out}",
             Pard2Warning,
             stacklevel=3,
         )

@@ -274,7 +274,7 @@ class TrainingLoop:
             results = evaluate(target, draft, self.run.held_out, self.config.loop.evaluation_tokens)
             warning = implausible(record["accuracy_by_depth"], results)
             if warning:
-                self.log.print(f"[bold yellow]warning:[/] {warning}")
+                self.log.print(f"[bold magenta]warning:[/] {warning}")
             length = results[0]["acceptance_length"]
             if length > self.progress.best:
                 self.progress.best = length

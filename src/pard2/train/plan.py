@@ -317,9 +317,9 @@ def render(plan: Plan) -> RenderableType:
     for name, line in lines.items():
         table.add_row(f"[bold]{name}[/]", escape(printable(line)))
     for line in plan.missing:
-        table.add_row("[bold yellow]missing[/]", escape(printable(line)))
+        table.add_row("[bold magenta]missing[/]", escape(printable(line)))
     for problem in problems(plan):
-        table.add_row("[bold yellow]warning[/]", escape(problem))
+        table.add_row("[bold magenta]warning[/]", escape(problem))
     return table
 
 

@@ -46,6 +46,7 @@ class TrainingProgress:
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
+            self._doing = ""  # else it would stand there for good
             self._live.stop()
 
     def doing(self, what: str) -> None:
@@ -64,7 +65,7 @@ class TrainingProgress:
         self._figures = self.figures(record)
         if record.get("evaluation"):
             line = f"step {self._done:,}: {evaluation_line(record['evaluation'])}"
-            self._log.print(line, markup=False, highlight=False, soft_wrap=not self._log.console.is_terminal)
+            self._log.print(line, markup=False, highlight=False)
         now = self._clock()
         if now - self._told >= _PLAIN_SECONDS or self._done == self._total:
             self._told = now
@@ -93,8 +94,8 @@ class TrainingProgress:
         left = f"{duration(self.seconds_left())} left" if self._taken else ""
         bar.add_row("training", ProgressBar(self._total, self._done, width=_BAR_WIDTH), f"{self._done:,}/{self._total:,}", left)
         # Folded, whatever the console does with other lines: no figure may be cut off.
-        lines = (self._figures, f"{self._doing}: {duration(self._clock() - self._since)}")
-        return Group(bar, *(Text(line, style="dim", no_wrap=False, overflow="fold") for line in lines if line))
+        lines = (self._figures, self._doing and f"{self._doing}: {duration(self._clock() - self._since)}")
+        return Group(bar, *(Text(line, no_wrap=False, overflow="fold") for line in lines if line))
 
 
 def evaluation_line(results: list[dict[str, Any]]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pard2.files import writing
+from pard2.terminal import clock
 
 _WIDTH = 160  # of the file's lines
 
@@ -53,7 +53,8 @@ class RunLog:
     def print(self, *what: Any, **how: Any) -> None:
         """Say it in both places. Arguments are those of rich's `Console.print`."""
         if self.speaks:
-            self.console.print(*what, **how)
+            # A terminal would break long lines within words; a log keeps them whole.
+            self.console.print(*what, **{"soft_wrap": not self.console.is_terminal} | how)
             self.note(*what, **how)
 
     def note(self, *what: Any, **how: Any) -> None:
@@ -77,9 +78,7 @@ class RunLog:
             yield
         elif self.console.is_terminal:
             self.note(what, markup=False)
-            columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-            with Progress(*columns, console=self.console, transient=True) as shown:
-                shown.add_task(what, total=None)
+            with clock(self.console, what):
                 yield
         else:
             self.print(what, markup=False, highlight=False)
