@@ -245,7 +245,6 @@ def test_rope_or_window_lost():
     draft = Eagle3Draft(config, spec, torch.arange(0, 61, 2), target.model.get_input_embeddings()).eval().requires_grad_(False)
     for parameter in draft.parameters():
         parameter.normal_(0, 0.3) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
-    assert draft._window == 5
     for tree in (0, 8):
         run(draft, prompts=RAGGED[:5], draft_tokens=3, tree=tree)
 
