@@ -190,7 +190,7 @@ def turned(x: Tensor, position: int) -> Tensor:
 
 
 def formulas(w: dict[str, Tensor], embedding: Tensor, tokens: list[int], features: Tensor, **how) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] and the next depth's features [N, H] of a text's slots, as METHOD section 9 says them.
+    """Logits [N, V] and the next depth's features [N, H] of a text's slots (arXiv 2503.01840).
 
     features: [N, 3 * H] the target's hidden states side by side.
     """
@@ -300,6 +300,14 @@ def test_rope_or_window_fields_lost(target, tmp_path, layout, kind, rope):
     if layout == "eagle3":
         (tmp_path / "d" / "config.json").write_text(json.dumps(older))
     assert torch.equal(read(tmp_path / "d", target).rotary_emb.inv_freq, draft.rotary_emb.inv_freq)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_window_without_kinds_of_layers_is_written_with_them(target, tmp_path, layout):
+    save_eagle3(tiny_eagle3(target, config={"sliding_window": 7}), tmp_path / "d", layout=layout)
+    written = config_of(tmp_path / "d")
+    assert written.get("transformer_layer_config", written)["layer_types"] == ["sliding_attention"]
+    assert read(tmp_path / "d", target)._window == 7
 
 
 @pytest.mark.parametrize("kept", ["with t2d", "without t2d"])

@@ -11,7 +11,6 @@ from pard2.config_file import load_config
 from pard2.config_methods import METHODS
 from pard2.train.run_checkpoint import _difference
 
-
 CUT = {"eagle3": ["draft.layers=null"]}  # takes the cut out of the run
 
 

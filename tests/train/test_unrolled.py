@@ -1,4 +1,4 @@
-"""EAGLE-3's training pass against its plainest form, and against the pass that decodes (METHOD: section 9)."""
+"""EAGLE-3's training pass against its plainest form, and against the pass that decodes."""
 
 import math
 from collections.abc import Sequence
@@ -162,9 +162,9 @@ def losses(target: Target, draft: Eagle3Draft, objective: ObjectiveConfig) -> tu
 
 
 def test_the_loss_is_the_published_one(pair):
-    """Sum over slots of 0.8^d times the cross-entropy against the target's distribution over the draft's vocabulary,
-    here less that distribution's entropy, which no gradient sees; slots where the target's first choice lies outside
-    are left out."""
+    """Sum over slots of 0.8^d times the cross-entropy against the target's distribution over the draft's
+    vocabulary, here less that distribution's entropy, which no gradient sees; slots where the target's first
+    choice lies outside are left out."""
     target, draft = pair
     objective = objective_of()
     loss, weight, _ = losses(target, draft, objective)
@@ -184,7 +184,7 @@ def test_the_loss_is_the_published_one(pair):
         q = (draft.lm_head.weight @ state).log_softmax(0)
         total = total + 0.8**d * (p * (p.log() - q)).sum()
         weights += 0.8**d
-    assert float(weight) == pytest.approx(weights, rel=1e-5) and 0 < weights
+    assert float(weight) == pytest.approx(weights, rel=1e-5) and weights > 0
     torch.testing.assert_close(loss, total, rtol=1e-4, atol=1e-5)
     parameters = list(draft.parameters())
     for one, other in zip(*(torch.autograd.grad(value, parameters) for value in (loss, total)), strict=True):

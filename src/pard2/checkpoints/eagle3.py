@@ -1,4 +1,4 @@
-"""Reading and writing EAGLE-3 drafts, in the plain layout that vLLM and SGLang read (METHOD: section 9), and
+"""Reading and writing EAGLE-3 drafts, in the plain layout that vLLM and SGLang read (METHOD: section 7), and
 in speculators'.
 """
 
@@ -63,7 +63,8 @@ def load_eagle3(name: str, target: Target, dtype: torch.dtype, weight_format: We
     else:
         draft = open_eagle3(name, keys, layers, table, dtype)
         embedding = table.weight if type(table) is nn.Embedding and draft.owns_embedding else None
-        for doubt in (*keys.doubts, *untrained(draft.state_dict(), embedding)):
+        broken = [f"{why}; few of its proposals will be accepted" for why in untrained(draft.state_dict(), embedding)]
+        for doubt in (*keys.doubts, *broken):
             warnings.warn(f"the draft {name!r} lacks {doubt}", Pard2Warning, stacklevel=3)
     _check_width(name, draft, target)
     draft.tokenizer = target.tokenizer

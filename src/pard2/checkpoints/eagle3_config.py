@@ -1,4 +1,4 @@
-"""What the config.json of an EAGLE-3 draft says (METHOD: section 9), in the plain layout, and back.
+"""What the config.json of an EAGLE-3 draft says (METHOD: section 7), in the plain layout, and back.
 
 A config is a dictionary of JSON values. speculators' own form of it is `speculators.py`'s.
 """
@@ -199,10 +199,8 @@ def layer_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
     keys["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else {k: v for k, v in rope.items() if k != "rope_theta"}
     if "partial_rotary_factor" in rope:
         keys["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if (window := attention_windows(config)[0]) is not None:
-        keys |= {"sliding_window": window, "layer_types": ["sliding_attention"]} | (
-            {"use_sliding_window": True} if "use_sliding_window" in keys else {}
-        )
+    if attention_windows(config)[0] is not None:
+        keys["layer_types"] = ["sliding_attention"]  # else speculators would leave the window out
     for unsaid in ("_name_or_path", "architectures"):
         keys.pop(unsaid, None)
     return keys

@@ -1,5 +1,5 @@
 """Where a draft can run beside here, in vLLM, SGLang and transformers, as far as its config tells (METHOD:
-sections 7 and 9).
+section 7).
 
 Nothing is tried: the answers are what those engines' own code reads.
 """

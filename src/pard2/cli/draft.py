@@ -126,9 +126,10 @@ def convert(
 
 
 def _lines(report: "DraftReport", methods: list[str]) -> list[tuple[str, str]]:
+    layers = "1 layer" if report.layers == 1 else f"{report.layers} layers"
     lines = [
         ("draft", report.name),
-        ("model", f"{report.architecture}, {report.layers} layers, hidden {report.hidden_size}, vocabulary {report.vocab_size:,}"),
+        ("model", f"{report.architecture}, {layers}, hidden {report.hidden_size}, vocabulary {report.vocab_size:,}"),
         ("stored", f"{report.parameters / 1e6:.1f} M parameters, {report.dtype}" + (", vocabulary left to the target" * report.shared_vocabulary)),
         ("methods", ", ".join(methods)),
     ]

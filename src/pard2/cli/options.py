@@ -17,7 +17,7 @@ from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
     from pard2.engine.engine import Engine
-    from pard2.models.draft import Draft
+    from pard2.models.any_draft import AnyDraft
     from pard2.models.target import Target
 
 Part = TypeVar("Part", int, float, str, Path)
@@ -85,7 +85,7 @@ def note_weights(target: "Target") -> None:
         print_note(f"{target.name}: {target.origin}")
 
 
-def commits_of(*models: "Target | Draft | None") -> dict[str, str] | None:
+def commits_of(*models: "Target | AnyDraft | None") -> dict[str, str] | None:
     """The commits of those that come from the hub, by name; None where none does."""
     commits = {model.name: model.commit for model in models if model is not None}
     return {name: commit for name, commit in commits.items() if commit is not None} or None
