@@ -3,12 +3,15 @@
 from functools import cache
 from typing import Any
 
+from fitted_eagle3 import fitted_eagle3
 from pard2 import Engine
-from pard2.models.draft import Draft
+from pard2.models.any_draft import AnyDraft
+from pard2.models.eagle3 import Eagle3Draft
 from pard2.models.target import Target
 from tiny import pard_draft, tiny_draft, tiny_lm_draft, tiny_target
+from tiny_eagle3 import tiny_eagle3
 
-METHODS = ("ar", "ngram", "vsd", "pard", "pard2-ti", "pard2-td")
+METHODS = ("ar", "ngram", "vsd", "pard", "pard2-ti", "pard2-td", "eagle3")
 DRAFTED = METHODS[2:]
 
 
@@ -19,16 +22,25 @@ def shared_target() -> Target:
 
 
 @cache
-def _shared_draft(method: str) -> Draft | None:
+def _shared_draft(method: str) -> AnyDraft | None:
     return new_draft(method, shared_target())
 
 
-def new_draft(method: str, target: Target) -> Draft | None:
+@cache
+def _fitted() -> Eagle3Draft:
+    return fitted_eagle3(shared_target())
+
+
+def new_draft(method: str, target: Target) -> AnyDraft | None:
     """One whose proposals are sometimes right. A draft of another target's shape would do, too."""
     if method in ("ar", "ngram"):
         return None
     if method == "vsd":
         return tiny_lm_draft()
+    if method == "eagle3":
+        draft = tiny_eagle3(target, 55)
+        draft.load_state_dict(_fitted().state_dict())
+        return draft
     return pard_draft(target) if method == "pard" else tiny_draft(target)
 
 

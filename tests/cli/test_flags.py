@@ -25,7 +25,7 @@ def run():
         @with_records
         def command(
             params: Annotated[SamplingParams, Flags("max_tokens", "seed", "stop", max_tokens=7)],
-            options: Annotated[EngineOptions, Flags("draft_tokens", "tree", "cuda_graphs", tree=3)],
+            options: Annotated[EngineOptions, Flags("draft_tokens", "tree", "tree_top_k", "cuda_graphs", tree=3)],
             end: Annotated[str, typer.Option("--end")] = "",
         ) -> None:
             found.append((params, options, end))
@@ -44,6 +44,7 @@ def test_a_command_is_called_with_its_records(run):
     words = ("--max-new-tokens", "9", "--seed", "2", "--stop", "a", "--stop", "b", "--draft-tokens", "full", "--tree", "auto", "--no-cuda-graphs")
     assert run(*words) == (SamplingParams(max_tokens=9, seed=2, stop=("a", "b")), EngineOptions(draft_tokens="full", tree="auto", cuda_graphs=False))
     assert run("--draft-tokens", "4", "--tree", "16", "--cuda-graphs")[1] == EngineOptions(draft_tokens=4, tree=16, cuda_graphs=True)
+    assert run("--tree", "16", "--tree-top-k", "4")[1] == EngineOptions(tree=16, tree_top_k=4)
 
 
 def test_a_field_that_a_command_does_not_show_is_no_option():
@@ -97,6 +98,10 @@ def test_a_tree_that_means_nothing_names_the_flag(pard2, target_directory, draft
     assert ask(draft_directory, "--tree", "some").startswith("--tree 'some': ")
     assert ask(draft_directory, "--tree", 8, "-m", "vsd").startswith("--tree 8: ")
     assert "proposes no trees" in ask(lm_directory, "--tree", 8)
+    if command != "bench":
+        assert ask(draft_directory, "--tree-top-k", 4).endswith("add --tree, or leave --tree-top-k out")
+        assert ask(draft_directory, "--tree", 8, "--tree-top-k", 65) == "--tree-top-k 65: give a number of tokens from 1 to 64"
+        assert ask(draft_directory, "--tree", 8, "--tree-top-k", 4).endswith("is for the trees of -m eagle3; use it, or leave --tree-top-k out")
     if command in ("generate", "verify"):
         drawn = ask(draft_directory, "--tree", 8, "--draft-sampling", "sampled", "--verification", "block")
         assert drawn.endswith("use --draft-sampling greedy and --verification token, or --tree 0")

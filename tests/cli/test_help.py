@@ -60,7 +60,7 @@ def test_an_example_has_an_option_that_there_is_not(path, example):
         (("env", "--model", "x"), "no such option: --model; pard2 env --help lists them"),
         (
             ("generate", "-p", "x", "-t", "x", "-m", "smollm2"),
-            "-m 'smollm2' is not one of ar, ngram, vsd, pard, pard2-ti, pard2-td; a model is named with -t",
+            "-m 'smollm2' is not one of ar, ngram, vsd, pard, pard2-ti, pard2-td, eagle3; a model is named with -t",
         ),
         (("-V",), "no such option: -V; here it is --version"),
         (("data", "-x"), "no such option: -x; pard2 data --help lists them"),

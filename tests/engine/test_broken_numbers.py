@@ -135,7 +135,13 @@ def test_a_draft_whose_logits_are_no_numbers_proposes_nothing(kind, method, rule
     target = shared_target()
     draft = new_draft(method, target)
     run = draft.run
-    monkeypatch.setattr(draft, "run", lambda *a: None if (logits := run(*a)) is None else damage(logits))
+
+    def damaged(*arguments):
+        logits, *others = run(*arguments) if method == "eagle3" else (run(*arguments),)
+        logits = None if logits is None else damage(logits)
+        return (logits, *others) if others else logits
+
+    monkeypatch.setattr(draft, "run", damaged)
     engine = Engine(target, draft, method, 4, **rules)
     outs = engine.generate(PROMPTS, SETTINGS)
     plain = Engine(target).generate(PROMPTS, SETTINGS)

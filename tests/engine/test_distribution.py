@@ -26,6 +26,7 @@ from pard2.engine.randomness import Purpose, uniforms
 from pard2.models.draft import Draft, DraftSpec
 from pard2.models.target import Target
 from tiny import set_eos, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
+from tiny_eagle3 import tiny_eagle3
 
 VOCABULARY, MASK = 5, 4  # the mask token is an ordinary one to the target, which says it now and then
 PROMPT = [1, 2, 0]
@@ -63,7 +64,7 @@ COUNTED = {
     "all": SETTINGS["all"],
 }
 KS: list[int | str] = [1, 2, 3, 4, "auto"]
-DRAFTED = ["vsd", "pard", "pard2-ti", "pard2-td"]
+DRAFTED = ["vsd", "pard", "pard2-ti", "pard2-td", "eagle3"]
 
 
 # --- what the target alone would say -----------------------------------------------------------------
@@ -177,6 +178,8 @@ def new_engine(target: Target, method: str, k: int | str, **rules: str | int) ->
     elif method == "pard":
         lm = tiny_model(seed=6, vocab=VOCABULARY, hidden=16, layers=1, context=32, initializer_range=0.25)
         draft = Draft(lm, DraftSpec(mask_token=MASK, draft_tokens=4), None, name="tiny-pard")
+    elif method == "eagle3":
+        draft = tiny_eagle3(target, 4, draft_tokens=4)
     else:
         draft = tiny_draft(target, [0], 4, projection=0.3, mask_token=MASK)
     return Engine(target, draft, method, k, max_batch=64, **rules)
@@ -231,21 +234,25 @@ def test_copies_leave_the_targets_distribution(method, rule, monkeypatch):
     assert nodes[True] > 200 and (nodes[False] > 200 or method == "ngram")
 
 
+@pytest.mark.parametrize("method", ["pard2-td", "eagle3"])
 @pytest.mark.parametrize("rule", ["token", "block"])
-def test_tokens_that_a_draft_cannot_propose_are_said_as_often_as_others(rule):
+def test_tokens_that_a_draft_cannot_propose_are_said_as_often_as_others(rule, method):
     """Two of the five have a chance of zero in every proposal."""
     target, _ = world()
-    draft = cut_draft(target, [0], MASK, 4, (-1,), shared_vocabulary=True, vocabulary=torch.tensor([0, 2, 3])).eval()
+    if method == "eagle3":
+        draft = tiny_eagle3(target, 3)
+    else:
+        draft = cut_draft(target, [0], MASK, 4, (-1,), shared_vocabulary=True, vocabulary=torch.tensor([0, 2, 3])).eval()
     params = SamplingParams(**SETTINGS["all"])
     counts: Counter[tuple[int, ...]] = Counter()
     for i, k in enumerate(KS):
-        engine = Engine(target, draft, "pard2-td", k, max_batch=64, draft_sampling="sampled", verification=rule)
+        engine = Engine(target, draft, method, k, max_batch=64, draft_sampling="sampled", verification=rule)
         counts.update(first_tokens(engine, params, SAMPLES // len(KS), 1000 * i))
     assert chance_of(counts, exact_texts(params)) > FAIR
     assert {token for text in counts for token in text} == set(range(VOCABULARY))
 
 
-@pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "block"), ("pard", "token")])
+@pytest.mark.parametrize(("method", "rule"), [("vsd", "block"), ("pard2-td", "block"), ("pard", "token"), ("eagle3", "token")])
 def test_a_draft_that_breaks_down_now_and_then_leaves_the_targets_distribution(method, rule, monkeypatch):
     """Its logits are NaN wherever its favourite is one of two tokens: in every place of a
     block, and not in others."""

@@ -8,31 +8,32 @@ import pytest
 
 import pard2
 from pard2.engine.engine import Engine
-from pard2.engine.methods import METHODS, PLAIN, choose_method, methods_for
+from pard2.engine.methods import EAGLE3, METHODS, PLAIN, choose_method, methods_for
 from pard2.engine.options import EngineOptions
 from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
 from tiny import pard_draft, tiny_draft, tiny_lm_draft, tiny_target
+from tiny_eagle3 import tiny_eagle3
 
 
 def test_no_other_place_lists_methods():
     """A second list is what a new method is forgotten in.
 
-    "pard" alone is what checkpoints call themselves; it and "ar" are also what a run trains, whose table is
-    `config_methods.py`.
+    "pard" and "eagle3" are also what checkpoints call themselves; these and "ar" are what a run trains, whose
+    table is `config_methods.py`.
     """
     source = Path(pard2.__file__).parent
     training = [source / "config.py", source / "config_methods.py", source / "train" / "initial.py"]
     for path in source.rglob("*.py"):
         if path != source / "engine" / "methods.py":
             words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-            assert not words & (set(METHODS) - {"pard"} - ({PLAIN} if path in training else set())), path
+            assert not words & (set(METHODS) - {"pard", EAGLE3} - ({PLAIN} if path in training else set())), path
 
 
 def test_a_kind_of_draft_has_its_methods_and_the_first_is_the_default():
     target = tiny_target()
     pard2_draft = tiny_draft(target)
-    drafts = {"vsd": tiny_lm_draft(), "pard": pard_draft(target), "pard2-td": pard2_draft}
+    drafts = {"vsd": tiny_lm_draft(), "pard": pard_draft(target), "pard2-td": pard2_draft, "eagle3": tiny_eagle3(target)}
     kinds = {name: draft.kind for name, draft in drafts.items()}
     pard2_draft.projection = None
     kinds["pard2-ti"] = pard2_draft.kind
@@ -41,16 +42,19 @@ def test_a_kind_of_draft_has_its_methods_and_the_first_is_the_default():
         "pard": ["pard"],
         "pard2-td": ["pard2-td", "pard2-ti"],
         "pard2-ti": ["pard2-ti"],
+        "eagle3": ["eagle3"],
     }
     assert methods_for(DraftKind.NONE) == [PLAIN] == [choose_method(None, None)]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_table_says_of_a_drafter_what_the_drafter_does(method):
-    target = tiny_target()
-    drafter = METHODS[method].new_drafter(target, tiny_draft(target), 64, EngineOptions(method=method))
-    assert bool(drafter.feature_layers) == METHODS[method].loads_projection
-    assert Engine(target, tiny_draft(target), method).method == method
+    target, needs = tiny_target(), METHODS[method].needs
+    draft = tiny_eagle3(target) if needs is DraftKind.EAGLE3 else tiny_draft(target)
+    drafter = METHODS[method].new_drafter(target, draft, 64, EngineOptions(method=method))
+    assert bool(drafter.feature_layers) == (needs in (DraftKind.PROJECTED, DraftKind.EAGLE3))
+    assert METHODS[method].loads_projection == (needs is DraftKind.PROJECTED)
+    assert Engine(target, draft, method).method == method
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,7 @@ def test_the_table_says_of_a_drafter_what_the_drafter_does(method):
         ({"tree": None}, "^`tree` None: "),
         ({"tree": 8, "draft_sampling": "sampled"}, "use `draft_sampling` greedy and `verification` token, or `tree` 0$"),
         ({"tree": "auto", "draft_sampling": "sampled", "verification": "block"}, "use `draft_sampling` greedy and `verification` token"),
-        ({"tree": 8, "method": "ar"}, "^`tree` 8: `method` ar proposes no trees; use pard, pard2-ti, pard2-td, or `tree` 0$"),
+        ({"tree": 8, "method": "ar"}, "^`tree` 8: `method` ar proposes no trees; use pard, pard2-ti, pard2-td, eagle3, or `tree` 0$"),
         ({"tree": "auto", "method": "vsd"}, "^`tree` auto: `method` vsd proposes no trees"),
         (
             {"tree": 8, "cache_tokens": 8},

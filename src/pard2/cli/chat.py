@@ -41,7 +41,7 @@ A line that begins with a space is no command."""
 def chat(
     models: Models,
     params: Annotated[SamplingParams, Flags("max_tokens", "temperature", "top_p", "seed", max_tokens=512)],
-    options: Annotated[EngineOptions, Flags("method", "draft_tokens", "tree", *NGRAM_OPTIONS, "cache_tokens", "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags("method", "draft_tokens", "tree", "tree_top_k", *NGRAM_OPTIONS, "cache_tokens", "cuda_graphs")],
     system: SystemOption = None,
     template_arguments: TemplateArgOption = None,
 ) -> None:

@@ -154,7 +154,7 @@ def verify(
     options: Annotated[
         EngineOptions,
         Flags(
-            *("method", "draft_tokens", "draft_sampling", "verification", "tree", *NGRAM_OPTIONS, "max_batch", "cuda_graphs"),
+            *("method", "draft_tokens", "draft_sampling", "verification", "tree", "tree_top_k", *NGRAM_OPTIONS, "max_batch", "cuda_graphs"),
             help={
                 "draft_tokens": "Tokens proposed in a cycle; auto may leave nothing to judge.",
                 "max_batch": "Sequences decoded together; 1 leaves that part out.",

@@ -1,6 +1,6 @@
 """The most probable tree of a given size, from the distributions that a parallel draft gives at each depth.
 
-DDTree and OPT-Tree (METHOD: section 10): a parallel draft's distribution at depth j does not depend on what
+DDTree and OPT-Tree (METHOD: section 8): a parallel draft's distribution at depth j does not depend on what
 was chosen before, so the probability of a path is the product of its tokens'. Nodes are taken by falling
 probability: the best tree of n nodes is the best one of n - 1 nodes and one more. It knows no tensors.
 """

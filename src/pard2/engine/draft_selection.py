@@ -52,14 +52,22 @@ class DraftSelector:
         self._numbers = NUMBERS[rule]
         self._vocab_size = vocab_size
         self._tree_nodes = tree_nodes
+        self._token_ids: Tensor | None = None
         self._guesses: list[list[Tensor]] = [[] for _ in sequences]  # by sequence, [1] or more tokens at a time
         self._drawn: list[list[Tensor]] = [[] for _ in sequences]
+
+    def restrict(self, token_ids: Tensor) -> None:
+        """From now on logits are those of these tokens, [D], alone: whole rows of a large vocabulary would
+        cost more than a small draft's pass."""
+        self._token_ids = token_ids
 
     # --- a draft that guesses one token after the other -------------------------------------------
 
     def next(self, logits: Tensor, numbers: ListOf[int]) -> Tensor:
         """The next guess of each of these sequences, [N]. logits: [N, vocabulary]."""
         tokens = _argmax(logits)
+        if self._token_ids is not None:
+            tokens = torch.where(tokens < 0, tokens, self._token_ids[tokens])
         for row, number in enumerate(numbers):
             if self._is_special(number):
                 tokens[row : row + 1] = self._guess(number, logits[row : row + 1])
@@ -84,14 +92,17 @@ class DraftSelector:
         depth: of the frontiers' nodes; 0 for roots.
         """
         counts = [len(tree.frontier) for tree in trees]
+        names = self._token_ids
+        if any(map(self._is_special, numbers)):  # what is asked for by a token's id needs the target's
+            logits, names = self._padded(logits), None
         scores = []
         for number, tree, mine in zip(numbers, trees, logits.split(counts), strict=True):
             sequence = self._sequences[number]
             before = torch.tensor(tree.token_ids, dtype=torch.long, device=logits.device)
             on_path = torch.from_numpy(tree.paths()).to(logits.device)
             barred = sequence.barred([depth] * len(mine))
-            scores.append(process_logits(self._padded(mine), sequence.params, sequence.counts, before, on_path, barred))
-        rows = iter(_listed(torch.cat(scores), width)[2])
+            scores.append(process_logits(mine, sequence.params, sequence.counts, before, on_path, barred))
+        rows = iter(_listed(torch.cat(scores), width, names)[2])
         return [[next(rows) for _ in range(count)] for count in counts]
 
     @staticmethod
@@ -157,6 +168,9 @@ class DraftSelector:
     def _padded(self, logits: Tensor) -> Tensor:
         """[N, the target's vocabulary]: a bias or a penalty may be on a token
         that the draft does not know."""
+        if self._token_ids is not None:
+            whole = logits.new_full((len(logits), self._vocab_size), -torch.inf)
+            return whole.index_copy_(-1, self._token_ids, logits)
         missing = self._vocab_size - logits.shape[-1]
         return F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
@@ -174,10 +188,15 @@ class DraftSelector:
         return self.proposal(best_first(levels, nodes, penalise), logits.device)
 
 
-def _listed(scores: Tensor, count: int) -> tuple[Tensor, list[float], list[Candidates]]:
+def _listed(scores: Tensor, count: int, names: Tensor | None = None) -> tuple[Tensor, list[float], list[Candidates]]:
     """The most probable tokens by scores [N, vocabulary], at most `count` of each row: ids [N, M], the
-    logarithm of each row's sum of exp(score), and the candidates; none for a row that is no distribution."""
+    logarithm of each row's sum of exp(score), and the candidates; none for a row that is no distribution.
+
+    names: [vocabulary] the ids of its tokens; None where they are 0, 1, ..
+    """
     values, ids = most_probable(scores, min(count, scores.shape[-1]))
+    if names is not None:
+        ids = names[ids]
     total = scores.logsumexp(-1, keepdim=True)
     width = values.shape[1]
     # One wait for the device. Token ids are exact in float64.

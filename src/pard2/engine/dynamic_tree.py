@@ -1,5 +1,5 @@
 """The tree of a draft that guesses token by token, grown by the probability of its paths (EAGLE-2; METHOD:
-section 10).
+section 8).
 
 At each depth the draft says what may follow the nodes of the frontier. Of all these children the k with the
 most probable paths are the next frontier; the tree that is proposed is the best nodes of all that were met.

@@ -36,8 +36,9 @@ class EngineOptions:
     """How an engine decodes, whatever it is asked later.
 
     method: a name of `METHODS`; None for the best that the draft allows.
-    draft_tokens: proposals of a sequence in a cycle; "full", as many as the draft was trained for;
-        "auto", adapted to what past cycles accepted and cost, for each sequence, from prompt to prompt.
+    draft_tokens: proposals of a sequence in a cycle; "full", as many as the draft was trained for, which an
+        EAGLE-3 draft's may exceed; "auto", adapted to what past cycles accepted and cost, for each sequence,
+        from prompt to prompt.
     draft_sampling: what a draft proposes where a request samples: "greedy", its most probable tokens, so
         that the text depends on the seed alone; or "sampled", tokens drawn from its distribution.
     verification: how drawn proposals are judged: "token", one by one, or "block".
@@ -139,7 +140,8 @@ class EngineOptions:
         fits = self.tree_top_k is None or is_whole(self.tree_top_k, 1, _WIDEST_TREE)
         check("tree_top_k", repr(self.tree_top_k), fits, f"give a number of tokens from 1 to {_WIDEST_TREE}")
         if self.tree_top_k is not None and (self.tree == 0 or self.method not in (EAGLE3, None)):
-            raise Pard2Error(f"`tree_top_k` {self.tree_top_k} is for the trees of `method` {EAGLE3}; add `tree`, or leave `tree_top_k` out")
+            way = "add `tree`" if self.method in (EAGLE3, None) else "use it"
+            raise Pard2Error(f"`tree_top_k` {self.tree_top_k} is for the trees of `method` {EAGLE3}; {way}, or leave `tree_top_k` out")
         if self.tree == 0:
             return
         if self.verification != "token" or self.draft_sampling != "greedy":
@@ -210,7 +212,9 @@ class EngineOptions:
     def most_draft_tokens(self, draft: "AnyDraft | None") -> int:
         """Most proposals of a sequence in a cycle, for the method that `fitted` settled; 0 for none.
 
-        Raises `Pard2Error` for more than the draft was trained for.
+        A draft that guesses one token after the other, EAGLE-3's too, may be asked for more than it was
+        trained for: each depth is one more of the same pass. Raises `Pard2Error` for more than a parallel
+        draft was trained for.
         """
         assert self.method is not None, "fitted settles the method"
         needs = METHODS[self.method].needs

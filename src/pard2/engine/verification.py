@@ -48,7 +48,7 @@ def agreeing_path(said: Sequence[float], proposed: Sequence[float], parents: Seq
     """The accepted nodes: the longest path from the root on which each token is what the
     target says after those before it.
 
-    Greedy decoding, and coupled sampling (METHOD: section 10): `said` is decided without a look at the
+    Greedy decoding, and coupled sampling (METHOD: section 8): `said` is decided without a look at the
     proposal, so any tree whatsoever leaves the text what it is. The host's form, for trees, of
     `choose_greedy` and `choose_coupled`.
 

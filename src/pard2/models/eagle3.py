@@ -275,14 +275,9 @@ class Eagle3Draft(nn.Module):
         final = self.norm(stream)
         return final, final if self.spec.norm_output else stream
 
-    def scatter(self, logits: Tensor) -> Tensor:
-        """Logits [.., V] of [.., D]: -inf for the tokens that it cannot propose."""
-        whole = logits.new_full((*logits.shape[:-1], self.vocab_size), -torch.inf)
-        return whole.index_copy_(-1, self.token_ids, logits)
-
     @torch.no_grad()
     def run(self, batch: TokenBatch, feature: Tensor, logit_rows: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Run the new slots of several sequences: logits [R, V] of those asked for, and the features [N,
+        """Run the new slots of several sequences: logits [R, D] of those asked for, and the features [N,
         hidden] that the next depth takes.
 
         batch: N slots.
@@ -294,7 +289,7 @@ class Eagle3Draft(nn.Module):
             return batch.attend(0, q, k, v, self.midlayer.self_attn.head_dim**-0.5, self._window)
 
         final, following = self.states(batch.token_ids, feature, batch.positions, attend)
-        return None if logit_rows is None else self.scatter(self.lm_head(final[logit_rows])), following
+        return None if logit_rows is None else self.lm_head(final[logit_rows]), following
 
 
 def layer_config(target: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:

@@ -21,7 +21,7 @@ from pard2.runtime.token_batch import QuerySpan, TokenBatch
 class _Ends:
     """The last slots of B texts that were read.
 
-    logits: [B, V].
+    logits: [B, D], of the tokens that the draft can propose.
     token_ids: [B] that they hold.
     inputs, outputs: [B, hidden], the features that they read, and those that the next depth takes.
     """
@@ -72,6 +72,7 @@ class Eagle3Drafter(FeatureDrafter):
         wanted = [n for n, request in enumerate(requests) if request.depth]
         late = [n for n, request in enumerate(requests) if not request.depth and len(request.state.pending) >= MOST_PENDING]
         passes: list[int] = []
+        selector.restrict(self.draft.token_ids)
         ends = self._read([requests[n].state for n in wanted + late], len(wanted), passes)
         trees: dict[int, Proposal] = {}
         for grown in (True, False):
@@ -104,7 +105,7 @@ class Eagle3Drafter(FeatureDrafter):
         inputs = self.draft.fuse(self._gathered(features).to(self.draft.decoder_dtype))
         logits, outputs = self.draft.run(batch, inputs, rows if wanted else None)
         passes.append(len(tokens))
-        return None if logits is None else _Ends(logits[:, : self._vocab_size], batch.token_ids[rows], inputs[rows], outputs[rows])
+        return None if logits is None else _Ends(logits, batch.token_ids[rows], inputs[rows], outputs[rows])
 
     def _chains(self, requests: Sequence[DraftRequest], numbers: list[int], ends: "_Ends", selector: DraftSelector, passes: list[int]) -> None:
         """Let the selector guess token after token for the requests of these numbers."""
@@ -119,9 +120,8 @@ class Eagle3Drafter(FeatureDrafter):
             spans = [self._span(requests[n].state, depth - 1, 1) for n in numbers]
             # NOTHING cannot be read, and no guess behind it counts.
             batch = TokenBatch(self.cache, spans, newest[rows].clamp(min=0))
-            found, feature = self.draft.run(batch, feature[rows], torch.arange(len(on), device=self._device))
-            assert found is not None
-            logits = found[:, : self._vocab_size]
+            logits, feature = self.draft.run(batch, feature[rows], torch.arange(len(on), device=self._device))
+            assert logits is not None
             passes.append(len(on))
 
     def _trees(
@@ -153,9 +153,8 @@ class Eagle3Drafter(FeatureDrafter):
                 tokens += [roots[n], *trees[n].token_ids]
                 spans.append(self._span(requests[n].state, -1, len(inputs[n]), (-1, *trees[n].parents)))
             batch = TokenBatch(self.cache, spans, torch.tensor(tokens, device=self._device))
-            said, following = self.draft.run(batch, torch.cat([inputs[n] for n in active]), torch.tensor(rows, device=self._device))
-            assert said is not None
-            logits = said[:, : self._vocab_size]
+            logits, following = self.draft.run(batch, torch.cat([inputs[n] for n in active]), torch.tensor(rows, device=self._device))
+            assert logits is not None
             outputs = dict(zip(active, following.split([span.count for span in spans]), strict=True))
             passes.append(len(tokens))
         return {n: selector.proposal(tree.best(selector.nodes(n)), self._device) for n, tree in trees.items()}
