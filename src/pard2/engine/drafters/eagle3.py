@@ -41,9 +41,8 @@ class Eagle3Drafter(FeatureDrafter):
 
     The token at t is read with f[t-1], at position t - 1; a text's first token, which no feature precedes, is
     not read. A guess is read with the output of the slot that it was guessed at. Its keys and values lie
-    behind those
-    of the text and are forgotten: once the target has said what stands, the draft reads that with true
-        features.
+    behind those of the text and are forgotten: once the target has said what stands, the draft reads that
+    with true features.
 
     width: nodes of a depth that a tree is grown beyond; 0 for chains alone.
     depth: of a proposal, at most.
@@ -86,8 +85,7 @@ class Eagle3Drafter(FeatureDrafter):
         return Drafted([trees.get(n, chain) for n, chain in enumerate(selector.chains(self._device))], tuple(passes))
 
     def _read(self, states: Sequence[DraftState], wanted: int, passes: list[int]) -> "_Ends | None":
-        """Read what is pending of these texts; what the draft says at the ends of the first `wanted` of
-        them."""
+        """Read what is pending of these texts; what the draft says at the ends of the first `wanted`."""
         spans: list[QuerySpan] = []
         tokens: list[int] = []
         features: list[tuple[Tensor, Sequence[int]]] = []
