@@ -30,7 +30,6 @@ class PlainEagle3:
     target: Target
     draft: Eagle3Draft
 
-    @torch.no_grad()
     def features(self, text: list[int]) -> Tensor:
         """g [N, hidden] of every token of the text."""
         spec, draft, eps = self.draft.spec, self.draft, self.draft.config.rms_norm_eps
@@ -43,7 +42,6 @@ class PlainEagle3:
             fused = norm(fused, draft.input_norm.weight, eps)
         return fused @ draft.fc.weight.T
 
-    @torch.no_grad()
     def layer(self, tokens: list[int], features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of tokens at positions 0, 1, .. with their features [N, hidden]: the logits [N, D], the features
         of the next depth [N, hidden], and the keys and values that attention saw [N, KV, D]."""
@@ -79,12 +77,24 @@ class PlainEagle3:
             logits, following, _, _ = self.layer(tokens, rows)
         return (logits[-1] / temperature).log_softmax(-1)
 
+    def along(self, text: list[int], anchor: int, depths: int, features: Tensor) -> Tensor:
+        """Logits [depths, D] of the slots (anchor, 0), (anchor, 1), .. that hold the text's own tokens, as in
+        training, with gradients; anchors count as in `SlotLayout`."""
+        tokens, rows, found = text[1 : anchor + 1], features[:anchor], []
+        for depth in range(depths):
+            logits, following, _, _ = self.layer(tokens, rows)
+            found.append(logits[-1])
+            tokens, rows = [*tokens, *text[anchor + depth + 1 :][:1]], torch.cat([rows, following[-1:]])
+        return torch.stack(found)
+
+    @torch.no_grad()
     def chain(self, text: list[int], depth: int) -> list[int]:
         features, path = self.features(text), ()
         for _ in range(depth):
             path = (*path, int(self.draft.token_ids[self.says(text, path, features).argmax()]))
         return list(path)
 
+    @torch.no_grad()
     def tree(self, text: list[int], depth: int, width: int, nodes: int, temperature: float = 1.0) -> dict[tuple[int, ...], float]:
         """EAGLE-2's: the log-probability of each path that is proposed.
 

@@ -1,12 +1,8 @@
 """EAGLE-3's training pass against its plainest form, and against the pass that decodes."""
 
-import math
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
@@ -22,6 +18,7 @@ from pard2.train.packed_loss import PackedLoss
 from pard2.train.packed_sequences import PackedSequence, lay_out
 from pard2.train.teacher import Teacher, trained_slots, with_choices
 from pard2.train.unrolled import FIRST_ANCHOR, unrolled_states
+from plain_eagle3 import PlainEagle3
 from tiny import tiny_target
 from tiny_eagle3 import tiny_eagle3
 
@@ -40,78 +37,19 @@ def pair(request) -> tuple[Target, Eagle3Draft]:
     return target, tiny_eagle3(target, target_layers=(1, 2, 3), **request.param).requires_grad_(True)
 
 
-# --- the plain form -------------------------------------------------------------------------------
-
-
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
-
-
-def rotated(x: Tensor, position: int, theta: float) -> Tensor:
-    """[heads, D]: halves turned against each other."""
-    half = x.shape[-1] // 2
-    angle = position * theta ** (-torch.arange(half, dtype=torch.float64) / half)
-    cos, sin = angle.cos().to(x), angle.sin().to(x)
-    return torch.cat([x[:, :half] * cos - x[:, half:] * sin, x[:, half:] * cos + x[:, :half] * sin], -1)
-
-
-class Plain:
-    """One document's slots by EAGLE-3's own numbers: slot (a, d) holds x[a + d + 1] and, at depth 0, g[a]."""
-
-    def __init__(self, draft: Eagle3Draft, tokens: Sequence[int], features: Tensor) -> None:
-        self.draft, self.tokens, self.features = draft, tokens, features
-        self.keys: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self.streams: dict[tuple[int, int], Tensor] = {}
-
-    def fused(self, a: int) -> Tensor:
-        draft, spec, x = self.draft, self.draft.spec, self.features[a]
-        if spec.feature_norm == "joint":
-            x = norm(x, draft.input_norm.weight, draft.config.rms_norm_eps)
-        if spec.feature_norm == "each":
-            x = torch.cat([norm(part, n.weight, n.eps) for part, n in zip(x.split(spec.target_hidden_size), draft.fc_norm, strict=True)])
-        return draft.fc.weight @ x
-
-    def state(self, a: int, d: int) -> Tensor:
-        """After the final norm; a must rise, and d for each a."""
-        draft, layer, config = self.draft, self.draft.midlayer, self.draft.config
-        eps, theta = config.rms_norm_eps, config.rope_parameters["rope_theta"]
-        if d == 0:
-            feature = self.fused(a)
-        else:
-            feature = self.streams[a, d - 1]
-            feature = norm(feature, draft.norm.weight, eps) if draft.spec.norm_output else feature
-        embedding = draft.embed_tokens.weight[self.tokens[a + d + 1]]
-        normed = norm(feature, layer.hidden_norm.weight, eps)
-        x = torch.cat([norm(embedding, layer.input_layernorm.weight, eps), normed])
-        q, k, v = (
-            (part.weight @ x).unflatten(0, (-1, config.head_dim)) for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-        )
-        q = rotated(q, a + d, theta)
-        self.keys[a, d] = rotated(k, a + d, theta), v
-        seen = [self.keys[b, 0] for b in range(a + 1)] + [self.keys[a, e] for e in range(1, d + 1)]
-        heads = []
-        for head in range(config.num_attention_heads):
-            group = head * config.num_key_value_heads // config.num_attention_heads
-            scores = torch.stack([q[head] @ key[group] for key, _ in seen]) / math.sqrt(config.head_dim)
-            heads.append(scores.softmax(0) @ torch.stack([value[group] for _, value in seen]))
-        stream = (normed if draft.spec.norm_before_residual else feature) + layer.self_attn.o_proj.weight @ torch.cat(heads)
-        y = norm(stream, layer.post_attention_layernorm.weight, eps)
-        stream = stream + layer.mlp.down_proj.weight @ (F.silu(layer.mlp.gate_proj.weight @ y) * (layer.mlp.up_proj.weight @ y))
-        self.streams[a, d] = stream
-        return norm(stream, draft.norm.weight, eps)
-
-
-def plain_states(draft: Eagle3Draft, examples: Sequence[Example], features: Sequence[Tensor], layout: SlotLayout) -> list[Tensor]:
-    """Of every slot of the layout that has one; slots of first tokens are left out."""
-    documents = [Plain(draft, e.token_ids.tolist(), f) for e, f in zip(examples, features, strict=True)]
+def plain_logits(pair: tuple[Target, Eagle3Draft], layout: SlotLayout) -> dict[tuple[int, int, int], Tensor]:
+    """[D] of every slot (document, anchor, depth) of the layout; those of first tokens are left out."""
+    plain = PlainEagle3(*pair)
     found: dict[tuple[int, int, int], Tensor] = {}
-    for number, document in enumerate(documents):
-        for d in range(int(layout.depth.max()) + 1):
-            for a in range(len(document.tokens) - 1):
-                if a + d + 1 < len(document.tokens):
-                    found[number, a, d] = document.state(a, d)
-    slots = zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True)
-    return [found[i, a - 1, d] for i, a, d in slots if a >= FIRST_ANCHOR]
+    slots = list(zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True))
+    for number, example in enumerate(EXAMPLES):
+        text = example.token_ids.tolist()
+        features = plain.features(text)
+        for anchor in range(FIRST_ANCHOR, len(text)):
+            depths = 1 + max(d for i, a, d in slots if (i, a) == (number, anchor))
+            for depth, logits in enumerate(plain.along(text, anchor, depths, features)):
+                found[number, anchor, depth] = logits
+    return {slot: found[slot] for slot in slots if slot[1] >= FIRST_ANCHOR}
 
 
 def packed(objective: ObjectiveConfig, seed: int = 0) -> PackedSequence:
@@ -140,14 +78,14 @@ def test_unrolled_slots_are_the_plain_ones(pair, kind, options):
     """Values and gradients, packed documents, with whole chains and with thinned ones."""
     target, draft = pair
     sequence = packed(objective_of(**options))
-    states = online_states(target, EXAMPLES, (1, 2, 3))
-    plain = torch.stack(plain_states(draft, EXAMPLES, [one.features for one in states], sequence.layout))
-    found = unrolled_states(draft, sequence.token_ids, joined(states).features, sequence.layout, kind.split(",")[0], "check" in kind)
-    real = sequence.layout.anchor >= FIRST_ANCHOR
+    features = joined(online_states(target, EXAMPLES, (1, 2, 3))).features
+    plain = torch.stack(list(plain_logits(pair, sequence.layout).values()))
+    states = unrolled_states(draft, sequence.token_ids, features, sequence.layout, kind.split(",")[0], "check" in kind)
+    found, real = draft.lm_head(states), sequence.layout.anchor >= FIRST_ANCHOR
     torch.testing.assert_close(found[real], plain, rtol=1e-4, atol=1e-5)
-    assert not found[~real].any() and len(plain) == int(real.sum()) and int(sequence.layout.depth.max()) == (K - 1 if options else 2)
+    assert not states[~real].any() and len(plain) == int(real.sum()) and int(sequence.layout.depth.max()) == (K - 1 if options else 2)
     direction = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
-    parameters = [p for name, p in draft.named_parameters() if name != "lm_head.weight"]
+    parameters = list(draft.parameters())
     for one, other in zip(*(torch.autograd.grad((s * direction).sum(), parameters) for s in (found[real], plain)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
@@ -168,20 +106,16 @@ def test_the_loss_is_the_published_one(pair):
     target, draft = pair
     objective = objective_of()
     loss, weight, _ = losses(target, draft, objective)
-    layout = packed(objective).layout
     states = online_states(target, EXAMPLES, (1, 2, 3))
-    plain = iter(plain_states(draft, EXAMPLES, [one.features for one in states], layout))
     total, weights = torch.zeros(()), 0.0
-    for i, a, d in zip(layout.document.tolist(), layout.anchor.tolist(), layout.depth.tolist(), strict=True):
-        state = next(plain) if a >= FIRST_ANCHOR else None
+    for (i, a, d), logits in plain_logits(pair, packed(objective).layout).items():
         example, predicted = EXAMPLES[i], a + d + 1
-        if state is None or predicted >= len(example.token_ids) or not example.predicted[predicted]:
+        if predicted >= len(example.token_ids) or not example.predicted[predicted]:
             continue
         whole = target.model.get_output_embeddings().weight @ states[i].last_state[predicted - 1]
         if int(whole.argmax()) not in draft.token_ids.tolist():
             continue
-        p = whole[draft.token_ids].softmax(0)
-        q = (draft.lm_head.weight @ state).log_softmax(0)
+        p, q = whole[draft.token_ids].softmax(0), logits.log_softmax(0)
         total = total + 0.8**d * (p * (p.log() - q)).sum()
         weights += 0.8**d
     assert float(weight) == pytest.approx(weights, rel=1e-5) and weights > 0
