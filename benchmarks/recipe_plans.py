@@ -31,7 +31,7 @@ SHAPES = {
     "Qwen/Qwen3-0.6B": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True),
 }
 NAMES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-RECIPES = ("llama-3.1-8b", "llama-3.1-8b-pard", "qwen3-8b", "qwen3-8b-pard", "qwen3-8b-pruned")
+RECIPES = ("llama-3.1-8b", "llama-3.1-8b-pard", "llama-3.1-8b-eagle3", "qwen3-8b", "qwen3-8b-pard", "qwen3-8b-eagle3", "qwen3-8b-pruned")
 H100 = 0.4 * 989e12
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}\u0120{% endif %}{% endfor %}"
 

@@ -39,6 +39,7 @@ FLOORS = (
         "cache_directory",
         "environment",
         "config",
+        "config_file",
         "config_paths",
         "config_methods",
         "hf",

@@ -90,7 +90,7 @@ def test_every_key_of_the_plain_layout_is_spelt_out(target, tmp_path):
         "norm_before_fc": False,
         "fc_norm": False,
         "norm_output": False,
-        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 4, 5], "use_aux_hidden_state": True, "norm_before_fc": False},
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 4], "use_aux_hidden_state": True, "norm_before_fc": False},  # SGLang's
         "eagle_aux_hidden_state_layer_ids": [2, 4, 5],
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,

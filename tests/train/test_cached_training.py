@@ -34,6 +34,21 @@ def test_a_cache_changes_nothing_however_it_was_filled(make_config, quiet, tmp_p
             torch.testing.assert_close(cached[name], online[name], rtol=1e-2, atol=1e-4)
 
 
+def test_a_cache_of_more_hidden_states_serves_runs_of_several_methods(make_config, quiet, tmp_path):
+    """PARD-2's and EAGLE-3's features are others; each run ends as with a cache of its own."""
+    shared = str(tmp_path / "shared")
+    train(make_config(features={"cache": shared, "layers": [1, 2, 3]}, loop={"output": str(tmp_path / "first")}), quiet)
+    for method, layers in (("eagle3", [2, 1, 3]), ("pard2", [-2, -1])):
+        outputs = []
+        for name, features in (("shared", {"cache": shared, "on_missing": "raise"}), ("own", {"cache": str(tmp_path / f"own-{method}")})):
+            config = make_config(method, draft={"target_layers": layers}, features=features, loop={"output": str(tmp_path / f"{method}-{name}")})
+            train(config, quiet)
+            outputs.append(config.loop.output)
+        assert_bit_for_bit(*outputs)
+    with pytest.raises(Pard2Error, match=r"was made by hidden states \[-1, -2, -3\], and the draft wants \[-1, -4\]"):
+        train(make_config(draft={"target_layers": [-1, 0]}, features={"cache": shared}, loop={"output": str(tmp_path / "none")}), quiet)
+
+
 def test_a_resumed_run_goes_on_with_the_cache_that_it_left(make_config, quiet, tmp_path, monkeypatch):
     """The shard that was being gathered is lost, and made again with other conversations around it."""
     whole = make_config(features={"cache": str(tmp_path / "one")}, loop={"output": str(tmp_path / "whole")})

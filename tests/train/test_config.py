@@ -131,6 +131,10 @@ def test_a_draft_has_exactly_one_origin(run, draft):
     assert refused(run).endswith(": give either draft.layers or draft.path")
 
 
+def test_what_a_cache_holds_more_goes_with_a_cache(run):
+    assert refused(run, "features.layers=[1]").endswith("features.layers is of a cache; give features.cache, too")
+
+
 def test_a_part_of_the_vocabulary_goes_with_a_shared_one(run):
     assert refused(run, "draft.vocabulary_size=100").endswith("draft: draft.vocabulary_size goes with draft.share_vocabulary=true")
 

@@ -206,3 +206,23 @@ def test_a_frozen_table_is_not_in_the_optimizer(make_config, quiet):
 def test_another_method_into_the_same_directory(make_config, quiet):
     train(make_config("pard", loop={"steps": 2}), quiet)
     assert "holds a run with another method (pard, not ar)" in refused(make_config("ar", loop={"steps": 2}), quiet)
+
+
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        ({"target_layers": None}, "a target of 3 layers is too small for EAGLE-3's default features, which are hidden states 2, 1 and 0"),
+        ({"target_layers": [1, 2, 4]}, "feature layer 4 does not exist in"),
+        ({"vocabulary_size": 10**6}, "draft.vocabulary_size=1000000: the target has"),
+        ({"path": "here", "norm_output": True}, "draft.path 'here' has draft.norm_output = False"),
+        ({"path": "here", "vocabulary_size": 12}, "draft.path 'here' has draft.vocabulary_size = 31"),
+        ({"path": "here", "target_layers": [2]}, "draft.path 'here' has draft.target_layers = [1, 3]"),
+    ],
+)
+def test_an_eagle3_draft_that_cannot_be(make_config, quiet, tmp_path, monkeypatch, target_directory, draft, said):
+    monkeypatch.chdir(tmp_path)
+    save_draft(tiny_eagle3(load_target(str(target_directory), "float32", "cpu")), tmp_path / "here")
+    config = make_config("eagle3", draft={"target_layers": None} | draft)
+    assert refused(config, quiet).startswith(said)
+    with pytest.raises(Pard2Error, match="feature|draft"):
+        dry_run(config)

@@ -165,7 +165,7 @@ def plain_keys(draft: Eagle3Draft, dtype: str) -> dict[str, Any]:
         "architectures": [ARCHITECTURES[draft.config.model_type]],
         "num_aux_hidden_states": len(spec.target_layers),
         "eagle_config": {
-            IDS: list(spec.target_layers),
+            IDS: [layer - 1 for layer in spec.target_layers],  # as SGLang counts; vLLM reads the key outside first
             "use_aux_hidden_state": True,
             "norm_before_fc": spec.feature_norm == "joint",
         },

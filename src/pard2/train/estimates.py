@@ -203,6 +203,7 @@ def step_memory(target: Shape, draft: Shape, size: SequenceSize, numbers: Parame
     head = draft.vocabulary * draft.hidden
     loss = _LOGIT_COPIES * logits * 4 + (2 * head * 4 if options.head_trained else 0)
     itemsize, mixed, asked = options.target_itemsize, options.mixed, options.target_asked
+    read = size.tokens / size.slots if options.features_once else 1.0
     return Memory(
         target_weights=numbers.target * itemsize,
         draft_weights=(numbers.trained + numbers.frozen) * 4,
@@ -211,7 +212,7 @@ def step_memory(target: Shape, draft: Shape, size: SequenceSize, numbers: Parame
         average=numbers.trained * 4 if options.average else 0,
         target_states=asked * round(size.tokens * (features + target.hidden) * itemsize),
         target_pass=asked * (round(size.tokens * (4 * target.hidden + 3 * target.intermediate + 2 * features) * itemsize) + 3 * logits * 4),
-        activations=activation_bytes(draft, size.slots, features, itemsize, mixed, options.checkpointing),
+        activations=activation_bytes(draft, size.slots, round(features * read), itemsize, mixed, options.checkpointing),
         loss_chunks=loss + (2 * logits * 2 + 2 * head if mixed else 0),
         autocast=2 * (draft.block_weights + features * draft.hidden) if mixed else 0,
         update=numbers.trained * 4 if options.on_gpu else 0,
@@ -225,7 +226,7 @@ def sequence_flops(target: Shape, draft: Shape, size: SequenceSize, predicted: f
     of a query and a key that it sees. A backward pass is two of them and computes the scores again;
     checkpointing adds a whole pass. Slots are taken in blocks, which look at as many masks beside their
     documents. The head: forward and gradient of the states (and of itself, if it is trained) for P slots; the
-    target's for each answer token, and again for CAT.
+    target's for each answer token, and again for CAT; for EAGLE-3 once over all its tokens, to choose.
 
     predicted: answer tokens.
     features: F.
@@ -233,10 +234,12 @@ def sequence_flops(target: Shape, draft: Shape, size: SequenceSize, predicted: f
     seen = size.document / 2
     passes, asked = 4 if options.checkpointing else 3, options.target_asked
     layers = 2 * passes * draft.block_weights + 4 * (passes + 0.5) * draft.queries * draft.layers * (seen + BLOCK)
+    chosen = 2 * target.vocabulary * target.hidden * predicted if options.features_once else 0.0
     return {
         "target": asked * size.tokens * (2 * target.block_weights + 4 * target.queries * target.layers * seen),
         "draft": size.slots * layers + (size.tokens if options.features_once else size.slots) * 4 * features * draft.hidden,
-        "loss": 2 * draft.vocabulary * (draft.hidden * size.predicting * (3 if options.head_trained else 2) + asked * 2 * target.hidden * predicted),
+        "loss": 2 * draft.vocabulary * (draft.hidden * size.predicting * (3 if options.head_trained else 2) + asked * 2 * target.hidden * predicted)
+        + chosen,
     }
 
 

@@ -14,6 +14,7 @@ from pard2.data.conversations import Record, template_arguments, up_to_user
 from pard2.data.corpus import Examples
 from pard2.engine.engine import Engine
 from pard2.engine.methods import PLAIN, methods_for
+from pard2.engine.options import DraftTokens
 from pard2.engine.prompts import encode_prompt
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
@@ -82,14 +83,18 @@ def evaluate(target: Target, draft: AnyDraft, prompts: Prompts, max_tokens: int)
     return [acceptance(target, draft, prompts, method, max_tokens) | speeds[method] for method in methods]
 
 
-def acceptance(target: Target, draft: AnyDraft, prompts: Prompts, method: str, max_tokens: int) -> dict[str, Any]:
+def acceptance(
+    target: Target, draft: AnyDraft | None, prompts: Prompts, method: str, max_tokens: int, draft_tokens: DraftTokens = "full", tree: int = 0
+) -> dict[str, Any]:
     """Of all cycles of all prompts together, decoded in batches at the trained K, an ordinary LM at 8.
+
+    draft_tokens, tree: of the engine, where something else is asked for.
 
     Returns `acceptance_length` (bonus included) and `accepted_by_position` as `Stats` defines them,
     `acceptance_length_interval` (95 %, by bootstrap over prompts; None for one prompt), and `draft_tokens`,
     `prompts` and `cycles`, the numbers of them.
     """
-    engine = _engine(target, draft, method, "full", _BATCH, prompts, max_tokens)
+    engine = _engine(target, draft, method, draft_tokens, _BATCH, prompts, max_tokens, tree)
     each = [completion.stats for completion in _complete(engine, prompts, max_tokens)]
     stats = sum(each, Stats())
     interval = bootstrap([(one.accepted, one.cycles) for one in each], _acceptance_length)
@@ -142,10 +147,12 @@ def speed(target: Target, draft: AnyDraft, prompts: Prompts, methods: Sequence[s
     return found
 
 
-def _engine(target: Target, draft: AnyDraft | None, method: str, draft_tokens: Any, batch: int, prompts: Prompts, max_tokens: int) -> Engine:
+def _engine(
+    target: Target, draft: AnyDraft | None, method: str, draft_tokens: DraftTokens, batch: int, prompts: Prompts, max_tokens: int, tree: int = 0
+) -> Engine:
     # No more positions than needed: by default an engine takes much of the memory that training needs.
     positions = batch * (max(map(len, prompts)) + max_tokens)
-    return Engine(target, draft, method, draft_tokens, max_batch=batch, cache_tokens=positions)
+    return Engine(target, draft, method, draft_tokens, max_batch=batch, cache_tokens=positions, tree=tree)
 
 
 def _complete(engine: Engine, prompts: Prompts, max_tokens: int) -> list[Completion]:

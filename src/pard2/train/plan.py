@@ -29,7 +29,7 @@ from pard2.reading import printable
 from pard2.train import muon
 from pard2.train.estimates import Memory, Parameters, SequenceSize, Shape, StepOptions, count, sequence_flops, step_memory
 from pard2.train.optimizer import muon_matrices
-from pard2.units import amount, duration, size
+from pard2.units import amount, counted, duration, size
 
 _MATMUL_SECONDS = 0.3
 
@@ -294,7 +294,7 @@ def render(plan: Plan) -> RenderableType:
     reads += f", features {list(plan.target_layers)}" if plan.target_layers else ""
     projection = f", {amount(numbers.projection)} of them in the projection" if numbers.projection else ""
     lines = {
-        "draft": f"{plan.draft}: {METHODS[plan.method].title}, {plan.layers} layers{reads}",
+        "draft": f"{plan.draft}: {METHODS[plan.method].title}, {counted(plan.layers, 'layer')}{reads}",
         "parameters": f"{amount(numbers.trained)} trained{projection}; frozen: "
         f"{amount(numbers.frozen)} of the draft, {amount(numbers.target)} of the target {plan.target}",
         "data": f"{data.conversations:,} conversations, {data.tokens:,} tokens, {data.predicted:,} of them to predict{lost}{told(data.notes)}",

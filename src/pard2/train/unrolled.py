@@ -8,6 +8,8 @@ no slot.
 The slots of a depth attend to those of depth 0 up to their anchor, and to their own chains.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -30,27 +32,7 @@ def unrolled_states(
     kind: of attention.
     checkpointing: compute each depth again in the backward pass.
     """
-
-    scale = draft.midlayer.self_attn.head_dim**-0.5
-
-    def step(tokens: Tensor, positions: Tensor, feature: Tensor, spans: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """States, the next depth's features, and the slots' keys and values.
-
-        past: at depth d > 0 the keys and values of depth 0, [R, KV, D] each, and of the chains, [n, d - 1,
-            KV, D].
-        """
-        own: list[Tensor] = []
-
-        def attend(q: Tensor, *new: Tensor) -> Tensor:
-            own.extend(new)
-            seen = new
-            if past:
-                chains = (torch.cat([chain, one[:, None]], 1).flatten(0, 1) for chain, one in zip(past[2:], new, strict=True))
-                seen = tuple(torch.cat(both) for both in zip(past[:2], chains, strict=True))
-            return attend_spans(kind, q, seen[0], seen[1], spans, scale)
-
-        return *draft.states(tokens, feature, positions, attend), *own
-
+    step = partial(_one_depth, draft, kind)
     found, places = [], []
     real = anchors = feature = torch.empty(0)
     real_keys: tuple[Tensor, ...] = ()
@@ -81,3 +63,24 @@ def unrolled_states(
         places.append(slots)
     states = torch.cat(found)
     return states.new_zeros(len(layout), states.shape[1]).index_copy(0, torch.cat(places), states)
+
+
+def _one_depth(
+    draft: Eagle3Draft, kind: AttentionKind, token_ids: Tensor, positions: Tensor, feature: Tensor, spans: Tensor, *past: Tensor
+) -> tuple[Tensor, ...]:
+    """States of n slots, the next depth's features, and their keys and values [n, KV, D].
+
+    spans: [n, 4] as of `key_spans`, over the keys of depth 0 and, behind them, the chains'.
+    past: at depth d > 0 keys and values of depth 0, [R, KV, D] each, and of the chains, [n, d - 1, KV, D].
+    """
+    own: list[Tensor] = []
+
+    def attend(q: Tensor, *new: Tensor) -> Tensor:
+        own.extend(new)
+        seen = new
+        if past:
+            chains = (torch.cat([chain, one[:, None]], 1).flatten(0, 1) for chain, one in zip(past[2:], new, strict=True))
+            seen = tuple(torch.cat(both) for both in zip(past[:2], chains, strict=True))
+        return attend_spans(kind, q, seen[0], seen[1], spans, draft.midlayer.self_attn.head_dim**-0.5)
+
+    return *draft.states(token_ids, feature, positions, attend), *own
