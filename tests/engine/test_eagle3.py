@@ -14,7 +14,11 @@ import transformers
 from engines import is_empty, new_draft, shared_target
 from fitted_eagle3 import PROMPTS
 from pard2 import Engine, SamplingParams
+from pard2.engine.draft_selection import DraftSelector
+from pard2.engine.drafters.base import MOST_PENDING, DraftRequest
+from pard2.engine.drafters.eagle3 import Eagle3Drafter
 from pard2.engine.proposal import Proposal
+from pard2.engine.sequence import Sequence
 from pard2.models.eagle3 import Eagle3Draft, Eagle3Spec, layer_config
 from plain_eagle3 import PlainEagle3
 from tiny import random_prompts, tiny_target
@@ -46,14 +50,19 @@ class Seen:
 
 
 def watch(engine: Engine) -> list[Seen]:
-    """Every later proposal of the draft."""
+    """Every later proposal of the draft, whose passes have the rows that they are said to have."""
     seen: list[Seen] = []
+    rows: list[int] = []
+    states = engine.draft.states
+    engine.draft.states = lambda token_ids, *others: (rows.append(len(token_ids)), states(token_ids, *others))[1]
     drafter = engine._cycle._drafter
     drafter = getattr(drafter, "_drafter", drafter)  # behind a match
     propose = drafter.propose
 
     def watching(requests, selector):
+        rows.clear()
         drafted = propose(requests, selector)
+        assert drafted.passes == tuple(rows), "the adaptive draft length learns times by them"
         running = {id(s.memory.draft): s for s in engine._scheduler.sequences}
         for number, (request, proposal) in enumerate(zip(requests, drafted.proposals, strict=True)):
             one = running[id(request.state)]
@@ -301,6 +310,31 @@ def test_a_guess_that_breaks_the_draft_ends_the_path(tree):
             assert not any(parent >= 0 and tokens[parent] == common for parent in one.proposal.parents)
         else:
             assert set(tokens[tokens.index(common) + 1 :]) <= {-1}
+
+
+@pytest.mark.parametrize("nodes", [0, 8])
+def test_nothing_asked_for_costs_no_pass_until_much_is_pending(nodes):
+    """Features that nobody reads would pile up."""
+    target = tiny_target(context=1024)
+    drafter = Eagle3Drafter(tiny_eagle3(target), target.vocab_size, 2048, 4, 4, 2)
+    state, features = drafter.open(MOST_PENDING + 8), torch.randn(MOST_PENDING, 64)
+    one = Sequence(prompt=[1], params=GREEDY, seed=0, index=0, max_new_tokens=9, stop_token_ids=frozenset(), text=None)
+
+    def passes(depth):
+        selector = DraftSelector([one], "greedy", "token", 61, [nodes])
+        drafted = drafter.propose([DraftRequest(state, depth)], selector)
+        assert (drafted.proposals[0].num_nodes > 0) == (depth > 0)
+        return drafted.passes
+
+    drafter.update(state, [7] * (MOST_PENDING - 1), features[1:])
+    assert passes(0) == ()
+    drafter.update(state, [7], features[:1])
+    assert passes(0) == (MOST_PENDING,) and (state.num_computed_tokens, state.pending, state.features) == (MOST_PENDING, [], [])
+    drafter.update(state, [7, 8], features[:2])
+    assert passes(2) == ((2, 1) if nodes == 0 else (2, 5))
+    assert state.num_computed_tokens == MOST_PENDING + 2
+    drafter.close(state)
+    assert drafter.cache.free == drafter.cache.num_places
 
 
 def test_fitted_to_its_target_it_is_often_right():

@@ -241,6 +241,8 @@ def test_a_method_for_another_kind_of_draft():
         assert engine.method == (method or "eagle3")
     with pytest.raises(Pard2Error, match="^`cuda_graphs`"):
         Engine(target, eagle3, cuda_graphs=True)
+    with pytest.raises(Pard2Error, match="^`draft` 'tiny-eagle3' was made for a vocabulary of 61, the target 'tiny-llama' has one of 50; name the"):
+        Engine(tiny_target(vocab=50), eagle3)
     with pytest.raises(Pard2Error, match="^feature layer 9 does not exist"):
         Engine(target, tiny_eagle3(target, target_layers=(0, 9)))
 

@@ -61,6 +61,11 @@ def _eagle3(target: "Target", draft: "AnyDraft | None", positions: int, options:
     from pard2.models.eagle3 import Eagle3Draft
 
     assert isinstance(draft, Eagle3Draft)
+    if draft.vocab_size != target.vocab_size:
+        raise Pard2Error(
+            f"`draft` {draft.name!r} was made for a vocabulary of {draft.vocab_size}, the target {target.name!r} has one of {target.vocab_size}; "
+            "name the target that it was made for"
+        )
     width = 0 if options.tree == 0 else options.tree_width(draft)
     return Eagle3Drafter(draft, target.vocab_size, positions, width, options.most_draft_tokens(draft), options.max_batch)
 
