@@ -1,17 +1,20 @@
 """Runs on tiny models: every configuration, every chunk, the same text."""
 
+import dataclasses
+
 import pytest
 from bench_plans import chat_target, plan, suite
 from rich.console import Console
 
 from chat_tokenizer import MASK_ID
-from pard2.bench.plan import Chunk
+from pard2.bench.plan import Chunk, configurations
 from pard2.bench.progress import TimeLeft
 from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.bench.runner import Runner, run
 from pard2.errors import Pard2Error
 from tiny import tiny_draft
+from tiny_eagle3 import tiny_eagle3
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,21 @@ def test_failed_answers_are_measured(pair):
     runner = Runner(plan(methods=()), target, {})
     with pytest.raises(Pard2Error, match="`method` ar failed: .*NaN"):
         runner.measure(Chunk("gsm8k", 0, 1, 0, 2), lambda one: None)
+
+
+def test_each_method_gets_the_tree_that_is_for_it(pair):
+    target, drafts = pair
+    eagle = tiny_eagle3(target)
+    work = dataclasses.replace(
+        plan(suite(prompts=1)),
+        configurations=configurations({None: ["pard2-td"], "eagle": ["eagle3"]}, [1], [3], [0.0]),
+        tree=5,
+        tree_top_k=2,
+    )
+    runner = Runner(work, target, {**drafts, "eagle": eagle})
+    asked = {one.method: (engine.options.tree, engine.options.tree_top_k) for one, engine in runner._engines.items()}
+    assert asked == {"ar": (0, None), "pard2-td": (5, None), "eagle3": (5, 2)}
+    assert len(runner.measure(next(work.chunks()), lambda *_: None)) == 3
 
 
 def test_time_left_forgets_that_batches_differ():

@@ -98,10 +98,10 @@ def test_a_tree_that_means_nothing_names_the_flag(pard2, target_directory, draft
     assert ask(draft_directory, "--tree", "some").startswith("--tree 'some': ")
     assert ask(draft_directory, "--tree", 8, "-m", "vsd").startswith("--tree 8: ")
     assert "proposes no trees" in ask(lm_directory, "--tree", 8)
-    if command != "bench":
-        assert ask(draft_directory, "--tree-top-k", 4).endswith("add --tree, or leave --tree-top-k out")
-        assert ask(draft_directory, "--tree", 8, "--tree-top-k", 65) == "--tree-top-k 65: give a number of tokens from 1 to 64"
-        assert ask(draft_directory, "--tree", 8, "--tree-top-k", 4).endswith("is for the trees of -m eagle3; use it, or leave --tree-top-k out")
+    assert ask(draft_directory, "--tree-top-k", 4).endswith("add --tree, or leave --tree-top-k out")
+    assert ask(draft_directory, "--tree", 8, "--tree-top-k", 65) == "--tree-top-k 65: give a number of tokens from 1 to 64"
+    way = "name it with -m, or leave --tree-top-k away" if command == "bench" else "use it, or leave --tree-top-k out"
+    assert ask(draft_directory, "--tree", 8, "--tree-top-k", 4).endswith(way)
     if command in ("generate", "verify"):
         drawn = ask(draft_directory, "--tree", 8, "--draft-sampling", "sampled", "--verification", "block")
         assert drawn.endswith("use --draft-sampling greedy and --verification token, or --tree 0")

@@ -67,7 +67,7 @@ class Plan:
     ignore_eos: answers of exactly max_new_tokens
     repeats: how many times each suite is run
     seed: of the first prompt; the next ones have the next numbers
-    tree, cuda_graphs: as in `EngineOptions`, the tree for the methods that propose any
+    tree, tree_top_k, cuda_graphs: as in `EngineOptions`, the first two for the methods that they are for
     ngrams: further fields of `EngineOptions`; a match before the draft for the methods that have one
     weights: the target's, as `Engine.from_pretrained` takes them
     commits: of the models that come from the hub, by name; None where none does
@@ -84,6 +84,7 @@ class Plan:
     repeats: int = 1
     seed: int = 0
     tree: TreeNodes = 0
+    tree_top_k: int | None = None
     ngrams: Mapping[str, int | None] = field(default_factory=dict)
     cuda_graphs: bool | None = None
     weights: str = "auto"

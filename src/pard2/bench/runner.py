@@ -15,7 +15,7 @@ from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.engine.capacity import free_bytes, position_bytes
 from pard2.engine.engine import Engine
-from pard2.engine.methods import METHODS
+from pard2.engine.methods import EAGLE3, METHODS
 from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
@@ -57,6 +57,7 @@ class Runner:
                 max_batch=one.batch_size,
                 cache_tokens=positions,
                 tree=plan.tree if method.trees else 0,
+                tree_top_k=plan.tree_top_k if one.method == EAGLE3 else None,
                 cuda_graphs=plan.cuda_graphs,
                 **{name: value for name, value in plan.ngrams.items() if method.needs or name != "ngram_first"},
             )

@@ -14,7 +14,7 @@ from pard2.cli.flags import Flags, number_or_word, with_records
 from pard2.cli.options import ForceOption, Models, SeedOption, commits_of, note_weights, parse_list
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
-from pard2.engine.methods import METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
+from pard2.engine.methods import EAGLE3, METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
 from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -118,6 +118,8 @@ def _check_any(names: list[str], options: EngineOptions) -> None:
         raise Pard2Error(
             f"--tree {options.tree}: {', '.join(dict.fromkeys(names))} proposes no trees; name a method that does with -m, or leave --tree away"
         )
+    if options.tree_top_k is not None and EAGLE3 not in names:
+        raise Pard2Error(f"--tree-top-k {options.tree_top_k} is for the trees of {EAGLE3}; name it with -m, or leave --tree-top-k away")
     if options.ngram_first is not None and not any(METHODS[name].needs for name in names):
         raise Pard2Error(
             f"--ngram-first {options.ngram_first}: {', '.join(dict.fromkeys(names))} has no draft that a match could come before; "
@@ -130,7 +132,7 @@ def bench(
     context: typer.Context,
     models: Annotated[Models, Flags(*_ALL_BUT_DRAFT)],
     work: Work,
-    options: Annotated[EngineOptions, Flags("tree", *NGRAM_OPTIONS, "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags("tree", "tree_top_k", *NGRAM_OPTIONS, "cuda_graphs")],
     drafts: DraftsOption = None,
     shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table",
     path: Annotated[
@@ -236,6 +238,7 @@ def _plan(
         repeats=work.repeats,
         seed=work.seed,
         tree=options.tree,
+        tree_top_k=options.tree_top_k,
         ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
