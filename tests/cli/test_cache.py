@@ -135,9 +135,10 @@ def test_conversations_longer_than_the_target_reads(pard2, run, tmp_path):
 
 def test_a_cache_of_another_run_is_refused(pard2, run, tmp_path):
     assert pard2("data", "cache", run).code == 0
-    said = pard2("data", "cache", run, "draft.target_layers=[-1]").error
+    said = pard2("data", "cache", run, "draft.target_layers=[-2]").error
     assert said == (
-        f"features.cache {tmp_path / 'cache'} was made by hidden states [-1, -3], and the draft wants [-1] (draft.target_layers); "
+        f"features.cache {tmp_path / 'cache'} was made by hidden states [-1, -3], and the draft wants [-2] (draft.target_layers); "
         "name another directory"
     )
+    assert "all 20 conversations are there" in pard2("data", "cache", run, "draft.target_layers=[-1]").err  # a part of it
     assert "was made by a target in float32" in pard2("data", "cache", run, "target.dtype=bfloat16").error

@@ -116,11 +116,14 @@ def test_where_an_eagle3_draft_runs(pard2, eagle3):
     assert runs_in(pard2, ready) == {
         "pard2": "yes",
         "vLLM": "yes",
-        "SGLang": "no: it counts `eagle_config`'s layer ids one lower: write [0, 2] there",
+        "SGLang": "yes",
         "transformers": "no: it is no language model of its own",
     }
+    config = json.loads((ready / "config.json").read_text())
+    assert config["eagle_config"] == one_lower and config["eagle_aux_hidden_state_layer_ids"] == [1, 3]
+    change_config(ready, eagle_config=one_lower | {"eagle_aux_hidden_state_layer_ids": [1, 3]})
+    assert runs_in(pard2, ready)["SGLang"] == "no: it counts `eagle_config`'s layer ids one lower: write [0, 2] there"
     change_config(ready, eagle_config=one_lower)
-    assert runs_in(pard2, ready)["SGLang"] == "yes"
     change_config(ready, norm_before_residual=True)
     assert runs_in(pard2, ready)["SGLang"] == "no: its residual is always the feature as it is (norm_before_residual false)"
     assert runs_in(pard2, eagle3("e", config={"model_type": "qwen3", "head_dim": 8}))["vLLM"] == "yes"

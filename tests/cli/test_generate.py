@@ -186,7 +186,16 @@ def test_engine_options_reach_the_engine(run, monkeypatch):
 
     monkeypatch.setattr(Engine, "from_pretrained", build)
     options = ("--cache-tokens", 500, "--batch-size", 3, "--draft-sampling", "sampled", "--verification", "block", "--ngram-first", 5)
-    expected = {"dtype": "float32", "device": "cpu", "method": None, "draft_tokens": "auto", "tree": 0, "cuda_graphs": None, "weights": "auto"}
+    expected = {
+        "dtype": "float32",
+        "device": "cpu",
+        "method": None,
+        "draft_tokens": "auto",
+        "tree": 0,
+        "tree_top_k": None,
+        "cuda_graphs": None,
+        "weights": "auto",
+    }
     expected |= {"max_batch": 3, "cache_tokens": 500, "draft_sampling": "sampled", "verification": "block"}
     expected |= {"ngram_min": None, "ngram_max": 8, "ngram_first": 5, "ngram_cap": 8}
     assert json.loads(run("-p", "x", "--n", 8, *options).error) == expected

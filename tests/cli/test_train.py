@@ -50,7 +50,7 @@ def test_json_is_mixed_with_words(pard2, run_file, tmp_path):
 @pytest.mark.parametrize("method", ["pard", "ar"])
 def test_a_dry_run_of_another_method_is_itself_a_run(pard2, run_file, tmp_path, method):
     result = pard2("train", run_file, f"method={method}", "--dry-run")
-    assert result.code == 0 and {"pard": "PARD, 1 layers, K = 8", "ar": "ordinary small draft, 1 layers"}[method] in " ".join(result.err.split())
+    assert result.code == 0 and {"pard": "PARD, 1 layer, K = 8", "ar": "ordinary small draft, 1 layer"}[method] in " ".join(result.err.split())
     (tmp_path / "again.yaml").write_text(result.out)
     assert pard2("train", tmp_path / "again.yaml", "--dry-run").out == result.out
 

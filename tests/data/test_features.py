@@ -278,12 +278,19 @@ def test_the_same_target_elsewhere_is_the_same(filled, tmp_path):
     assert StateCache.open(filled, moved, LAYERS).missing(new_examples()) == []
 
 
-def test_other_layers_are_refused_and_other_names_of_the_same_are_not(filled):
-    assert "was made by hidden states [-1, -3, -2], and the draft wants [-1, -2] (draft.target_layers)" in refused(
-        lambda: StateCache.open(filled, new_target(), (-1, -2))
+def test_layers_that_are_not_there_are_refused(filled):
+    assert "was made by hidden states [-1, -3, -2], and the draft wants [-1, -4] (draft.target_layers)" in refused(
+        lambda: StateCache.open(filled, new_target(), (-1, 0))
     )
-    assert "hidden states" in refused(lambda: StateCache.open(filled, new_target(), (-2, 1, -1)))  # the order counts
-    assert StateCache.open(filled, new_target(), (3, 1, 2)).missing(new_examples()) == []
+
+
+@pytest.mark.parametrize("layers", [(3, 1, 2), (-1, -2), (2,), (1, -1, 1)])
+def test_any_of_its_layers_are_read_in_the_order_wanted(filled, layers):
+    examples, target = new_examples(), new_target()
+    cache = StateCache.open(filled, target, layers, on_missing="raise")
+    assert cache.missing(examples) == []
+    for found, made in zip(cache.read(examples), (online_states(target, [example], layers)[0] for example in examples), strict=True):
+        assert found.features.equal(made.features) and found.last_state.equal(made.last_state)
 
 
 def test_another_precision_is_refused(filled):

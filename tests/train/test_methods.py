@@ -15,6 +15,7 @@ from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
 from pard2.train import loop as training
 from pard2.train.dry_run import dry_run
+from pard2.train.initial import initial_draft
 from pard2.train.loop import train
 from tiny import greedy, pard_draft, tiny_draft
 from tiny_eagle3 import tiny_eagle3
@@ -226,3 +227,10 @@ def test_an_eagle3_draft_that_cannot_be(make_config, quiet, tmp_path, monkeypatc
     assert refused(config, quiet).startswith(said)
     with pytest.raises(Pard2Error, match="feature|draft"):
         dry_run(config)
+
+
+def test_the_head_of_a_new_eagle3_draft_is_the_targets(make_config, target_directory):
+    target = load_target(str(target_directory), "float32", "cpu", weight_format="plain")
+    draft = initial_draft(make_config("eagle3", draft={"target_layers": [1, 2, 3], "vocabulary_size": 40}), target)
+    assert draft.head_weight.equal(target.model.get_output_embeddings().weight[draft.token_ids]) and draft.head_weight.requires_grad
+    assert 0.015 < float(draft.fc.weight.std()) < 0.025

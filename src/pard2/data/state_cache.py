@@ -60,7 +60,8 @@ class StateCache:
         precision, layers, tokenizer or chat template.
         """
         target.check_layers([*layers, *more])
-        held: Sequence[int] = stored_layers(directory) or [*dict.fromkeys(_numbers(target, [*layers, *more]))]
+        asked = dict(zip(_numbers(target, [*more, *layers]), [*more, *layers], strict=True))
+        held: Sequence[int] = stored_layers(directory) or [asked[number] for number in dict.fromkeys(_numbers(target, [*layers, *more]))]
         if not {*_numbers(target, layers)} <= {*_numbers(target, held)}:
             held = layers  # which the manifest contradicts
         cache = cls(Path(directory), target, tuple(layers), tuple(held), on_missing, on_generate == "keep")

@@ -17,7 +17,7 @@ _STD = 0.02
 
 
 def new_eagle3(config: TrainConfig, target: Target, token_ids: Tensor) -> Eagle3Draft:
-    """An untrained draft in float32, on the target's device.
+    """An untrained draft in float32, on the target's device; its head begins as the target's rows.
 
     token_ids: [D] that it shall propose.
 
@@ -41,7 +41,10 @@ def new_eagle3(config: TrainConfig, target: Target, token_ids: Tensor) -> Eagle3
     for module in draft.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=_STD)
-    return draft.to(target.device)
+    draft = draft.to(target.device)
+    with torch.no_grad():  # a head from nothing would cost most of a small budget
+        draft.lm_head.weight.copy_(target.model.get_output_embeddings().weight[token_ids.to(target.device)])
+    return draft
 
 
 def given_eagle3(config: TrainConfig, target: Target) -> Eagle3Draft:
