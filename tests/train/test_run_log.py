@@ -41,6 +41,8 @@ def test_a_resumed_run_forgets_what_was_said_or_how_it_ended(make_config, quiet,
             train(make_config(), quiet)
     train(make_config(), quiet)
     log = told(tmp_path / "run")
+    train(make_config(), quiet)
+    assert "all 6 steps are done; for more name another loop.output" in quiet.file.getvalue()
     assert log.index("step 1 of 6 begins") < log.index("ended by RuntimeError: killed") < log.index("resuming after step 4") < log.index("step 6/6")
 
 

@@ -179,4 +179,6 @@ def _check_same_run(config: TrainConfig, processes: Processes, checkpoint: RunCh
 
 def _resumed_line(checkpoint: RunCheckpoint) -> str:
     unknown = "; its checkpoint is of an older version, which did not note target and data: that they are the same is not checked"
-    return f"resuming after step {checkpoint.progress.done:,}{unknown if checkpoint.origin is None else ''}"
+    done = checkpoint.progress.done
+    begins = f"all {done:,} steps are done; for more name another loop.output" if done >= checkpoint.steps else f"resuming after step {done:,}"
+    return f"{begins}{unknown if checkpoint.origin is None else ''}"
