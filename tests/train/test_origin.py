@@ -132,4 +132,4 @@ def test_a_checkpoint_of_an_older_version_is_refused_or_resumed_without_a_word(m
     del run["origin"], run["config"]["optimizer"]["eps"], run["config"]["optimizer"]["momentum"], run["config"]["target"]["shape"]
     path.write_text(json.dumps(run))
     train(config, quiet)
-    assert "resuming after step 2; its checkpoint is of an older version" in " ".join(quiet.file.getvalue().split())
+    assert "all 2 steps are done; for more name another loop.output; its checkpoint is of an older version" in " ".join(quiet.file.getvalue().split())
