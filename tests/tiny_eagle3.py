@@ -1,10 +1,12 @@
 """A tiny EAGLE-3 draft for tests: random weights, a layer like the target's, part of its vocabulary."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen3Config
 
+from pard2.checkpoints.read import load_draft
 from pard2.models.eagle3 import Eagle3Draft, Eagle3Spec, layer_config
 from pard2.models.target import Target
 
@@ -33,3 +35,10 @@ def tiny_eagle3(
             else:
                 parameter.normal_(0, 0.3 if "embed" not in name else 1.0)
     return draft.to(target.device).eval().requires_grad_(False)
+
+
+def read(directory: Path, target: Target) -> Eagle3Draft:
+    """The EAGLE-3 draft in a directory, in float32."""
+    draft = load_draft(str(directory), target, torch.float32)
+    assert isinstance(draft, Eagle3Draft)
+    return draft

@@ -19,7 +19,7 @@ from pard2.errors import Pard2Error, Pard2Warning
 from pard2.models.eagle3 import Eagle3Draft
 from pard2.models.target import Target
 from tiny import greedy, tiny_target
-from tiny_eagle3 import tiny_eagle3
+from tiny_eagle3 import read, tiny_eagle3
 
 LAYOUTS = ("eagle3", "speculators")
 NORMS = [
@@ -32,12 +32,6 @@ NORMS = [
 @pytest.fixture(scope="module")
 def target() -> Target:
     return tiny_target(layers=8)
-
-
-def read(directory, target: Target) -> Eagle3Draft:
-    draft = load_draft(str(directory), target, torch.float32)
-    assert isinstance(draft, Eagle3Draft)
-    return draft
 
 
 def same(one: Eagle3Draft, other: Eagle3Draft) -> bool:

@@ -9,23 +9,15 @@ from test_eagle3_checkpoints import NORMS, QWEN, H, by_hand, same
 
 from pard2.checkpoints.convert import converted, write_converted
 from pard2.checkpoints.eagle3 import is_eagle3, save_eagle3
-from pard2.checkpoints.read import load_draft
 from pard2.errors import Pard2Error, Pard2Warning
-from pard2.models.eagle3 import Eagle3Draft
 from pard2.models.target import Target
 from tiny import tiny_target
-from tiny_eagle3 import tiny_eagle3
+from tiny_eagle3 import read, tiny_eagle3
 
 
 @pytest.fixture(scope="module")
 def target() -> Target:
     return tiny_target(layers=8)
-
-
-def read(directory, target: Target) -> Eagle3Draft:
-    draft = load_draft(str(directory), target, torch.float32)
-    assert isinstance(draft, Eagle3Draft)
-    return draft
 
 
 def test_every_key_of_the_layout_is_spelt_out(target, tmp_path):
