@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pard2.checkpoints.meta import meta_draft, meta_target
+from pard2.checkpoints.meta import meta_target
 from pard2.checkpoints.pruning import FeatureOptions, as_parallel_draft, cut_draft, even_layers, unused_token
 from pard2.checkpoints.quantisation import check_quantisation
-from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.twin import check_decodable
 from pard2.config import TrainConfig
 from pard2.data.corpus import Examples
@@ -22,6 +21,7 @@ from pard2.models.draft import Draft, SharedEmbedding
 from pard2.models.draft_kind import DraftKind
 from pard2.models.target import Target
 from pard2.train.compatibility import check_kinds, check_lengths
+from pard2.train.given_draft import check_held, read_given
 from pard2.train.initial_eagle3 import DEFAULT_VOCABULARY, given_eagle3, new_eagle3
 
 
@@ -117,8 +117,7 @@ def _given_draft(
     """
     wanted, k = config.draft, config.objective.draft_tokens
     assert wanted.path is not None
-    on_meta = target.device.type == "meta"
-    draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
+    draft = read_given(wanted.path, target)
     kind, words = _STARTS[config.method]
     if not isinstance(draft, Draft):
         raise Pard2Error(f"draft.path {wanted.path!r} must be {words} (method={config.method})")
@@ -186,14 +185,9 @@ def _check_same(config: TrainConfig, draft: Draft) -> None:
         "learn_mask_feature": spec.mask_feature,
         "vocabulary_size": spec.vocabulary_size,
     }
-    for field in held.keys() & wanted.model_fields_set:
-        asked = getattr(wanted, field)
-        if field == "vocabulary_size" and held[field] is not None and asked is not None and asked > held[field]:
-            continue  # grows
-        if asked is not None and asked != held[field]:
-            raise Pard2Error(
-                f"draft.path {wanted.path!r} has draft.{field} = {held[field]}; leave that field out, or start from an ordinary LM or a cut"
-            )
+    if spec.vocabulary_size is not None and (wanted.vocabulary_size or 0) > spec.vocabulary_size:
+        del held["vocabulary_size"]  # grows
+    check_held(wanted, held, "start from an ordinary LM or a cut")
 
 
 def _mask_token(config: TrainConfig, target: Target) -> int:

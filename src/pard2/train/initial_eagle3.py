@@ -2,15 +2,13 @@
 
 import dataclasses
 
-import torch
 from torch import Tensor, nn
 
-from pard2.checkpoints.meta import meta_draft
-from pard2.checkpoints.read import load_draft
 from pard2.config import TrainConfig
 from pard2.errors import Pard2Error
 from pard2.models.eagle3 import Eagle3Draft, Eagle3Spec, default_layers, layer_config
 from pard2.models.target import Target
+from pard2.train.given_draft import check_held, read_given
 
 DEFAULT_VOCABULARY = 32_000  # the published number
 # Of all matrices at the start. A head that began as the target's rows was tried on the embedded target:
@@ -54,24 +52,21 @@ def given_eagle3(config: TrainConfig, target: Target) -> Eagle3Draft:
     """
     wanted = config.draft
     assert wanted.path is not None
-    on_meta = target.device.type == "meta"
-    draft = meta_draft(wanted.path, target) if on_meta else load_draft(wanted.path, target, torch.float32, weight_format="plain")
+    draft = read_given(wanted.path, target)
     if not isinstance(draft, Eagle3Draft):
         raise Pard2Error(f"draft.path {wanted.path!r} must be an EAGLE-3 draft (method=eagle3); leave it out for a new one")
     spec = draft.spec
+    layers = list(spec.target_layers)
+    if wanted.target_layers is not None and [layer % target.num_states for layer in wanted.target_layers] == layers:
+        layers = wanted.target_layers  # the same, counted from the end
     held = {
-        "target_layers": list(spec.target_layers),
+        "target_layers": layers,
         "vocabulary_size": len(draft.token_ids),
         "norm_before_residual": spec.norm_before_residual,
         "norm_output": spec.norm_output,
         "feature_norm": spec.feature_norm,
     }
-    for field in held.keys() & wanted.model_fields_set:
-        asked = getattr(wanted, field)
-        if field == "target_layers" and asked is not None:
-            asked = [layer % target.num_states for layer in asked]
-        if asked is not None and asked != held[field]:
-            raise Pard2Error(f"draft.path {wanted.path!r} has draft.{field} = {held[field]}; leave that field out, or draft.path")
+    check_held(wanted, held, "draft.path")
     # From now on it learns this target, and chains of this depth: no weight depends on it.
     draft.spec = dataclasses.replace(spec, made_for=target.identity, draft_tokens=config.objective.draft_tokens)
     draft.requires_grad_(True)
