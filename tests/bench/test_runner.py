@@ -9,7 +9,6 @@ from rich.console import Console
 from chat_tokenizer import MASK_ID
 from pard2.bench.plan import Chunk, configurations
 from pard2.bench.progress import TimeLeft
-from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.bench.runner import Runner, run
 from pard2.errors import Pard2Error
@@ -32,7 +31,7 @@ def test_methods_say_different_texts_or_chunks_are_left_out(pair):
     work = plan(suite(prompts=2), suite("other", 1), methods=methods, sizes=(1, 2), heats=(0.0, 1.0), new_tokens=6, repeats=2)
     file = ResultFile(None, work)
     run(Runner(work, *pair), file, quiet())
-    results = summarise(work, file.measurements)
+    results = file.results
     assert len(results) == 2 * len(work.configurations) == 2 * 2 * 2 * 5
     for result in results:
         prompts = 2 if result["suite"] == "gsm8k" else 1
@@ -47,7 +46,7 @@ def test_batch_size_two_decodes_one_by_one(pair):
     work = plan(suite(prompts=8), methods=(), sizes=(1, 2), new_tokens=9)
     file = ResultFile(None, work)
     run(Runner(work, *pair), file, quiet())
-    alone, together = summarise(work, file.measurements)
+    alone, together = file.results
     assert (alone["cycles"], together["cycles"]) == (8 * 8, 4 * 8)
 
 
@@ -116,14 +115,16 @@ def test_each_method_gets_the_tree_that_is_for_it(pair):
     eagle = tiny_eagle3(target)
     work = dataclasses.replace(
         plan(suite(prompts=1)),
-        configurations=configurations({None: ["pard2-td"], "eagle": ["eagle3"]}, [1], [3], [0.0]),
-        tree=5,
+        configurations=configurations({None: ["vsd", "pard2-td"], "eagle": ["eagle3"]}, [1], [3], [0.0], [0, 5]),
         tree_top_k=2,
     )
     runner = Runner(work, target, {**drafts, "eagle": eagle})
-    asked = {one.method: (engine.options.tree, engine.options.tree_top_k) for one, engine in runner._engines.items()}
-    assert asked == {"ar": (0, None), "pard2-td": (5, None), "eagle3": (5, 2)}
-    assert len(runner.measure(next(work.chunks()), lambda *_: None)) == 3
+    asked = [(one.method, engine.options.tree, engine.options.tree_top_k) for one, engine in runner._engines.items()]
+    proposing = [("vsd", 0, None), ("pard2-td", 0, None), ("pard2-td", 5, None), ("eagle3", 0, None), ("eagle3", 5, 2)]
+    assert asked == [("ar", 0, None), *proposing]
+    measured = runner.measure(next(work.chunks()), lambda *_: None)
+    assert [one.configuration.tree for one in measured] == [0, 0, 0, 5, 0, 5]
+    assert all(one.peak_bytes >= runner._caches[one.configuration] for one in measured)
 
 
 def test_time_left_forgets_that_batches_differ():

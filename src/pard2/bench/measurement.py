@@ -36,6 +36,8 @@ class Measurement:
     proposed_at: how many cycles proposed a token at position 0, 1, ..
     accepted_at: how many of these cycles accepted it
     seconds: wall time of the chunk, prompts included
+    peak_bytes: its caches, and the most that its passes held beside them and the weights; None where the
+        machine does not tell
     """
 
     configuration: Configuration
@@ -45,6 +47,7 @@ class Measurement:
     proposed_at: tuple[int, ...]
     accepted_at: tuple[int, ...]
     seconds: float
+    peak_bytes: int | None = None
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # for its parts, too
 
     @classmethod
@@ -56,6 +59,7 @@ class Measurement:
         base: Sequence[Completion],
         totals: Totals,
         seconds: float,
+        peak_bytes: int | None = None,
     ) -> "Measurement":
         """Count what the completions say.
 
@@ -78,6 +82,7 @@ class Measurement:
             proposed_at=proposed_at,
             accepted_at=accepted_at,
             seconds=seconds,
+            peak_bytes=peak_bytes,
         )
 
     def as_dict(self) -> dict[str, Any]:

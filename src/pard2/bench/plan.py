@@ -26,6 +26,7 @@ class Configuration:
 
     draft_tokens: as in `EngineOptions`; 0 for `ar`, which proposes nothing
     draft: name of the draft that proposes, where a run has several; None for a method without one
+    tree: as in `EngineOptions`; 0 for a method that proposes no trees
     """
 
     method: str
@@ -33,6 +34,7 @@ class Configuration:
     draft_tokens: DraftTokens
     temperature: float
     draft: str | None = None
+    tree: TreeNodes = 0
 
     @property
     def base(self) -> "Configuration":
@@ -67,7 +69,7 @@ class Plan:
     ignore_eos: answers of exactly max_new_tokens
     repeats: how many times each suite is run
     seed: of the first prompt; the next ones have the next numbers
-    tree, tree_top_k, cuda_graphs: as in `EngineOptions`, the first two for the methods that they are for
+    tree_top_k, cuda_graphs: as in `EngineOptions`, the first for the trees of an EAGLE-3 draft
     ngrams: further fields of `EngineOptions`; a match before the draft for the methods that have one
     weights: the target's, as `Engine.from_pretrained` takes them
     commits: of the models that come from the hub, by name; None where none does
@@ -83,7 +85,6 @@ class Plan:
     ignore_eos: bool = False
     repeats: int = 1
     seed: int = 0
-    tree: TreeNodes = 0
     tree_top_k: int | None = None
     ngrams: Mapping[str, int | None] = field(default_factory=dict)
     cuda_graphs: bool | None = None
@@ -137,10 +138,12 @@ def configurations(
     batch_sizes: Sequence[int],
     draft_tokens: Sequence[DraftTokens],
     temperatures: Sequence[float],
+    trees: Sequence[TreeNodes] = (0,),
 ) -> tuple[Configuration, ...]:
     """Every combination once, with `ar` as the base of each batch size and temperature.
 
     methods: those of each draft, by its name, where there are several
+    trees: for the methods that propose them; the others run once
     """
     by_draft: Mapping[str | None, Sequence[str]] = methods if isinstance(methods, Mapping) else {None: methods}
     found = []
@@ -148,8 +151,12 @@ def configurations(
         for temperature in temperatures:
             found.append(Configuration(PLAIN, size, 0, temperature))
             for draft, names in by_draft.items():
-                proposing = [(name, draft if METHODS[name].needs else None) for name in names if name != PLAIN]
-                found += [Configuration(name, size, k, temperature, used) for name, used in proposing for k in draft_tokens]
+                for name in names:
+                    method = METHODS[name]
+                    shapes = trees if method.trees else (0,)
+                    used = draft if method.needs else None
+                    if method.proposes:
+                        found += [Configuration(name, size, k, temperature, used, nodes) for k in draft_tokens for nodes in shapes]
     return tuple(dict.fromkeys(found))
 
 

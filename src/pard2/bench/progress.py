@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pard2.bench.plan import Chunk, Configuration
-from pard2.bench.report import Result
+from pard2.bench.summary import Result
 from pard2.bench.table import results_table
 from pard2.reading import printable
 from pard2.units import duration

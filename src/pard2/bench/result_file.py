@@ -7,7 +7,7 @@ from typing import Any
 
 from pard2.bench.measurement import Measurement
 from pard2.bench.plan import Chunk, Plan
-from pard2.bench.report import summarise
+from pard2.bench.summary import Result, summarise
 from pard2.environment import meta
 from pard2.errors import Pard2Error
 from pard2.files import check_output, write_whole
@@ -40,6 +40,11 @@ class ResultFile:
             raise Pard2Error(f"`path`: {error}") from None
 
     @property
+    def results(self) -> list[Result]:
+        """What is known so far."""
+        return summarise([suite.name for suite in self.plan.suites], self.plan.configurations, self.measurements)
+
+    @property
     def done(self) -> set[Chunk]:
         return {measurement.chunk for measurement in self.measurements}
 
@@ -48,7 +53,7 @@ class ResultFile:
         self.measurements += measurements
         if self.path is not None:
             chunks = [measurement.as_dict() for measurement in self.measurements]
-            write_result(self.path, self._about, summarise(self.plan, self.measurements), plan=self.plan.as_dict(), chunks=chunks)
+            write_result(self.path, self._about, self.results, plan=self.plan.as_dict(), chunks=chunks)
 
     def _read(self, path: Path, replace: bool) -> None:
         held: Any = None

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 
 from pard2.bench.measurement import Measurement
+from pard2.bench.memory import watched
 from pard2.bench.plan import Chunk, Configuration, Plan
 from pard2.bench.progress import TimeLeft, live_table
-from pard2.bench.report import summarise
 from pard2.bench.result_file import ResultFile
 from pard2.engine.capacity import free_bytes, position_bytes
 from pard2.engine.engine import Engine
@@ -40,9 +40,10 @@ class Runner:
 
     def __init__(self, plan: Plan, target: Target, drafts: Mapping[str | None, AnyDraft]) -> None:
         self.plan = plan
+        self._device = target.device
         self._prompts = {suite.name: [_encode(target, i, p) for i, p in zip(suite.ids, suite.prompts, strict=True)] for suite in plan.suites}
         longest = max(len(prompt) for prompts in self._prompts.values() for prompt in prompts) + plan.max_new_tokens
-        self.cache_bytes = 0
+        self._caches: dict[Configuration, int] = {}
         self._engines: dict[Configuration, Engine] = {}
         for one in plan.configurations:
             # Room for a whole batch, however the gaps between its members lie.
@@ -56,20 +57,24 @@ class Runner:
                 one.draft_tokens or "auto",
                 max_batch=one.batch_size,
                 cache_tokens=positions,
-                tree=plan.tree if method.trees else 0,
-                tree_top_k=plan.tree_top_k if one.method == EAGLE3 else None,
+                tree=one.tree,
+                tree_top_k=plan.tree_top_k if one.method == EAGLE3 and one.tree else None,
                 cuda_graphs=plan.cuda_graphs,
                 **{name: value for name, value in plan.ngrams.items() if method.needs or name != "ngram_first"},
             )
             size = position_bytes(target.config, target.decoder_dtype)
             size += 0 if used is None else position_bytes(used.config, used.decoder_dtype)
-            self.cache_bytes += positions * size
+            self._caches[one] = positions * size
         free = free_bytes(target.device)
         if self.cache_bytes > free:
             raise Pard2Error(
                 f"the caches of {len(plan.configurations)} configurations take {self.cache_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
                 "compare fewer at once, or smaller `max_batch`"
             )
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(self._caches.values())
 
     def warm_up(self, announce: Callable[[Configuration], None]) -> float:
         """Let each configuration decode a little, outside the results.
@@ -96,15 +101,19 @@ class Runner:
         # Every other chunk the other way round, so that nobody always comes first.
         configurations = self.plan.at(chunk.batch_size)
         order = configurations[::-1] if (chunk.first // chunk.count + chunk.repeat) % 2 else configurations
-        completions, totals, seconds = {}, {}, {}
+        completions, totals, seconds, peaks = {}, {}, {}, {}
         for one in order:
             announce(one)
             engine = self._engines[one]
             params = [self._params(one, index) for index in range(chunk.first, chunk.first + chunk.count)]
-            before, started = engine.totals, time.perf_counter()
-            completions[one] = _complete(engine, prompts, params)
-            totals[one], seconds[one] = engine.totals - before, time.perf_counter() - started
-        return [Measurement.of(one, chunk, completions[one], completions[one.base], totals[one], seconds[one]) for one in configurations]
+            before = engine.totals
+            with watched(self._device) as peak:
+                started = time.perf_counter()
+                completions[one] = _complete(engine, prompts, params)
+                seconds[one] = time.perf_counter() - started
+            totals[one] = engine.totals - before
+            peaks[one] = None if peak.bytes is None else self._caches[one] + peak.bytes
+        return [Measurement.of(one, chunk, completions[one], completions[one.base], totals[one], seconds[one], peaks[one]) for one in configurations]
 
     def _params(self, configuration: Configuration, index: int) -> SamplingParams:
         """The same numbers for a prompt whatever the configuration, so that all of them say the same."""
@@ -127,7 +136,7 @@ def run(runner: Runner, file: ResultFile, console: Console) -> None:
         left = TimeLeft(missing)
         for number, chunk in enumerate(missing):
             where = f"{chunk.suite}, chunk {number + 1} of {len(missing)}"
-            live.show(summarise(runner.plan, file.measurements), where, left.estimate(number))
+            live.show(file.results, where, left.estimate(number))
             measurements = runner.measure(chunk, live.announce)
             left.observe(chunk, sum(one.seconds for one in measurements))
             file.add(measurements)

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pard2.bench.report import Result
+from pard2.bench.summary import Result
 from pard2.engine.methods import PLAIN
 from pard2.reading import printable
 
@@ -53,6 +53,7 @@ _CONDITIONS = {
     "method": (Column("method", lambda r: r["method"]), ""),
     "batch_size": (Column("batch", lambda r: str(r["batch_size"]), True), "batch {}"),
     "draft_tokens": (Column("K", _against_base(lambda r: str(r["draft_tokens"])), True), "K {}"),
+    "tree": (Column("tree", _against_base(lambda r: str(r["tree"] or "")), True), "trees of {}"),
     "temperature": (Column("temp.", lambda r: f"{r['temperature']:g}", True), "temperature {:g}"),
 }
 _FIGURES = (
@@ -61,8 +62,14 @@ _FIGURES = (
     Column("AL (95 %)", _with_interval("acceptance_length")),
     Column("same\ntext", _against_base(lambda r: f"{r['equal_outputs']}/{r['prompts']}"), True),
 )
-# Shown where there is room: the time of a cycle in the two models, and the share of it outside of them.
-_MORE = (Column("draft + verify", _cycle_times, True), Column("other", lambda r: "" if r["other_share"] is None else f"{r['other_share']:.1%}", True))
+# Shown where there is room: the time of a cycle in the two models, the share of it outside of them, the prompts' time, and the
+# memory beside the weights.
+_MORE = (
+    Column("draft + verify", _cycle_times, True),
+    Column("other", lambda r: "" if r["other_share"] is None else f"{r['other_share']:.1%}", True),
+    Column("prefill", lambda r: f"{1000 * r['prefill_seconds'] / r['answers']:.0f} ms", True),
+    Column("memory", lambda r: "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:.0f} MB", True),
+)
 _APART = ("suite", "temperature", "batch_size")  # what is told in tables of its own where one table is too wide
 
 
@@ -78,7 +85,7 @@ def results_table(results: Sequence[Result], width: int, title: str = "") -> Gro
 def _tables(results: Sequence[Result], width: int) -> Iterator[Text | Table]:
     varying = _varying(results)
     columns = [column for key, (column, _) in _CONDITIONS.items() if key in varying]
-    tables = [_table(results, (*columns, *_FIGURES, *_MORE[:more])) for more in (2, 1, 0)]
+    tables = [_table(results, (*columns, *_FIGURES, *_MORE[:more])) for more in range(len(_MORE), -1, -1)]
     fitting = next((table for table in tables if _width(table) <= width), None)
     apart = next((key for key in _APART if key in varying), None)
     if fitting is None and apart is not None:

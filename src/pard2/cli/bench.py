@@ -61,6 +61,12 @@ class Work:
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Longest answer, in tokens.")] = 128
     batch_sizes: Annotated[str, typer.Option("--batch-size", metavar="B[,B]", help="Sequences decoded at once.")] = "1"
     draft_tokens: Annotated[str, typer.Option("--draft-tokens", metavar="K[,K]", help="Tokens proposed in a cycle: numbers, or auto.")] = "auto"
+    trees: Annotated[
+        str,
+        typer.Option(
+            "--tree", metavar="N[,N]", help="Nodes of the tree proposed in a cycle, where a method proposes trees: numbers, or auto; 0: chains."
+        ),
+    ] = "0"
     temperatures: Annotated[str, typer.Option("--temperature", metavar="X[,X]", help="0 is greedy.")] = "0"
     repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, max=1000, help="Times that each suite is run.")] = 1
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of answers, so that all are equally long.")] = False
@@ -84,6 +90,10 @@ class Work:
         return [number_or_word(part) for part in self.draft_tokens.split(",")]
 
     @property
+    def shapes(self) -> list[Any]:
+        return [number_or_word(part) for part in self.trees.split(",")]
+
+    @property
     def heats(self) -> list[float]:
         return parse_list("--temperature", self.temperatures, float)
 
@@ -100,26 +110,51 @@ class Work:
             if k == "full":
                 raise Pard2Error("--draft-tokens 'full' is neither a number nor 'auto'")
             EngineOptions(draft_tokens=k)
+        for nodes in self.shapes:
+            EngineOptions(tree=nodes)
         if self.names is not None:
-            _check_any(self.names, options)
+            _check_any(self.names, self.shapes, options)
 
     def configurations(self, drafts: "dict[str | None, AnyDraft]", options: EngineOptions) -> "tuple[Configuration, ...]":
         """drafts: by name; the only one has the name None"""
         from pard2.bench.plan import configurations
 
-        methods = {name: self.names or [choose_method(None, draft)] for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
-        _check_any([method for names in methods.values() for method in names], options)
-        return configurations(methods, self.sizes, self.ks, self.heats)
+        methods = {name: _able(self.names, draft) for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
+        found = [method for names in methods.values() for method in names]
+        for name in self.names or ():
+            if name not in found:
+                refusals = [_refusal(name, draft) for draft in drafts.values()]
+                if len(set(self.names or ()) - {PLAIN, name}) == 0 or not set(found) - {PLAIN}:
+                    raise Pard2Error(refusals[0])
+                print_note(f"left out: {refusals[0] if len(refusals) == 1 else f'{name}, which none of the drafts can'}")
+        _check_any(found, self.shapes, options)
+        return configurations(methods, self.sizes, self.ks, self.heats, self.shapes)
 
 
-def _check_any(names: list[str], options: EngineOptions) -> None:
+def _able(names: list[str] | None, draft: "AnyDraft") -> list[str]:
+    """Of the methods asked for, those that a draft can carry out; by default its best."""
+    return [choose_method(None, draft)] if names is None else [name for name in names if not _refusal(name, draft)]
+
+
+def _refusal(name: str, draft: "AnyDraft") -> str:
+    """Why a draft cannot carry a method out; empty where it can."""
+    try:
+        choose_method(name, draft)
+    except Pard2Error as error:
+        return str(error)
+    return ""
+
+
+def _check_any(names: list[str], trees: list[Any], options: EngineOptions) -> None:
     """Raises `Pard2Error` for a tree that no method proposes, or a match before a draft that none has."""
-    if options.tree != 0 and not any(METHODS[name].trees for name in names):
+    if any(trees) and not any(METHODS[name].trees for name in names):
         raise Pard2Error(
-            f"--tree {options.tree}: {', '.join(dict.fromkeys(names))} proposes no trees; name a method that does with -m, or leave --tree away"
+            f"--tree {','.join(map(str, trees))}: {', '.join(dict.fromkeys(names))} proposes no trees; name a method that does with -m, or leave --tree away"
         )
-    if options.tree_top_k is not None and EAGLE3 not in names:
-        raise Pard2Error(f"--tree-top-k {options.tree_top_k} is for the trees of {EAGLE3}; name it with -m, or leave --tree-top-k away")
+    if options.tree_top_k is not None and (EAGLE3 not in names or not any(trees)):
+        raise Pard2Error(
+            f"--tree-top-k {options.tree_top_k} is for the trees of {EAGLE3}; name it with -m and add --tree, or leave --tree-top-k away"
+        )
     if options.ngram_first is not None and not any(METHODS[name].needs for name in names):
         raise Pard2Error(
             f"--ngram-first {options.ngram_first}: {', '.join(dict.fromkeys(names))} has no draft that a match could come before; "
@@ -132,7 +167,7 @@ def bench(
     context: typer.Context,
     models: Annotated[Models, Flags(*_ALL_BUT_DRAFT)],
     work: Work,
-    options: Annotated[EngineOptions, Flags("tree", "tree_top_k", *NGRAM_OPTIONS, "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags("tree_top_k", *NGRAM_OPTIONS, "cuda_graphs")],
     drafts: DraftsOption = None,
     shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table",
     path: Annotated[
@@ -198,7 +233,7 @@ def name_drafts(words: list[str] | None) -> dict[str | None, str | None]:
 def _load(models: Models, drafts: dict[str | None, str], names: list[str] | None, sequences: int) -> "tuple[Target, dict[str | None, AnyDraft]]":
     """The models.
 
-    The drafts' projections are required where a method wants them; where none does, they are not read.
+    The drafts' projections are read where a method wants them.
     """
     from pard2.checkpoints.loading import load_target, parse_device, parse_dtype
     from pard2.checkpoints.read import load_draft
@@ -208,7 +243,7 @@ def _load(models: Models, drafts: dict[str | None, str], names: list[str] | None
         weight_format = asked_format(models.weights, parse_device(models.device), parse_dtype(models.dtype, models.target))
         target = load_target(models.target, models.dtype, models.device, weight_format, sequences)
         note_weights(target)
-        wanted = None if names is None else any(METHODS[name].loads_projection for name in names)
+        wanted = None if names is None or any(METHODS[name].loads_projection for name in names) else False
         dtype = parse_dtype(models.dtype, models.target)
         return target, {name: load_draft(draft, target, dtype, wanted, sequences=sequences) for name, draft in drafts.items()}
 
@@ -237,7 +272,6 @@ def _plan(
         ignore_eos=work.ignore_eos,
         repeats=work.repeats,
         seed=work.seed,
-        tree=options.tree,
         tree_top_k=options.tree_top_k,
         ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
@@ -248,7 +282,6 @@ def _plan(
 
 def _run(runner: "Runner", file: "ResultFile", force: bool, shown: str) -> None:
     """Measure what the file lacks, and print the results."""
-    from pard2.bench.report import summarise
     from pard2.bench.runner import run
     from pard2.bench.table import results_csv, results_markdown, results_table
 
@@ -260,7 +293,7 @@ def _run(runner: "Runner", file: "ResultFile", force: bool, shown: str) -> None:
         if file.path is not None and file.done:
             print_note(f"{len(file.done)} chunks are in {file.path}; the same command{' without --force' * force} goes on from there")
         raise
-    results, title = summarise(runner.plan, file.measurements), runner.plan.title
+    results, title = file.results, runner.plan.title
     if shown == "table":
         out = output_console()
         out.print(results_table(results, out.width, title))

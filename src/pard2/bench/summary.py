@@ -1,6 +1,6 @@
 """From measurements to the numbers that are reported, with their intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from statistics import median
 from typing import Any
@@ -8,32 +8,34 @@ from typing import Any
 import numpy as np
 
 from pard2.bench.measurement import Answer, Measurement
-from pard2.bench.plan import Configuration, Plan
+from pard2.bench.plan import Configuration
 from pard2.engine.statistics import Totals
 from pard2.intervals import Array, bootstrap
 
 Result = dict[str, Any]
 
 
-def summarise(plan: Plan, measurements: Sequence[Measurement]) -> list[Result]:
-    """One result for each suite and configuration measured so far, in the shape that docs/bench.md
-    describes.
+def summarise(suites: Iterable[str], configurations: Sequence[Configuration], measurements: Sequence[Measurement]) -> list[Result]:
+    """One result for each suite and configuration measured so far, in their order and in the shape that
+    docs/bench.md describes.
+
+    suites: their names
     """
-    results, several = [], any(configuration.draft is not None for configuration in plan.configurations)
-    for suite in plan.suites:
+    results: list[Result] = []
+    several = any(configuration.draft is not None for configuration in configurations)
+    for suite in suites:
         found: dict[Configuration, list[Measurement]] = {}
         for measured in measurements:
-            if measured.chunk.suite == suite.name:
+            if measured.chunk.suite == suite:
                 found.setdefault(measured.configuration, []).append(measured)
-        for one in plan.configurations:
+        for one in configurations:
             if one in found:
-                named = {"suite": suite.name} | ({"draft": one.draft} if several else {})
-                results.append(named | _result(found[one], found[one.base]))
+                results.append(_result(suite, {"draft": one.draft} if several else {}, found[one], found[one.base]))
     return results
 
 
-def _result(ours: list[Measurement], base: list[Measurement]) -> Result:
-    """ours, base: measurements of the same chunks, in the same order"""
+def _result(suite: str, draft: dict[str, Any], ours: list[Measurement], base: list[Measurement]) -> Result:
+    """draft: nothing, or its key. ours, base: measurements of the same chunks, in the same order"""
     configuration = ours[0].configuration
     totals = sum((one.totals for one in ours), Totals())
     # (our tokens, our seconds, plain tokens, plain seconds) of each chunk
@@ -45,12 +47,17 @@ def _result(ours: list[Measurement], base: list[Measurement]) -> Result:
             answers.setdefault(index, []).append(answer)
     counts = [(sum(a.accepted for a in tries), sum(a.cycles for a in tries)) for tries in answers.values()]
     counts = [count for count in counts if count[1]]
+    peaks = [one.peak_bytes for one in ours if one.peak_bytes is not None]
     return {
+        "suite": suite,
+        **draft,
         "method": configuration.method,
         "batch_size": configuration.batch_size,
         "draft_tokens": configuration.draft_tokens,
+        "tree": configuration.tree,
         "temperature": configuration.temperature,
         "prompts": len(answers),
+        "answers": sum(len(tries) for tries in answers.values()),
         "tokens": sum(a.tokens for tries in answers.values() for a in tries),
         "tokens_per_second": _rounded(totals.tokens_per_second),
         "speedup": _rounded(_of_sums(pairs, _speedup)),
@@ -64,6 +71,7 @@ def _result(ours: list[Measurement], base: list[Measurement]) -> Result:
         "other_seconds": _rounded(totals.other_seconds),
         "other_share": _rounded(totals.other_seconds / totals.decode_seconds if totals.decode_seconds else None),
         "prefill_seconds": _rounded(totals.prefill_seconds),
+        "peak_bytes": max(peaks, default=None),
         "cycles": totals.cycles,
         "chunks": len(ours),
         "equal_outputs": sum(all(a.equal for a in tries) for tries in answers.values()),
