@@ -67,6 +67,9 @@ class Work:
             "--tree", metavar="N[,N]", help="Nodes of the tree proposed in a cycle, where a method proposes trees: numbers, or auto; 0: chains."
         ),
     ] = "0"
+    tree_top_k: Annotated[
+        int | None, typer.Option("--tree-top-k", metavar="N", help=f"Tokens tried behind each node of a tree of {EAGLE3}; by default 10.")
+    ] = None
     temperatures: Annotated[str, typer.Option("--temperature", metavar="X[,X]", help="0 is greedy.")] = "0"
     repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, max=1000, help="Times that each suite is run.")] = 1
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of answers, so that all are equally long.")] = False
@@ -111,9 +114,9 @@ class Work:
                 raise Pard2Error("--draft-tokens 'full' is neither a number nor 'auto'")
             EngineOptions(draft_tokens=k)
         for nodes in self.shapes:
-            EngineOptions(tree=nodes)
+            EngineOptions(tree=nodes, tree_top_k=self.tree_top_k if nodes or not any(self.shapes) else None)
         if self.names is not None:
-            _check_any(self.names, self.shapes, options)
+            self._check_any(self.names, options)
 
     def configurations(self, drafts: "dict[str | None, AnyDraft]", options: EngineOptions) -> "tuple[Configuration, ...]":
         """drafts: by name; the only one has the name None"""
@@ -124,11 +127,24 @@ class Work:
         for name in self.names or ():
             if name not in found:
                 refusals = [_refusal(name, draft) for draft in drafts.values()]
-                if len(set(self.names or ()) - {PLAIN, name}) == 0 or not set(found) - {PLAIN}:
+                if not set(found) - {PLAIN}:
                     raise Pard2Error(refusals[0])
                 print_note(f"left out: {refusals[0] if len(refusals) == 1 else f'{name}, which none of the drafts can'}")
-        _check_any(found, self.shapes, options)
+        self._check_any(found, options)
         return configurations(methods, self.sizes, self.ks, self.heats, self.shapes)
+
+    def _check_any(self, names: list[str], options: EngineOptions) -> None:
+        """Raises `Pard2Error` for a tree that no method proposes, or a match before a draft that none has."""
+        asked, trees = ", ".join(dict.fromkeys(names)), any(self.shapes)
+        if trees and not any(METHODS[name].trees for name in names):
+            raise Pard2Error(f"--tree {self.trees}: {asked} proposes no trees; name a method that does with -m, or leave --tree away")
+        if self.tree_top_k is not None and EAGLE3 not in names:
+            raise Pard2Error(f"--tree-top-k {self.tree_top_k} is for the trees of {EAGLE3}; name it with -m, or leave --tree-top-k away")
+        if options.ngram_first is not None and not any(METHODS[name].needs for name in names):
+            raise Pard2Error(
+                f"--ngram-first {options.ngram_first}: {asked} has no draft that a match could come before; "
+                "name a method that has one with -m, or leave --ngram-first away"
+            )
 
 
 def _able(names: list[str] | None, draft: "AnyDraft") -> list[str]:
@@ -145,29 +161,12 @@ def _refusal(name: str, draft: "AnyDraft") -> str:
     return ""
 
 
-def _check_any(names: list[str], trees: list[Any], options: EngineOptions) -> None:
-    """Raises `Pard2Error` for a tree that no method proposes, or a match before a draft that none has."""
-    if any(trees) and not any(METHODS[name].trees for name in names):
-        raise Pard2Error(
-            f"--tree {','.join(map(str, trees))}: {', '.join(dict.fromkeys(names))} proposes no trees; name a method that does with -m, or leave --tree away"
-        )
-    if options.tree_top_k is not None and (EAGLE3 not in names or not any(trees)):
-        raise Pard2Error(
-            f"--tree-top-k {options.tree_top_k} is for the trees of {EAGLE3}; name it with -m and add --tree, or leave --tree-top-k away"
-        )
-    if options.ngram_first is not None and not any(METHODS[name].needs for name in names):
-        raise Pard2Error(
-            f"--ngram-first {options.ngram_first}: {', '.join(dict.fromkeys(names))} has no draft that a match could come before; "
-            "name a method that has one with -m, or leave --ngram-first away"
-        )
-
-
 @with_records
 def bench(
     context: typer.Context,
     models: Annotated[Models, Flags(*_ALL_BUT_DRAFT)],
     work: Work,
-    options: Annotated[EngineOptions, Flags("tree_top_k", *NGRAM_OPTIONS, "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags(*NGRAM_OPTIONS, "cuda_graphs")],
     drafts: DraftsOption = None,
     shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table",
     path: Annotated[
@@ -272,7 +271,7 @@ def _plan(
         ignore_eos=work.ignore_eos,
         repeats=work.repeats,
         seed=work.seed,
-        tree_top_k=options.tree_top_k,
+        tree_top_k=work.tree_top_k,
         ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
