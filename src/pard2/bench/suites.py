@@ -24,17 +24,20 @@ class Suite:
     prompts: of each record messages that end with a user's; a whole record where the template gets more than
         these
     source: where the prompts of a suite that was asked for by its name are from; None for a file
+    follows: of each record the number of the one whose prompt, and the target's answer to it, come before
+        its own turn; None for one that stands alone
     """
 
     name: str
     ids: tuple[str, ...]
     prompts: tuple[list[Message] | Record, ...]
     source: str | None = None
+    follows: tuple[int | None, ...] = ()
 
     @cached_property
     def digest(self) -> str:
         """Tells one choice of prompts from another."""
-        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.prompts if not any(self.follows) else (self.prompts, self.follows)).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
         """What results say of it; the different `chat_template_kwargs`, and the source, only where there are
@@ -77,5 +80,9 @@ def _read_suite(name: str, most: int | None, arguments: dict[str, Any] | None) -
         called, records, source = read_named(name)
     else:
         called, records, source = Path(name).stem.removeprefix("eval_"), read_records(name), None
-    prompts = tuple(to_prompts(records[:most], arguments, f"`suites` {name}"))
-    return Suite(called, tuple(record["id"] for record in records[:most]), prompts, source)
+    records = records[:most]
+    ids = tuple(record["id"] for record in records)
+    # Only a suite read by its name has a say in this: a file's conversations hold their answers.
+    before = [record.get("follows") if source else None for record in records]
+    follows = tuple(None if other is None else ids.index(other) for other in before) if any(before) else ()
+    return Suite(called, ids, tuple(to_prompts(records, arguments, f"`suites` {name}")), source, follows)

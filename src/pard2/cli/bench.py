@@ -199,7 +199,8 @@ def bench(
         check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
     # By their names: where they lie on this machine matters to nobody.
     plan = _plan(models, work, options, suites, target, loaded, {name: named[name] or EMBEDDED for name in loaded})
-    runner = Runner(plan, target, loaded)
+    with working("preparing the prompts"):
+        runner = Runner(plan, target, loaded)
     file = ResultFile(path, plan, force)
     print_note(
         f"{counted(len(plan.configurations), 'configuration')} x {counted(plan.prompts, 'prompt')} x {counted(plan.repeats, 'run')} "
