@@ -14,7 +14,7 @@ from pard2.cli.flags import Flags, number_or_word, with_records
 from pard2.cli.options import ForceOption, Models, SeedOption, commits_of, note_weights, parse_list
 from pard2.cli.output import output_console
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
-from pard2.engine.methods import EAGLE3, METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
+from pard2.engine.methods import EAGLE3, METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method, methods_for
 from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -122,7 +122,7 @@ class Work:
         """drafts: by name; the only one has the name None"""
         from pard2.bench.plan import configurations
 
-        methods = {name: _able(self.names, draft) for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
+        methods = {name: _methods_of(draft, self.names, len(drafts) > 1) for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
         found = [method for names in methods.values() for method in names]
         for name in self.names or ():
             if name not in found:
@@ -147,9 +147,16 @@ class Work:
             )
 
 
-def _able(names: list[str] | None, draft: "AnyDraft") -> list[str]:
-    """Of the methods asked for, those that a draft can carry out; by default its best."""
-    return [choose_method(None, draft)] if names is None else [name for name in names if not _refusal(name, draft)]
+def _methods_of(draft: "AnyDraft", asked: list[str] | None, beside_others: bool) -> list[str]:
+    """Of the methods asked for, those that a draft can carry out; by default its best.
+
+    beside_others: those that it was trained for, if any of them was asked for: the others have their own drafts
+    """
+    if asked is None:
+        return [choose_method(None, draft)]
+    can = [name for name in asked if not _refusal(name, draft)]
+    trained_for = [name for name in can if name in methods_for(draft.kind)]
+    return trained_for + [name for name in can if not METHODS[name].needs] if beside_others and trained_for else can
 
 
 def _refusal(name: str, draft: "AnyDraft") -> str:
