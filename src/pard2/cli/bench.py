@@ -150,7 +150,7 @@ class Work:
 def _methods_of(draft: "AnyDraft", asked: list[str] | None, beside_others: bool) -> list[str]:
     """Of the methods asked for, those that a draft can carry out; by default its best.
 
-    beside_others: those that it was trained for, if any of them was asked for: the others have their own drafts
+    beside_others: those that it was trained for, if any is asked for; the others have their own drafts
     """
     if asked is None:
         return [choose_method(None, draft)]
