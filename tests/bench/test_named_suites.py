@@ -76,7 +76,7 @@ def test_columns_of_the_hub_become_a_conversation(hub, name, asked):
 
 def test_later_turns_are_left_out_or_stand_alone(hub):
     (suite,) = read_suites(["mt_bench"])
-    assert suite.ids == ("mt_bench-0", "mt_bench-0-turn-2") and suite.follows == (None, 0)
+    assert suite.ids == ("mt_bench-0", "mt_bench-0-2") and suite.follows == (None, 0)
     assert [prompt[-1]["content"] for prompt in suite.prompts] == ["First?", "Second?"]
     assert read_suites(["mt_bench"], most=1)[0].follows == ()
 

@@ -6,7 +6,7 @@ import pytest
 from bench_plans import chat_target, plan
 
 from pard2.bench.runner import Runner
-from pard2.bench.suites import Suite
+from pard2.bench.suites import Suite, read_suites
 from pard2.bench.turns import encode_suite
 from pard2.engine.engine import Engine
 from pard2.engine.prompts import encode_prompt
@@ -53,3 +53,15 @@ def test_a_plan_measures_both_turns(target):
 def test_a_record_that_does_not_fit_is_not_named(target):
     with pytest.raises(Pard2Error, match="record a2: "):
         encode_suite(replace(talk(), prompts=(user("first"), user("long " * 5000), user("x"), user("y"))), target, 6)
+
+
+def test_turns_of_a_file_are_not_seen(tmp_path):
+    (tmp_path / "eval_talk.jsonl").write_text(
+        '{"id": "a", "messages": [{"role": "user", "content": "one"}], "turns": ["one", "two", "three"]}\n'
+        '{"id": "b", "messages": [{"role": "user", "content": "alone"}], "turns": ["alone"]}\n'
+        '{"id": "c", "messages": [{"role": "user", "content": "other"}], "turns": [{"role": "user"}, {"role": "user"}]}\n'
+    )
+    (suite,) = read_suites([tmp_path / "eval_talk.jsonl"])
+    assert suite.ids == ("a", "a-2", "a-3", "b", "c") and suite.follows == (None, 0, 1, None, None)
+    assert [prompt[0]["content"] for prompt in suite.prompts] == ["one", "two", "three", "alone", "other"]
+    assert read_suites([tmp_path / "eval_talk.jsonl"], most=1)[0].follows == ()

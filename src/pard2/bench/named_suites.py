@@ -1,7 +1,7 @@
 """Suites known by name: read from where they are published, or, without a network, prompts of our own."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,7 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
     """What results call the suite, its records, and where they are from.
 
     Without a network, and without a copy of an earlier time, these are prompts of our own under a name of
-    their own, and a warning says so. Each turn of a question is a record; of a later one, `follows` is the
-    id of the record before.
+    their own, and a warning says so. A question in several turns has all of them in `turns`.
 
     Raises `Pard2Error` for a refusal, and for rows of another form than expected.
     """
@@ -71,17 +70,13 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
         return f"own-{suite.own[0] if len(suite.own) == 1 else 'mixed'}", records, f"written for pard2, in place of {name}"
     try:
         asked = [suite.ask(row) for _, row in open_source(file).rows()]
-        return name, [record for i, turns in enumerate(asked) for record in _records(f"{name}-{i}", turns)], source
+        return (
+            name,
+            [{"id": f"{name}-{i}", "messages": [{"role": "user", "content": turns[0]}], "turns": turns} for i, turns in enumerate(asked)],
+            source,
+        )
     except (LookupError, TypeError, AttributeError):
         raise _refused(name, f"{source} holds rows of another form than expected") from None
-
-
-def _records(name: str, turns: list[str]) -> Iterator[Record]:
-    before: str | None = None
-    for number, text in enumerate(turns, 1):
-        called = name if before is None else f"{name}-turn-{number}"
-        yield {"id": called, "messages": [{"role": "user", "content": text}]} | ({} if before is None else {"follows": before})
-        before = called
 
 
 def _published(suite: NamedSuite, name: str) -> tuple[Path, str]:

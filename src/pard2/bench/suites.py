@@ -80,9 +80,19 @@ def _read_suite(name: str, most: int | None, arguments: dict[str, Any] | None) -
         called, records, source = read_named(name)
     else:
         called, records, source = Path(name).stem.removeprefix("eval_"), read_records(name), None
-    records = records[:most]
-    ids = tuple(record["id"] for record in records)
-    # Only a suite read by its name has a say in this: a file's conversations hold their answers.
-    before = [record.get("follows") if source else None for record in records]
-    follows = tuple(None if other is None else ids.index(other) for other in before) if any(before) else ()
-    return Suite(called, ids, tuple(to_prompts(records, arguments, f"`suites` {name}")), source, follows)
+    asked, follows = _turns(records, most)
+    prompts = tuple(to_prompts(asked, arguments, f"`suites` {name}"))
+    return Suite(called, tuple(record["id"] for record in asked), prompts, source, () if follows.count(None) == len(follows) else follows)
+
+
+def _turns(records: list[Record], most: int | None) -> tuple[list[Record], tuple[int | None, ...]]:
+    """Each record, and behind it one for each further text of its `turns`; with `Suite.follows`."""
+    asked: list[Record] = []
+    follows: list[int | None] = []
+    for record in records:
+        turns = record.get("turns")
+        several = turns if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns) else []
+        later = [record | {"id": f"{record['id']}-{n}", "messages": [{"role": "user", "content": text}]} for n, text in enumerate(several[1:], 2)]
+        follows += [None, *range(len(asked), len(asked) + len(later))]
+        asked += [record, *later]
+    return asked[:most], tuple(follows[:most])
