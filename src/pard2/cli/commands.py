@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "Check that decoding says what the target itself says.",
     "bench": "Measure how much faster than plain decoding it is.",
     "draft": "Make drafts, and explain them.",
+    "card": "Write the card of a draft, for whoever is given it.",
     "data": "Make training data, and look at it.",
     "env": "Show what decodes here, and how fast.",
 }

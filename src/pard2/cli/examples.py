@@ -22,6 +22,10 @@ EXAMPLES = {
         "pard2 draft convert DRAFT --to pard -t TARGET -o draft",
     ),
     "draft info": ("pard2 draft info smollm2", "pard2 draft info DRAFT -t TARGET"),
+    "card": (
+        "pard2 card DRAFT --results results.json",
+        "pard2 card smollm2 --results cpu.json gpu.json -o README.md",
+    ),
     "data synthesize": (
         "pard2 data synthesize -t smollm2 -n 500 -o prompts.jsonl",
         "pard2 data synthesize -t TARGET -n 5000 -o prompts.jsonl --temperature 0.8",
