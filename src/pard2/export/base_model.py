@@ -9,6 +9,7 @@ import yaml
 from pard2.checkpoints import hub
 from pard2.checkpoints.embedded import EMBEDDED, EMBEDDED_ID, EMBEDDED_LICENSE
 from pard2.errors import Pard2Error
+from pard2.reading import printable
 
 CARD = "README.md"
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.MULTILINE | re.DOTALL)
@@ -39,12 +40,12 @@ def base_model(name: str, given: bool) -> BaseModel:
     if name == EMBEDDED:
         return BaseModel(name, EMBEDDED_ID, EMBEDDED_LICENSE)
     if Path(name).exists() and (given or "/" in name):
-        return BaseModel(Path(name).resolve().name, None, _license_in(Path(name) / CARD))
+        return BaseModel(printable(Path(name).resolve().name), None, _license_in(Path(name) / CARD))
     if ("/" in name or given) and _may_be_id(name):
         return BaseModel(name, name.partition("@")[0], _license_on_hub(name))
     if given:
         raise Pard2Error(f"`target` {name!r} is neither a directory nor a hub id; name the model that the draft was made for")
-    return BaseModel(Path(name).name)
+    return BaseModel(printable(Path(name).name))
 
 
 def checked_license(name: str) -> str:

@@ -13,6 +13,7 @@ from pard2.errors import Pard2Error
 from pard2.export.base_model import BaseModel, base_model, checked_license
 from pard2.export.draft_results import DraftResults, results_of
 from pard2.export.training_record import TrainingRecord, read_training_record
+from pard2.reading import printable
 
 NOTES = "notes.md"
 
@@ -74,7 +75,7 @@ def gather_facts(directory: Path, results: Sequence[Path], stated: Stated) -> Ca
     said = stated.target or report.target or next((str(one.plan["target"]) for one in measured if one.plan.get("target")), None)
     base = None if said is None else base_model(said, given=stated.target is not None)
     return CardFacts(
-        name=stated.name or directory.resolve().name,
+        name=printable(stated.name or directory.resolve().name),
         report=report,
         methods=methods_for(report.kind),
         base=base,
