@@ -29,9 +29,10 @@ def write_results(
     suites: tuple[str, ...] = ("gsm8k",),
     **more: Any,
 ) -> Path:
-    """Four prompts a suite: plain decoding takes 4 s for 40 tokens, the methods 2 s with 20 cycles.
+    """Four prompts a suite: plain decoding takes 4 s for 40 tokens, the methods 2 s in 20 cycles.
 
-    methods: of the draft, or by the names of several. more: lists for `configurations`, or "plan", further fields of it.
+    methods: of the draft, or by the names of several.
+    more: lists for `configurations`; "plan": further fields of it.
     """
     fields = more.pop("plan", {})
     lists = {"batch_sizes": (1,), "draft_tokens": (4,), "temperatures": (0.0,)} | more
