@@ -87,7 +87,7 @@ def test_the_shipped_card_is_not_what_is_made_now(pard2, tmp_path):
     """Of its directory and these results; whoever changes either writes it anew, by this command."""
     results = [ROOT / "docs/results" / name for name in ("embedded_pair_gpu.json", "draft_sixth.json")]
     assert pard2("card", "smollm2", "--results", *results, "-o", tmp_path / "card.md").code == 0
-    way_out = (
+    again = (
         "cd docs/results; pard2 card ../../src/pard2/assets/smollm2-draft --name smollm2 --results embedded_pair_gpu.json draft_sixth.json --force"
     )
-    assert (tmp_path / "card.md").read_text() == (EMBEDDED_DRAFT_DIRECTORY / "README.md").read_text(), f"run: {way_out}"
+    assert (tmp_path / "card.md").read_text() == (EMBEDDED_DRAFT_DIRECTORY / "README.md").read_text(), f"run: {again}"
