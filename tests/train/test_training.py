@@ -14,6 +14,7 @@ from pard2.checkpoints.write import save_draft
 from pard2.data.corpus import Example
 from pard2.data.features import joined, online_states
 from pard2.errors import Pard2Error
+from pard2.export.training_record import TrainingRecord, training_rows
 from pard2.files import claim
 from pard2.train import loop as training
 from pard2.train.initial import initial_draft, run_examples
@@ -257,6 +258,8 @@ def test_old_checkpoints_go_and_the_best_draft_stays(make_config, quiet, tmp_pat
         assert made[name]["trained"] == come_to | {"processes": 1}, name
     data = made["draft"]["data"]
     assert data["conversations"] == len(CONVERSATIONS) and 0 < data["answer_tokens"] < data["tokens"]
+    told = dict(training_rows(TrainingRecord.model_validate(made["draft"])))  # what a card says of it
+    assert list(told)[:6] == ["method", "starts from", "conversations", "trained on", "time", "hardware"] and len(told) == 12
     assert made["draft"]["config"]["objective"]["draft_tokens"] == 4 and {"argv", "commit", "versions"} <= made["draft"]["meta"].keys()
 
 
