@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from pard2.cli.options import DeviceOption, ForceOption, JsonOption, TargetOptio
 from pard2.engine.methods import METHODS, methods_for
 from pard2.files import CHECKPOINT, new_directory
 from pard2.reading import printable
+
+if TYPE_CHECKING:
+    from pard2.checkpoints.draft_report import DraftReport
 
 app = typer.Typer(help="Make and explain drafts.", no_args_is_help=True)
 
@@ -81,7 +84,6 @@ def info(
 ) -> None:
     """Explain a draft: what it is, what it fits, what it lacks."""
     with working("importing torch"):
-        from pard2.checkpoints.draft_words import described
         from pard2.checkpoints.inspection import fit, inspect_draft
         from pard2.checkpoints.read import checkpoint_directory
 
@@ -94,7 +96,7 @@ def info(
         del values["kind"]
         typer.echo(to_flags(json.dumps(values, ensure_ascii=False)))
         return
-    lines = [("draft", report.name), *described(report, methods), *(("runs in", f"{engine}: {answer}") for engine, answer in report.runs_in.items())]
+    lines = _lines(report, methods)
     lines += [("fits as", f"{method}: {answer}") for method, answer in (fits or {}).items()]
     for label, value in [*lines, *(("lacks", missing) for missing in report.lacks)]:
         typer.echo(printable(to_flags(f"{label:<16}{value}")))
@@ -121,3 +123,10 @@ def convert(
     with working(f"writing {output}"):
         write_converted(whole, output, to)
     print_note(f"{output}: {draft} in the layout {to}; next: pard2 draft info {output}")
+
+
+def _lines(report: "DraftReport", methods: list[str]) -> list[tuple[str, str]]:
+    from pard2.checkpoints.draft_words import described
+
+    where = [("runs in", f"{engine}: {answer}") for engine, answer in report.runs_in.items()]
+    return [("draft", report.name), *described(report, methods), *where]
