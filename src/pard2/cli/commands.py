@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "Train a draft, or go on with a run that was stopped.",
     "verify": "Check that decoding says what the target itself says.",
     "bench": "Measure how much faster than plain decoding it is.",
+    "predict": "Predict the speed of other draft lengths, batch sizes and targets.",
     "draft": "Make drafts, and explain them.",
     "data": "Make training data, and look at it.",
     "env": "Show what decodes here, and how fast.",
