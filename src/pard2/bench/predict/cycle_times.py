@@ -174,7 +174,7 @@ def _draft_passes(one: Counts, pace: float, tried: int) -> list[Passes]:
         rows = [(one.totals.tokens + sum(one.proposed_at[1:])) / one.totals.cycles]
     else:
         return []
-    return [Passes(sum(rows) / passes, one.sequences, one.draft_seconds / passes / pace, one.totals.cycles * passes)]
+    return [Passes(sum(rows) / passes, one.sequences, one.draft_seconds / passes / pace, one.totals.cycles * passes, max(rows))]
 
 
 def _paces(counts: Sequence[Counts]) -> dict[tuple[str, int], float]:

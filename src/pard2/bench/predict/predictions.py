@@ -183,7 +183,7 @@ class Predictions:
                     ratio = speed.tokens_per_second / base.tokens_per_second
                     found.append(Prediction(suite=group.suite, configuration=configuration, speed=speed, speedup=ratio, measured=measured))
             if refused is not None:
-                if len(found) == 1:
+                if len(found) == 1 and asked.batch_sizes is not None:
                     raise refused
                 self.skipped.setdefault(group, []).append(str(refused).removesuffix(_WAY_OUT))
             fastest = max((one for one in found if "auto" not in _numbers(one.configuration)), key=lambda one: one.speed.tokens_per_second)

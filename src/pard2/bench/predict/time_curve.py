@@ -21,12 +21,14 @@ class Passes(NamedTuple):
     sequences: that take part
     seconds: of one pass
     weight: how much they count against others
+    widest: rows of the largest of them, where the others are smaller and `rows` is the mean
     """
 
     rows: float
     sequences: float
     seconds: float
     weight: float = 1.0
+    widest: float = 0.0
 
 
 class TimeCurve:
@@ -46,13 +48,13 @@ class TimeCurve:
         if not points:
             raise ValueError("no pass has been measured")
         self._points = sorted(points)
-        self.least, self.most = self._points[0].rows, self._points[-1].rows
+        self.least, self.most = self._points[0].rows, max(max(one.rows, one.widest) for one in self._points)
         self._each = min(self._candidates(), key=lambda each: (round(self._averaged(each), 12), each))
         rows, seconds, _ = self._level(self._each)
         slope = (seconds[-1] - seconds[0]) / (rows[-1] - rows[0]) if len(rows) > 1 else 0.0
         left = max(seconds[0] - slope * rows[0], seconds[0] / 2)
-        right = seconds[-1] + slope * (FARTHER - 1) * rows[-1]
-        self._knots = np.array([0.0, *rows, FARTHER * rows[-1]]), np.array([left, *seconds, right])
+        right = seconds[-1] + slope * (FARTHER * self.most - rows[-1])
+        self._knots = np.array([0.0, *rows, FARTHER * self.most]), np.array([left, *seconds, right])
 
     def seconds(self, rows: float, sequences: float) -> float:
         """Of a pass; beyond `FARTHER` times the most rows the curve says nothing, see `reaches`."""
