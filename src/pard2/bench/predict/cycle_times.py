@@ -7,7 +7,7 @@ from typing import Any
 
 from pard2.bench.plan import Configuration
 from pard2.bench.predict.counts import Counts, Way
-from pard2.bench.predict.time_curve import FARTHER, Passes, TimeCurve
+from pard2.bench.predict.time_curve import Passes, TimeCurve
 from pard2.engine.draft_length.plain import draft_passes
 from pard2.engine.methods import METHODS
 from pard2.errors import Pard2Error
@@ -95,10 +95,12 @@ class CycleTimes:
         draft = _of(self.drafts, shape.way)
         if shape.draft_passes and draft is None:
             raise UnpredictableError(f"passes of the draft of {shape.way.method}; {self.name} has no times of them")
-        for curve, rows, model in ((self.target, [shape.verify_rows], "target"), (draft, shape.draft_passes, "draft")):
-            if curve is not None and not all(map(curve.reaches, rows)):
-                most = f"{curve.most:.0f} rows, which tell of {FARTHER * curve.most:.0f} at most"
-                raise UnpredictableError(f"a pass of {max(rows):.0f} rows of the {model}; {self.name} has times up to {most}")
+        for curve, passes, model in ((self.target, [shape.verify_rows], "target"), (draft, shape.draft_passes, "draft")):
+            for rows in passes if curve is not None else ():
+                try:
+                    curve.check(rows, shape.sequences)
+                except ValueError as error:
+                    raise UnpredictableError(f"larger passes of the {model} than {self.name} has times of: {error}") from None
         other = _of(self.others, shape.way)
         known = [pace for (name, _), pace in self.paces.items() if name == suite] or [1.0]
         pace = self.paces.get((suite, batch_size), fmean(known))

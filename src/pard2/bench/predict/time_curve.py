@@ -11,7 +11,7 @@ import numpy as np
 
 from pard2.intervals import Array
 
-FARTHER = 1.25  # times the most rows measured: as far as the line is drawn on
+FARTHER = 1.25  # times the most rows, or sequences, measured: as far as the line is drawn on
 
 
 class Passes(NamedTuple):
@@ -49,6 +49,7 @@ class TimeCurve:
             raise ValueError("no pass has been measured")
         self._points = sorted(points)
         self.least, self.most = self._points[0].rows, max(max(one.rows, one.widest) for one in self._points)
+        self.most_sequences = max(one.sequences for one in self._points)
         self._each = min(self._candidates(), key=lambda each: (round(self._averaged(each), 12), each))
         rows, seconds, _ = self._level(self._each)
         slope = (seconds[-1] - seconds[0]) / (rows[-1] - rows[0]) if len(rows) > 1 else 0.0
@@ -57,12 +58,14 @@ class TimeCurve:
         self._knots = np.array([0.0, *rows, FARTHER * self.most]), np.array([left, *seconds, right])
 
     def seconds(self, rows: float, sequences: float) -> float:
-        """Of a pass; beyond `FARTHER` times the most rows the curve says nothing, see `reaches`."""
+        """Of a pass; beyond `FARTHER` times the most rows the curve says nothing, see `check`."""
         return float(np.interp(rows, *self._knots)) + self._each * (sequences - 1)
 
-    def reaches(self, rows: float) -> bool:
-        """Whether so many rows are near enough to what was measured."""
-        return rows <= FARTHER * self.most * (1 + 1e-9)
+    def check(self, rows: float, sequences: float) -> None:
+        """Raises `ValueError` for a pass that is too large to be told of; its message ends the sentence."""
+        for number, what, most in ((rows, "rows", self.most), (sequences, "sequences", self.most_sequences)):
+            if number > FARTHER * most * (1 + 1e-9):
+                raise ValueError(f"up to {most:.0f} {what}, which tell of {FARTHER * most:.0f} at most, not of {number:.0f}")
 
     def _candidates(self) -> list[float]:
         """Costs of a sequence that could explain why fewer rows, of more sequences, took longer."""
