@@ -167,8 +167,9 @@ class Predictions:
         wanted = self._wanted(group, asked)
         strict = asked.draft_tokens is not None
         for size in sizes:
-            base = self._checked(group, Configuration(PLAIN, size, 0, group.temperature))
-            found = [Prediction(suite=group.suite, configuration=Configuration(PLAIN, size, 0, group.temperature), speed=base, speedup=1.0)]
+            plain = Configuration(method=PLAIN, batch_size=size, draft_tokens=0, temperature=group.temperature)
+            base = self._checked(group, plain)
+            found = [Prediction(suite=group.suite, configuration=plain, speed=base, speedup=1.0)]
             refused: UnpredictableError | None = None
             for configuration in (replace(one, batch_size=size) for one in wanted):
                 try:
@@ -210,7 +211,7 @@ class Predictions:
             ks = list(asked.draft_tokens or range(1, most + 1))
             if asked.draft_tokens is None and not self.times:
                 ks += ["auto"] * any((one.draft_tokens, one.tree) == ("auto", 0) for one in held)
-        one = Configuration(group.way.method, 1, 0, group.temperature, group.way.draft)
+        one = Configuration(method=group.way.method, batch_size=1, draft_tokens=0, temperature=group.temperature, draft=group.way.draft)
         chains = [replace(one, draft_tokens=k) for k in ks]
         grown = [replace(each, batch_size=1) for each in held if each.tree and each.tree in chosen]
         if asked.draft_tokens is not None:

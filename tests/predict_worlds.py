@@ -1,7 +1,9 @@
 """Made-up benchmarks whose times follow a law that is known, for the tests of `predict`."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pard2.bench.measurement import Answer, Measurement
 from pard2.bench.plan import Chunk, Configuration
@@ -97,3 +99,13 @@ def results_of(*runs: list[Measurement], **plan) -> BenchResults:
     suites = dict.fromkeys(one.chunk.suite for one in measurements)
     common = {"target": "target", "draft": "draft", "dtype": "float32", "device": "cpu", "suites": [{"name": name, "digest": "0"} for name in suites]}
     return BenchResults(name="r.json", meta={}, plan=common | plan, measurements=measurements, results=[])
+
+
+def write_results(path: Path, *runs: list[Measurement], **plan) -> Path:
+    """A file as `bench --json` writes them."""
+    made = results_of(*runs, **plan)
+    configurations = [one.as_dict() for one in dict.fromkeys(one.configuration for one in made.measurements)]
+    meta = {"versions": {"pard2": "0"}, "date": "2026-01-01"}
+    chunks = [one.as_dict() for one in made.measurements]
+    path.write_text(json.dumps({"meta": meta, "plan": made.plan | {"configurations": configurations}, "results": [], "chunks": chunks}))
+    return path

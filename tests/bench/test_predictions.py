@@ -11,11 +11,11 @@ from pard2.errors import Pard2Error
 
 
 def ar(batch=1):
-    return Configuration("ar", batch, 0, 0.0)
+    return Configuration(method="ar", batch_size=batch, draft_tokens=0, temperature=0.0)
 
 
 def td(k, batch=1, method="pard2-td", tree=0):
-    return Configuration(method, batch, k, 0.0, None, tree)
+    return Configuration(method=method, batch_size=batch, draft_tokens=k, temperature=0.0, tree=tree)
 
 
 def predictor(results):
@@ -73,7 +73,9 @@ def test_the_speed_of_chunks_that_end_one_by_one_is_that_of_full_batches():
 
 
 def test_left_out_ones_of_a_linear_law_are_missed():
-    known = results_of(*(simulated(one, cycles=1500, seed=5) for one in (ar(), ar(4), td(2), td(4), td(8), td(2, 4), td(4, 4), td(8, 4), td(5, 8), ar(8))))
+    known = results_of(
+        *(simulated(one, cycles=1500, seed=5) for one in (ar(), ar(4), td(2), td(4), td(8), td(2, 4), td(4, 4), td(8, 4), td(5, 8), ar(8)))
+    )
     found = Predictions(known, Asked())
     assert found.left_out.impossible == 1  # nothing else went as far as batch 8
     assert len(found.left_out.errors) == 6 and found.left_out.own_acceptance == 2  # no other K tells of 8
@@ -191,8 +193,10 @@ def known():
         (Asked(methods=["ar"]), "`method` 'ar' is not in r.json; it holds pard2-td"),
         (Asked(drafts=["new"]), "`draft` 'new' is not in r.json; its only draft has no name"),
         (Asked(trees=[8]), "`tree` 8: r.json holds no trees of pard2-td on gsm8k"),
-        (Asked(batch_sizes=[4, 30]), "ar on gsm8k, batch 30, K 0, needs larger passes of the target than r.json has times of: up to 20 rows, which tell of 25 at most, not of 30; ask"),
-        (Asked(batch_sizes=[5], draft_tokens=[4]), "pard2-td on gsm8k, batch 5, K 4, needs larger passes of the draft"),
+        (
+            Asked(batch_sizes=[4, 30]),
+            "ar on gsm8k, batch 30, K 0, needs larger passes of the target than r.json has times of: up to 20 rows, which tell of 25 at most, not of 30; ask",
+        ),
         (Asked(batch_sizes=[6]), "up to 4 sequences, which tell of 5 at most, not of 6"),
     ],
 )
@@ -207,6 +211,8 @@ def test_what_is_too_far_is_left_out_in_silence():
     assert set(lines(found)) == {(4, 0, 0), (4, 1, 0), (4, 2, 0)}
     ((said,),) = found.skipped.values()
     assert said.startswith("pard2-td on gsm8k, batch 4, K 3, needs larger passes of the target") and not said.endswith("more")
+    with pytest.raises(Pard2Error, match="batch 4, K 3, needs larger passes"):  # where it is asked for by name
+        Predictions(known, Asked(batch_sizes=[4], draft_tokens=[1, 3]))
 
 
 def test_a_file_that_tells_nothing_of_a_draft_is_read(known):
