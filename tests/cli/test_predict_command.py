@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pard2.bench.plan import Configuration
+from pard2.bench.predict.times_file import read_times
 from pard2.cli.output import output_console
 from predict_worlds import simulated, write_results
 
@@ -40,7 +41,7 @@ def times(tmp_path):
 
 
 def test_a_table_looks_otherwise(pard2, file, times, monkeypatch):
-    """Looked at by a person; after a change that is meant, write the new text into the file and look again."""
+    """Looked at by a person; after a change that is meant, write the new text into the file."""
     monkeypatch.delenv("COLUMNS", raising=False)
     for name, more in (("predict", ()), ("predict_times", ("--times", times(name="a larger machine")))):
         shown = pard2("predict", file, *more).out
@@ -88,6 +89,9 @@ def test_the_tables_of_docs_results_cannot_be_read(pard2, file):
         found = {(one["batch_size"], one["draft_tokens"]): one for one in held["predictions"]}
         assert len(found) == 3 * len(sizes.split(","))
         assert 0.0065 < found[1, 0]["verify_seconds"] < 0.0078 and 0.002 < found[1, 4]["draft_seconds"] < 0.0032
+    times = read_times(RESULTS / "gpu.json")
+    assert (times.target.least, times.target.most, times.target.most_sequences) == (1, 288, 32)  # 32 sequences of 1 + 8 rows
+    assert (times.drafts[None].least, times.drafts[None].most) == (8, 256)  # nothing is accepted, so a draft reads one token
     gpu = json.loads((RESULTS / "gpu.json").read_text())["results"]
     (row,) = (one for one in gpu if (one.get("arm"), one.get("batch_size"), one.get("draft_tokens")) == ("graphs", 32, 0) and one["part"] == "cycles")
     held = json.loads(pard2("predict", file, "--times", RESULTS / "gpu.json", "--batch-size", "32", "--json").out)
