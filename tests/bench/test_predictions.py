@@ -224,3 +224,22 @@ def test_a_file_that_tells_nothing_of_a_draft_is_read(known):
     with pytest.raises(Pard2Error, match="measured with `--ngram-first`"):
         Predictions(results_of(simulated(ar()), simulated(td(4)), ngrams={"ngram_first": 8}), Asked())
     Predictions(results_of(simulated(ar()), simulated(td(4)), ngrams={"ngram_first": None}), Asked())
+
+
+def test_a_tree_whose_depth_auto_chose_does_not_come_out_as_it_was():
+    """It counts as of its mean depth where nearly all cycles proposed one; else nothing is known of it."""
+    tree = simulated(td("auto", tree=3), lengths=lambda chance: (3, RATES))
+    known = results_of(simulated(ar()), simulated(ar(16)), simulated(td(4, 4)), tree)
+    found = lines(Predictions(known, Asked(batch_sizes=[1, 2])))
+    one = found[1, "auto", 3]
+    assert one.speed.tokens_per_second == pytest.approx(one.measured.tokens_per_second, rel=1e-6)
+    assert found[2, "auto", 3].speed.seconds.verify == pytest.approx(TARGET(2 * 4), rel=1e-6)
+    known = results_of(simulated(ar()), simulated(ar(16)), simulated(td("auto", tree=3), lengths=chosen))
+    with pytest.raises(Pard2Error, match="trees that `auto` left out in some cycles"):
+        Predictions(known, Asked(batch_sizes=[2]))
+
+
+def test_a_tree_of_a_sequential_draft_does_not_come_out_as_it_was():
+    known = results_of(simulated(ar()), simulated(ar(16)), simulated(td(3, method="eagle3", tree=3)), tree_top_k=4)
+    one = lines(Predictions(known, Asked()))[1, 3, 3]
+    assert one.speed.tokens_per_second == pytest.approx(one.measured.tokens_per_second, rel=1e-6)
