@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "Train a draft, or go on with a run that was stopped.",
     "verify": "Check that decoding says what the target itself says.",
     "bench": "Measure how much faster than plain decoding it is.",
+    "predict": "Predict the speed of other draft lengths, batch sizes and targets.",
     "draft": "Make drafts, and explain them.",
     "card": "Write the card of a draft, for whoever is given it.",
     "data": "Make training data, and look at it.",

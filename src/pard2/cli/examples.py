@@ -13,6 +13,10 @@ EXAMPLES = {
         "pard2 bench -t smollm2 -s gsm8k,humaneval --prompts 10",
         "pard2 bench -t TARGET -d old=DIR -d new=DIR -s mine.jsonl --format csv",
     ),
+    "predict": (
+        "pard2 predict result.json --batch-size 1,4",
+        "pard2 predict result.json -m pard2-td --times docs/results/gpu.json",
+    ),
     "draft init": (
         "pard2 draft init -t TARGET --layers 4 -o draft",
         "pard2 draft init -t TARGET --layers 0,9,19,29 --mask-token 151670 -o draft",
