@@ -21,7 +21,7 @@ from typing import Any
 
 FLOORS = (
     ("cli",),
-    ("export",),
+    ("export", "serve"),
     ("bench", "train", "verify"),
     ("engine",),
     ("data",),

@@ -200,7 +200,7 @@ class Engine:
 
     def _completions(self, requests: deque[Request]) -> Iterator[Completion]:
         try:
-            self._enqueue(list(requests))
+            self.enqueue(list(requests))
             while requests:
                 while not requests[0].done:
                     self.step()
@@ -208,7 +208,7 @@ class Engine:
         finally:
             for request in requests:
                 request.cancel()
-            self._tidy()
+            self.tidy()
 
     # --- piece by piece ---------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Engine:
 
     def _stream(self, request: Request) -> Generator[Step, None, None]:
         try:
-            self._enqueue([request])
+            self.enqueue([request])
             while True:
                 yield from request.take_steps()
                 if request.done and not any(sequence.steps for sequence in request.sequences):
@@ -233,7 +233,7 @@ class Engine:
             _raise_failure(request)
         finally:
             request.cancel()
-            self._tidy()
+            self.tidy()
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, raw: bool = False) -> AsyncIterator[Step]:
         """`stream` for asyncio: any number of them share this engine's batches.
@@ -244,7 +244,7 @@ class Engine:
 
     async def _astream(self, request: Request) -> AsyncIterator[Step]:
         try:
-            await self._in_worker(lambda: self._enqueue([request]))
+            await self._in_worker(lambda: self.enqueue([request]))
             while True:
                 for step in request.take_steps():
                     yield step
@@ -255,7 +255,7 @@ class Engine:
         finally:
             request.cancel()
             if not self._closed:
-                self._get_worker().submit(self._tidy)  # not awaited: a cancelled task may not wait
+                self._get_worker().submit(self.tidy)  # not awaited: a cancelled task may not wait
 
     def _step_for(self, request: Request) -> None:
         """A cycle, unless others' cycles have brought this request something while it waited for its turn."""
@@ -280,7 +280,7 @@ class Engine:
         Raises `Pard2Error` as `generate` does.
         """
         request = self._request(prompt, params, raw, on_step)
-        self._enqueue([request])
+        self.enqueue([request])
         return request
 
     def step(self) -> None:
@@ -309,11 +309,12 @@ class Engine:
                 self._in_pass = False
                 self._scheduler.sweep()
 
-    def _enqueue(self, requests: list[Request]) -> None:
+    def enqueue(self, requests: Iterable[Request]) -> None:
+        """Put requests of `new_request` into the queue: what `submit` does for its own."""
         with self._lock:
             self._scheduler.enqueue(requests)
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """Forget what was cancelled, at once.
 
         In the middle of a pass, whose sequences must stay, `step` does so after it.

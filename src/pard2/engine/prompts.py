@@ -12,6 +12,10 @@ from pard2.reading import check_text
 # A dict holds `messages`, and perhaps `tools` and `chat_template_kwargs`, which the chat template gets.
 Prompt = str | list[Message] | list[int] | Record
 
+class PromptTooLong(Pard2Error):
+    """More tokens than the target reads."""
+
+
 _WRAP = "the token ids of a single prompt are wrapped in [...]"
 
 
@@ -46,7 +50,7 @@ def encode_prompt(target: Target, prompt: Prompt, raw: bool = False) -> list[int
         raise Pard2Error(f"the prompt holds {_kind(wrong[0])} ({str(wrong[0])[:40]!r}); token ids are whole numbers (int), messages dicts")
     check_ids(ids, target.vocab_size, "the prompt", repr(target.name))
     if len(ids) > target.context_length:
-        raise Pard2Error(f"the prompt has {len(ids)} tokens, the context of {target.name!r} is {target.context_length}; shorten the prompt")
+        raise PromptTooLong(f"the prompt has {len(ids)} tokens, the context of {target.name!r} is {target.context_length}; shorten the prompt")
     return ids
 
 
