@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": "Four prompts with and without the embedded draft.",
     "generate": "Answer prompts: the target's own text, faster.",
     "chat": "Talk with the target; what its draft proposed is green.",
+    "serve": "Serve OpenAI's API, faster by a draft.",
     "train": "Train a draft, or go on with a run that was stopped.",
     "verify": "Check that decoding says what the target itself says.",
     "bench": "Measure how much faster than plain decoding it is.",

@@ -7,6 +7,7 @@ EXAMPLES = {
         "pard2 generate -t TARGET -d DRAFT --prompts prompts.jsonl --json",
     ),
     "chat": ("pard2 chat -t smollm2", 'pard2 chat -t TARGET -d DRAFT --system "Be brief."'),
+    "serve": ("pard2 serve -t smollm2", "pard2 serve -t TARGET -d DRAFT --host 0.0.0.0 --batch-size 8"),
     "train": ("pard2 train recipes/smollm2-start.yaml --dry-run", "pard2 train recipes/smollm2-start.yaml optimizer.lr=1e-4"),
     "verify": ("pard2 verify -t smollm2", "pard2 verify -t TARGET -d DRAFT --dtype bfloat16"),
     "bench": (

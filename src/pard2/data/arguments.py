@@ -76,12 +76,31 @@ def template_source(tokenizer: "Tokenizer") -> str:
     return "".join(template.values()) if isinstance(template, dict) else template
 
 
+def check_template(source: str, where: str) -> None:
+    """Raises `Pard2Error` for a template that does not compile. where: what the error calls it."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _undeclared(source)
+    except TemplateSyntaxError as error:
+        raise Pard2Error(f"{where} is no template that compiles: line {error.lineno}: {error.message}") from None
+    if not source.strip():
+        raise Pard2Error(f"{where} is an empty template")
+
+
 @lru_cache(maxsize=16)
 def _read(source: str) -> frozenset[str]:
     """Names that a template reads and does not set itself."""
-    from jinja2 import Environment, TemplateSyntaxError, meta
+    from jinja2 import TemplateSyntaxError
 
     try:
-        return frozenset(meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))))
+        return _undeclared(source)
     except TemplateSyntaxError:  # rendering reports it
         return frozenset()
+
+
+def _undeclared(source: str) -> frozenset[str]:
+    from jinja2 import Environment, meta
+
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    return frozenset(meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", source))))

@@ -12,6 +12,7 @@ from pard2.reading import check_text
 # A dict holds `messages`, and perhaps `tools` and `chat_template_kwargs`, which the chat template gets.
 Prompt = str | list[Message] | list[int] | Record
 
+
 class PromptTooLong(Pard2Error):
     """More tokens than the target reads."""
 

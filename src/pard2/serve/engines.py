@@ -3,6 +3,7 @@
 All share the models and say the same text. Only the thread that decodes makes, steps and closes engines.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ class Way:
 
 
 class Engines:
-    """The first engine, and at most `most` others; of those that are idle the one unused for longest makes room."""
+    """The first engine, and at most `most` others; the idle one that was used longest ago makes room."""
 
     def __init__(self, first: Engine, most: int) -> None:
         self.first = first
@@ -95,8 +96,12 @@ class Engines:
 
     @property
     def totals(self) -> Totals:
-        """What all of them have done so far."""
-        return sum((engine.totals for engine in self.all), self._closed)
+        """What all of them have done so far. Any thread may ask."""
+        total = self._closed
+        for engine in self.all:
+            with suppress(Pard2Error):  # one that is being closed
+                total += engine.totals
+        return total
 
     def close(self) -> None:
         """Cancel everything, and let go of the models."""

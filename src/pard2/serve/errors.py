@@ -14,6 +14,7 @@ _KINDS = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+STOPPED = "stopped"  # the code of what the server's end ended
 _NAMED = re.compile(r"`(\w+)`")
 
 
@@ -42,7 +43,7 @@ class ApiError(Exception):
 
 
 def refused(error: Pard2Error, param: str | None = None) -> ApiError:
-    """Status 400 for what the engine refuses; `param` is by default the first name that the message has in backticks."""
+    """Status 400 for what the engine refuses. param: by default the first name in backticks."""
     named = _NAMED.search(str(error))
     code = "context_length_exceeded" if isinstance(error, PromptTooLong) else None
     return ApiError(400, str(error), param=param or (named[1] if named else None), code=code)

@@ -1,4 +1,4 @@
-"""What Prometheus reads: vLLM's names where vLLM has one, so that its dashboards work, and `pard2:` for the rest."""
+"""What Prometheus reads: vLLM's names where it has one, so that its dashboards work, else `pard2:`."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ class Metrics:
 
     def watch(self, engines: Engines, tickets: Callable[[], list[Ticket]]) -> None:
         """Read the state of engines and requests whenever metrics are asked for."""
-        self.registry.register(_State(self._labels, engines, tickets))  # type: ignore[arg-type]
+        self.registry.register(_State(self._labels, engines, tickets))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -144,7 +144,10 @@ class _State:
         gauges = {
             "vllm:num_requests_running": ("Answers that are decoded.", sum(ticket.running for ticket in tickets)),
             "vllm:num_requests_waiting": ("Answers that wait for a place.", sum(ticket.waiting for ticket in tickets)),
-            "vllm:kv_cache_usage_perc": ("Share of the first engine's cache that is taken; 1 is all.", 1 - first.free_cache_tokens / first.cache_tokens),
+            "vllm:kv_cache_usage_perc": (
+                "Share of the first engine's cache that is taken; 1 is all.",
+                1 - first.free_cache_tokens / first.cache_tokens,
+            ),
             "pard2:engines": ("Engines that there are.", len(self._engines.all)),
         }
         for name, (text, value) in gauges.items():

@@ -1,8 +1,8 @@
 """What a request may hold: its fields, and by which name anything else is refused.
 
 A field that would change the answer, and which this server does not know, is an error; one that changes
-nothing is taken and not looked at. A field that is null counts as left away. Names are OpenAI's, and vLLM's for
-what that API has not.
+nothing is taken and not looked at. A field that is null counts as left away. Names are OpenAI's, and vLLM's
+for what that API has not.
 """
 
 from typing import Any, Literal, TypeVar

@@ -1,6 +1,6 @@
 """How the server is set up, whatever it is asked later. It imports no torch and no web framework."""
 
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ class ServeOptions:
 
     host, port: where it listens; port 0 takes a free one.
     served_model_name: what clients call the model; None for the target's name.
-    api_key: what clients must send; None for nothing.
+    api_key: what clients must send; None for what the environment variable `KEY_VARIABLE` holds, if anything.
     protect_metrics: whether /metrics needs the key, too.
     allow_origin: web pages that may use the API from another origin; none by default.
     chat_template: a file in place of the template that the target has.
@@ -43,36 +43,43 @@ class ServeOptions:
         metadata=flag(f"What clients must send; better given as the environment variable {KEY_VARIABLE}.", "--api-key", metavar="KEY"),
     )
     protect_metrics: bool = field(default=False, metadata=flag("/metrics needs the key, too.", "--protect-metrics"))
-    allow_origin: Sequence[str] | None = field(
+    allow_origin: list[str] | None = field(
         default=None, metadata=flag("Web pages of this origin may use the API; may be given several times.", "--allow-origin", metavar="ORIGIN")
     )
     chat_template: Path | None = field(
         default=None, metadata=flag("A Jinja file in place of the target's chat template.", "--chat-template", metavar="FILE")
     )
-    log_format: Literal["text", "json"] = field(default="text", metadata=flag("Form of the line for each request.", "--log-format", metavar="text|json"))
+    log_format: Literal["text", "json"] = field(
+        default="text", metadata=flag("Form of the line for each request.", "--log-format", metavar="text|json")
+    )
     log_prompts: bool = field(default=False, metadata=flag("Log prompts and answers, too.", "--log-prompts"))
     max_waiting: int = field(
         default=64, metadata=flag("Answers that may wait for a place; further requests get status 429.", "--max-waiting", metavar="N", group=_GROUP)
     )
     max_body: int = field(default=4_000_000, metadata=flag("Longest request, in bytes.", "--max-body", metavar="BYTES", group=_GROUP))
-    timeout: float = field(
-        default=600.0, metadata=flag("Longest time of a request, waiting included.", "--timeout", metavar="SECONDS", group=_GROUP)
-    )
+    timeout: float = field(default=600.0, metadata=flag("Longest time of a request, waiting included.", "--timeout", metavar="SECONDS", group=_GROUP))
     drain_seconds: float = field(
-        default=30.0, metadata=flag("Time that running requests have to end after SIGTERM.", "--drain-seconds", metavar="SECONDS", group=_GROUP)
+        default=30.0,
+        metadata=flag("Time that running requests have to end after SIGTERM.", "--drain-seconds", metavar="SECONDS", group=_GROUP),
     )
     max_tokens: int | None = field(
         default=None,
-        metadata=flag("Longest answer of a chat that names no limit; by default what there is room for.", "--max-new-tokens", metavar="N", group=_GROUP),
+        metadata=flag(
+            "Longest answer of a chat that names no limit; by default what there is room for.", "--max-new-tokens", metavar="N", group=_GROUP
+        ),
     )
     engines: int = field(
         default=3,
-        metadata=flag("Engines beside the first, for requests that name another method or draft length; 0 refuses them.", "--engines", group=_GROUP),
+        metadata=flag(
+            "Engines beside the first, for requests that name another method or draft length; 0 refuses them.", "--engines", metavar="N", group=_GROUP
+        ),
     )
 
     def __post_init__(self) -> None:
         check_number("port", self.port, is_whole(self.port, 0, 65535), "give a number from 0 (any free one) to 65535")
         check("host", repr(self.host), bool(self.host), "give an address, such as 127.0.0.1")
+        if self.api_key is None:
+            object.__setattr__(self, "api_key", os.environ.get(KEY_VARIABLE))
         if self.api_key is not None:
             fits = bool(self.api_key) and self.api_key.isascii() and self.api_key.isprintable() and " " not in self.api_key
             # Never the key itself: errors end up in logs.

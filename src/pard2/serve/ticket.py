@@ -1,4 +1,4 @@
-"""A request of the API while it is answered: its prompts' requests to the engine, and the steps on their way back.
+"""A request of the API while it is answered: what the engine was asked, and the steps on their way back.
 
 Made and read on the event loop; the thread that decodes only ends it.
 """
@@ -12,7 +12,7 @@ from pard2.engine.request import Request
 from pard2.engine.sequence import Sequence
 from pard2.engine.statistics import Step
 from pard2.serve.engines import Way
-from pard2.serve.errors import ApiError
+from pard2.serve.errors import STOPPED, ApiError
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Ticket:
             if reason == "error":
                 raise ApiError(500, self.sequences[made.number].error or "decoding failed", code="decoding_failed")
             if reason == "cancelled":
-                raise ApiError(503, "the server was stopped before the answer was complete", code="stopped")
+                raise ApiError(503, "the server was stopped before the answer was complete", code=STOPPED)
             open_ones -= reason is not None
             yield made
 
     def end(self, reason: str | None = None) -> None:
-        """End what has not ended, from any thread; its memory is free within a cycle. reason: of a failure."""
+        """End what has not ended, from any thread. reason: of a failure; None where nobody failed."""
         for sequence in self.sequences:
             sequence.end("cancelled" if reason is None else "error", reason)
 

@@ -7,12 +7,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from pard2.engine.statistics import Step
 from pard2.errors import Pard2Error, first_line
 from pard2.serve.engines import Engines
-from pard2.serve.errors import ApiError
+from pard2.serve.errors import STOPPED, ApiError
 from pard2.serve.metrics import Metrics
 from pard2.serve.ticket import Made, Ticket
 
@@ -48,6 +49,10 @@ class Worker:
     def cancel(self, ticket: Ticket) -> None:
         """From the event loop: nobody waits for it any more. Its places are free before the next cycle."""
         ticket.cancelled = True
+        self.end(ticket)
+
+    def end(self, ticket: Ticket) -> None:
+        """End it; whoever waits for it is told."""
         ticket.end()
         self._inbox.put(None)
 
@@ -71,7 +76,7 @@ class Worker:
         while not self._inbox.empty():
             ticket = self._inbox.get()
             if ticket is not None:
-                self._fail(ticket, ApiError(503, "the server is stopping", code="stopped"))
+                self._fail(ticket, ApiError(503, "the server is stopping", code=STOPPED))
         for engine in self._engines.all:
             engine.tidy()  # reports the last steps
         self._hand_over()
@@ -147,10 +152,8 @@ class Worker:
             return
         made, self._made = self._made, []
         assert self._loop is not None
-        try:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(_deliver, made)
-        except RuntimeError:  # the loop is closed: nobody listens
-            pass
 
 
 def _deliver(made: list[tuple[Ticket, Made | ApiError]]) -> None:
