@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import threading
 import time
@@ -69,7 +70,8 @@ class Running:
         self.service = Service(Engines(engine, options.pop("engines", 3)), NAME, ServeOptions(port=0, **options), arguments)
         self._socket = open_socket("127.0.0.1", 0)
         self.port = self._socket.getsockname()[1]
-        self.server = Server(self.service)
+        self.log = io.StringIO()
+        self.server = Server(self.service, self.log)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
         wait_until(lambda: self.server.started)
@@ -79,6 +81,11 @@ class Running:
         self._thread.join(30)
         self.service.stop(30)
         assert not self._thread.is_alive()
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has logged."""
+        return self.log.getvalue().splitlines()
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)

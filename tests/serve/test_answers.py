@@ -1,12 +1,11 @@
 """Every answer is the engine's own, whole or streamed, in both APIs."""
 
-import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pard2 import SamplingParams
+from pard2 import Engine, SamplingParams
 from running import HELLO, NAME, running
-from pard2 import Engine
 
 PROMPTS = ["Hello", "Why is the sky blue?", "Name three rivers."]
 
@@ -32,7 +31,9 @@ def test_a_chat_is_answered_with_another_text_than_plain_decoding(server, plain,
     assert details["accepted_prediction_tokens"] > 0 and details["rejected_prediction_tokens"] >= 0
 
 
-@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 7, "top_p": 0.9}, {"stop": ["e"]}, {"temperature": 1.0, "seed": 3, "n": 3}], ids=str)
+@pytest.mark.parametrize(
+    "params", [{}, {"temperature": 1.0, "seed": 7, "top_p": 0.9}, {"stop": ["e"]}, {"temperature": 1.0, "seed": 3, "n": 3}], ids=str
+)
 def test_the_pieces_of_a_stream_do_not_add_up_to_the_whole(server, plain, params):
     expected = said(plain, HELLO, **params)
     body = server.chat(stream=True, stream_options={"include_usage": True}, **params).events
@@ -82,7 +83,12 @@ def test_log_probabilities_of_chats(server, plain):
     (expected,) = said(plain, HELLO, logprobs=2)
     for logprobs in (
         server.chat(logprobs=True, top_logprobs=2).json["choices"][0]["logprobs"]["content"],
-        [one for chunk in server.chat(logprobs=True, top_logprobs=2, stream=True).events for c in chunk["choices"] for one in c["logprobs"]["content"]],
+        [
+            one
+            for chunk in server.chat(logprobs=True, top_logprobs=2, stream=True).events
+            for c in chunk["choices"]
+            for one in c["logprobs"]["content"]
+        ],
     ):
         assert [one["token"] for one in logprobs] == [plain.tokenizer.decode([token]) for token in expected.token_ids]
         assert [one["logprob"] for one in logprobs] == pytest.approx([one.logprob for one in expected.logprobs], abs=1e-4)
@@ -102,7 +108,9 @@ def test_log_probabilities_of_completions(server, plain):
     assert server.complete(logprobs=0).json["choices"][0]["logprobs"]["top_logprobs"][0] is None
 
 
-@pytest.mark.parametrize("extension", [{"method": "ar"}, {"method": "pard2-ti"}, {"draft_tokens": 2}, {"method": "pard2-td", "draft_tokens": "full"}, {}], ids=str)
+@pytest.mark.parametrize(
+    "extension", [{"method": "ar"}, {"method": "pard2-ti"}, {"draft_tokens": 2}, {"method": "pard2-td", "draft_tokens": "full"}, {}], ids=str
+)
 def test_another_way_of_drafting_says_another_text(server, plain, extension):
     (expected,) = said(plain, HELLO)
     body = server.chat(pard2=extension | {"trace": True}).json
@@ -173,11 +181,8 @@ def test_a_chat_without_a_limit_ends_where_the_room_does(server):
 
 
 def test_many_at_once_say_what_each_says_alone(server, plain):
-    from concurrent.futures import ThreadPoolExecutor
-
     prompts = [f"{prompt} {i}" for i in range(4) for prompt in PROMPTS]
     expected = [said(plain, [{"role": "user", "content": prompt}])[0].text for prompt in prompts]
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda prompt: server.chat([{"role": "user", "content": prompt}]).json["choices"][0]["message"]["content"], prompts))
     assert found == expected
-    assert json.dumps(found)

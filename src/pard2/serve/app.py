@@ -1,6 +1,6 @@
 """The paths of the server."""
 
-from typing import Any
+from typing import Any, TextIO
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,8 +17,8 @@ from pard2.serve.schema import DetokenizeRequest, parse
 from pard2.serve.service import Service
 
 
-def new_app(service: Service) -> ASGIApp:
-    """The API over a service, behind its key and its log."""
+def new_app(service: Service, log: TextIO | None = None) -> ASGIApp:
+    """The API over a service, behind its key and its log, by default standard output."""
     options = service.options
     # FastAPI's own pages load scripts from the network.
     app = FastAPI(title="pard2", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
@@ -26,7 +26,7 @@ def new_app(service: Service) -> ASGIApp:
     _add_answers(app, service)
     _add_models(app, service)
     _add_state(app, service)
-    gate: ASGIApp = Gate(app, service.metrics, AccessLog(options.log_format), options.api_key, options.protect_metrics)
+    gate: ASGIApp = Gate(app, service.metrics, AccessLog(options.log_format, log), options.api_key, options.protect_metrics)
     if options.allow_origin:
         # Outside of the gate: a browser asks first, and without the key.
         gate = CORSMiddleware(

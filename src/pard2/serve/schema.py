@@ -15,6 +15,7 @@ from pard2.serve.errors import ApiError
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
+_NESTED = ("stream_options", "pard2")  # fields that have fields
 _CONSTRAINED = "answers are not made to follow a form"
 # Why some well-known fields are refused; each other unknown one is, too.
 _UNSUPPORTED = {
@@ -178,7 +179,9 @@ def _refusal(error: ValidationError) -> ApiError:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     # An unknown field first: what else is wrong may follow from it.
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    path = printable(".".join(str(part) for part in first["loc"][:2] if not str(part).startswith(("list[", "literal["))))[:80]
+    # Behind the name, pydantic says which form of a value it had tried; that is no part of the request.
+    loc = [part for place, part in enumerate(first["loc"][:2]) if place == 0 or isinstance(part, int) or first["loc"][0] in _NESTED]
+    path = printable(".".join(map(str, loc)))[:80]
     name = path.partition(".")[0]
     if first["type"] == "extra_forbidden":
         why = _UNSUPPORTED.get(name, "this server does not know it, and it might change the answer; leave it away")

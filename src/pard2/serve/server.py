@@ -6,6 +6,7 @@ The first SIGTERM or Ctrl-C lets running requests end, the second ends at once.
 import logging
 import socket
 from types import FrameType
+from typing import TextIO
 
 import uvicorn
 
@@ -19,14 +20,14 @@ _LAST_PASS = 30.0  # seconds that the pass which runs may hold up the end
 
 
 class Server(uvicorn.Server):
-    """Serves until a signal."""
+    """Serves until a signal. log: of requests; by default standard output."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, log: TextIO | None = None) -> None:
         self._service = service
         # The service itself ends what is left after `drain_seconds`, so that clients are told why.
         super().__init__(
             uvicorn.Config(
-                new_app(service),
+                new_app(service, log),
                 loop="asyncio",
                 http="h11",
                 ws="none",
