@@ -153,8 +153,8 @@ class Brake:
         def braked() -> None:
             if not self._free.is_set():
                 self._tokens.acquire()
-            self.cycles += 1
             step()
+            self.cycles += 1
 
         engine.step = braked  # type: ignore[method-assign]
 

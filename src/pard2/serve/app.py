@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from pard2 import __version__
 from pard2.serve.access_log import AccessLog
 from pard2.serve.errors import ApiError
-from pard2.serve.gate import Gate, error_response
+from pard2.serve.gate import MISTAKE, Gate, error_response
 from pard2.serve.schema import DetokenizeRequest, parse
 from pard2.serve.service import Service
 
@@ -46,6 +46,10 @@ def _add_errors(app: FastAPI) -> None:
         response = error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(Exception)
+    async def mistake(request: Request, error: Exception) -> Response:
+        return error_response(MISTAKE)  # the gate writes down which
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:

@@ -3,6 +3,7 @@
 It knows nothing of what is asked. Handlers put what the log shall say into `scope["pard2"]`.
 """
 
+import asyncio
 import hmac
 import logging
 import re
@@ -18,6 +19,7 @@ from pard2.serve.access_log import AccessLog
 from pard2.serve.errors import ApiError
 from pard2.serve.metrics import Metrics
 
+MISTAKE = ApiError(500, "the server made a mistake; its log says more", code="internal")
 CLIENT_GONE = 499  # as nginx logs it; no client ever sees it
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _OPEN_PATHS = ("/", "/health", "/metrics")
@@ -57,10 +59,12 @@ class Gate:
                 await error_response(ApiError(401, "the API key is missing or wrong: send `Authorization: Bearer KEY`", code="invalid_api_key"))(
                     scope, receive, noting
                 )
+        except asyncio.CancelledError:
+            pass  # the server's end, which the service has told the client if there was time; nothing is to be cleared up here
         except Exception as error:
             log.error("request %s failed, %s", request_id, type(error).__name__, exc_info=True)
             if not status:
-                await error_response(ApiError(500, "the server made a mistake; its log says more", code="internal"))(scope, receive, noting)
+                await error_response(MISTAKE)(scope, receive, noting)
         finally:
             self._note(scope, request_id, facts.pop("status", status), time.perf_counter() - started, facts)
 

@@ -75,8 +75,9 @@ class Service:
         self._draining = True
 
     def _cut_off(self) -> None:
-        for ticket in list(self._tickets):
-            self._worker.end(ticket)
+        """Tell everybody at once, however long the pass that runs may take."""
+        for ticket in self._tickets:
+            ticket.put(ApiError(503, "the server was stopped before the answer was complete", code=STOPPED))
 
     def stop(self, seconds: float | None = None) -> None:
         """End all requests and the threads; a pass that runs may hold this up for so many seconds."""
@@ -96,6 +97,8 @@ class Service:
 
     async def read(self, request: Request, work: Callable[[bytes], Any]) -> Any:
         """What `work`, done aside, makes of a request's body."""
+        if not self.ready:
+            raise ApiError(503, "the server is stopping", code=STOPPED, retry_after=int(self.options.drain_seconds) + 1)
         self._hold(1)
         try:
             return await self.aside(work, await read_body(request, self.options.max_body))
@@ -151,8 +154,6 @@ class Service:
 
     def _hold(self, count: int) -> None:
         """Keep room for so many completions. Raises `ApiError` where there is none."""
-        if not self.ready:
-            raise ApiError(503, "the server is stopping", code=STOPPED, retry_after=int(self.options.drain_seconds) + 1)
         most = self._places + self.options.max_waiting
         if count > most:
             raise ApiError(

@@ -49,10 +49,6 @@ class Worker:
     def cancel(self, ticket: Ticket) -> None:
         """From the event loop: nobody waits for it any more. Its places are free before the next cycle."""
         ticket.cancelled = True
-        self.end(ticket)
-
-    def end(self, ticket: Ticket) -> None:
-        """End it; whoever waits for it is told."""
         ticket.end()
         self._inbox.put(None)
 
