@@ -47,8 +47,8 @@ def serve(models: Models, serving: ServeOptions, options: EngineOptions, templat
 
         name = serving.served_model_name or engine.target.name
         service = Service(Engines(engine, serving.engines), name, serving, arguments)
-        _tell(engine, name, url_of(opened), serving)
-        run(service, opened)
+        url = url_of(opened)
+        run(service, opened, lambda: _tell(engine, name, url, serving))
     print_note(f"stopped; {counted(service.cut_off, 'request')} cut off" if service.cut_off else "stopped")
     if service.cut_off:
         raise typer.Exit(1)

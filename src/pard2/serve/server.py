@@ -5,6 +5,7 @@ The first SIGTERM or Ctrl-C lets running requests end, the second ends at once.
 
 import logging
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import TextIO
 
@@ -20,10 +21,14 @@ _LAST_PASS = 30.0  # seconds that the pass which runs may hold up the end
 
 
 class Server(uvicorn.Server):
-    """Serves until a signal. log: of requests; by default standard output."""
+    """Serves until a signal.
 
-    def __init__(self, service: Service, log: TextIO | None = None) -> None:
-        self._service = service
+    log: of requests; by default standard output.
+    ready: called once clients can connect.
+    """
+
+    def __init__(self, service: Service, log: TextIO | None = None, ready: Callable[[], None] | None = None) -> None:
+        self._service, self._ready = service, ready
         # The service itself ends what is left after `drain_seconds`, so that clients are told why.
         super().__init__(
             uvicorn.Config(
@@ -50,13 +55,15 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.start()
         await super().startup(sockets)
+        if self._ready is not None:
+            self._ready()
 
 
-def serve(service: Service, opened: socket.socket) -> None:
-    """Answer until a signal comes, and end as it says. Closes the socket."""
+def serve(service: Service, opened: socket.socket, ready: Callable[[], None] | None = None) -> None:
+    """Answer until a signal comes, and end as it says. Closes the socket. ready: as of `Server`."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     try:
-        Server(service).run(sockets=[opened])
+        Server(service, ready=ready).run(sockets=[opened])
     finally:
         service.stop(_LAST_PASS)
         opened.close()
