@@ -88,15 +88,8 @@ def test_a_missing_package_names_the_extra(serve, package, monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        "--timeout=0",
-        "--max-waiting=-1",
-        "--max-body=0",
-        "--drain-seconds=-1",
-        "--log-format=xml",
-        "--engines=-1",
-        "--max-new-tokens=0",
-        "--served-model-name=",
-        "--host=",
+        *("--timeout=0", "--max-waiting=-1", "--max-body=0", "--drain-seconds=-1", "--log-format=xml", "--engines=-1"),
+        *("--max-new-tokens=0", "--served-model-name=", "--host="),
     ],
 )
 def test_a_value_that_means_nothing_names_its_flag(serve, words):
@@ -115,38 +108,11 @@ def test_models_that_cannot_be_served(serve, pard2, target_directory, draft_dire
 
 @pytest.mark.slow
 def test_a_process_serves_and_drains_at_sigterm(target_directory, draft_directory, tmp_path):
-    words = [
-        "serve",
-        "-t",
-        target_directory,
-        "-d",
-        draft_directory,
-        "--dtype",
-        "float32",
-        "--device",
-        "cpu",
-        "--port",
-        0,
-        "--served-model-name",
-        "tiny",
-    ]
+    words = f"serve -t {target_directory} -d {draft_directory} --dtype float32 --device cpu --port 0 --log-format json --api-key sesame"
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "pard2",
-            *map(str, words),
-            "--chat-template",
-            str(template),
-            "--log-format",
-            "json",
-            "--api-key",
-            "sesame",
-            "--served-model-name",
-            "tiny",
-        ],
+        [sys.executable, "-m", "pard2", *words.split(), "--served-model-name", "tiny", "--chat-template", str(template)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
