@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from pard2 import __version__
 from pard2.serve.access_log import AccessLog
+from pard2.serve.chat_page import PATHS, add_page
 from pard2.serve.errors import ApiError
 from pard2.serve.gate import MISTAKE, Gate, error_response
 from pard2.serve.schema import DetokenizeRequest, parse
@@ -26,7 +27,9 @@ def new_app(service: Service, log: TextIO | None = None) -> ASGIApp:
     _add_answers(app, service)
     _add_models(app, service)
     _add_state(app, service)
-    gate: ASGIApp = Gate(app, service.metrics, AccessLog(options.log_format, log), options.api_key, options.protect_metrics)
+    add_page(app)
+    opened = (*PATHS, "/health", *(() if options.protect_metrics else ("/metrics",)))
+    gate: ASGIApp = Gate(app, service.metrics, AccessLog(options.log_format, log), options.api_key, opened)
     if options.allow_origin:
         # Outside of the gate: a browser asks first, and without the key.
         gate = CORSMiddleware(

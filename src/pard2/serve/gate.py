@@ -22,18 +22,17 @@ from pard2.serve.metrics import Metrics
 MISTAKE = ApiError(500, "the server made a mistake; its log says more", code="internal")
 CLIENT_GONE = 499  # as nginx logs it; no client ever sees it
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-_OPEN_PATHS = ("/", "/health", "/metrics")
 _QUIET_PATHS = ("/health", "/metrics")  # asked every few seconds by programs
 log = logging.getLogger("pard2.serve")
 
 
 class Gate:
-    """api_key: that every path but `_OPEN_PATHS` needs; None for none. protect_metrics: /metrics, too."""
+    """api_key: that every path but the opened ones needs; None for none."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lines: AccessLog, api_key: str | None = None, protect_metrics: bool = False) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, lines: AccessLog, api_key: str | None = None, opened: tuple[str, ...] = ()) -> None:
         self._app, self._metrics, self._lines = app, metrics, lines
         self._key = None if api_key is None else api_key.encode()
-        self._open = tuple(path for path in _OPEN_PATHS if not (protect_metrics and path == "/metrics"))
+        self._open = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
