@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from pard2 import __version__
+from pard2.engine.methods import METHODS
 from pard2.serve.access_log import AccessLog
 from pard2.serve.chat_page import PATHS, add_page
 from pard2.serve.errors import ApiError
@@ -91,7 +92,12 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "owned_by": "pard2",
             "root": target.name,
             "max_model_len": target.context_length,
-            "pard2": {"method": first.method, "draft": None if draft is None else draft.name, "draft_tokens": first.draft_tokens},
+            "pard2": {
+                "method": first.method,
+                "methods": {name: METHODS[name].title for name in service.engines.methods},
+                "draft": None if draft is None else draft.name,
+                "draft_tokens": first.draft_tokens,
+            },
         }
 
     @app.get("/v1/models")

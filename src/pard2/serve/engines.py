@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pard2.engine.engine import Engine
+from pard2.engine.methods import METHODS
 from pard2.engine.options import EngineOptions
 from pard2.engine.statistics import Totals
 from pard2.errors import Pard2Error
+from pard2.models.draft_kind import DraftKind
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,14 @@ class Engines:
         engine = self._others.pop(way)
         self._closed += engine.totals
         engine.close()
+
+    @property
+    def methods(self) -> list[str]:
+        """That a request may ask for."""
+        if self._most == 0:
+            return [self.first.method]
+        kind = DraftKind.NONE if self.draft is None else self.draft.kind
+        return [name for name, method in METHODS.items() if kind.can(method.needs)]
 
     @property
     def all(self) -> list[Engine]:

@@ -5,7 +5,6 @@ import { Counts, events, failure } from "./stream.js";
 
 const by = (id) => document.getElementById(id);
 const talk = by("talk");
-const METHODS = [["", "the server's method"], ["ar", "nothing (plain)"], ["pard2-ti", "PARD-2 TI"], ["pard2-td", "PARD-2 TD"]];
 const turns = []; // {role, content}
 let running = null; // an AbortController while an answer is made
 
@@ -18,6 +17,9 @@ async function showModel() {
   const response = await fetch("v1/models", { headers: headers() });
   if (!response.ok) return;
   const { id, pard2 } = (await response.json()).data[0];
+  by("method").replaceChildren(
+    ...Object.entries(pard2.methods).map(([name, title]) => new Option(title, name, name === pard2.method, name === pard2.method)),
+  );
   by("model").textContent = `${id}, ${pard2.method}${pard2.draft ? ` with ${pard2.draft}` : ""}`;
 }
 
@@ -213,6 +215,5 @@ by("key").addEventListener("change", () => {
   sessionStorage.setItem("key", by("key").value);
   showModel();
 });
-by("method").append(...METHODS.map(([value, words]) => new Option(words, value)));
 showModel();
 by("said").focus();
