@@ -1,12 +1,12 @@
 """A server under load: how long clients wait, and what the server adds to the engine's own time.
 
-    python benchmarks/serve_load.py -t smollm2 -s eval_gsm8k.jsonl eval_humaneval.jsonl --json docs/results/serve.json
+    python benchmarks/serve_load.py -s gsm8k humaneval --json docs/results/serve.json
 
 One server after the other, for each method. First streams that ask for one answer after the other, 1, 8, ..
 of them at once: `overhead` is the time that went by over what the engine's passes took, less one. Then
-arrivals as they come: gaps are drawn from an exponential distribution (a Poisson process), whether answers are
-there or not, so a server that is too slow shows a queue. Times are the client's, over the loopback: to the
-first token, and for each token after it (of one answer, on average).
+arrivals as they come: gaps are drawn from an exponential distribution (a Poisson process), whether answers
+are there or not, so a server that is too slow shows a queue. Times are the client's, over the loopback: to
+the first token, and for each token after it (of one answer, on average).
 """
 
 import argparse

@@ -130,6 +130,8 @@ def test_a_process_serves_and_drains_at_sigterm(target_directory, draft_director
         address, body = re.match(r"http://([\d.:]+)/v1/chat/completions", curl[1])[1], json.loads(curl[-1])
         connection = http.client.HTTPConnection(address, timeout=60)
         headers = {"Content-Type": "application/json", "Authorization": "Bearer sesame"}
+        connection.request("GET", "/v1/models", headers=headers)
+        assert str(target_directory.parent) not in connection.getresponse().read().decode()  # where it lies is nobody's business
         long = body | {"stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
         connection.request("POST", "/v1/chat/completions", json.dumps(long), headers)
         response = connection.getresponse()

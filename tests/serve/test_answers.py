@@ -171,6 +171,7 @@ def test_models(server):
     (model,) = server.send("GET", "/v1/models").json["data"]
     assert (model["id"], model["object"], model["owned_by"], model["max_model_len"]) == (NAME, "model", "pard2", 512)
     assert server.send("GET", f"/v1/models/{NAME}").json == model
+    assert model["pard2"]["method"] == "pard2-td" and {"ar", "ngram", "pard2-ti"} < set(model["pard2"]["methods"])
     assert server.send("GET", "/v1/models/gpt-4").error["code"] == "model_not_found"
     assert server.chat(model=NAME).status == 200 and server.chat(model="gpt-4").status == 404
 

@@ -41,11 +41,11 @@ def serve(models: Models, serving: ServeOptions, options: EngineOptions, templat
         engine = models.load(options)
         _set_template(engine, template, arguments)
         _warm_up(engine)
-        from pard2.serve.engines import Engines
+        from pard2.serve.engines import Engines, public_name
         from pard2.serve.server import serve as run
         from pard2.serve.service import Service
 
-        name = serving.served_model_name or engine.target.name
+        name = serving.served_model_name or public_name(engine.target.name)
         service = Service(Engines(engine, serving.engines), name, serving, arguments)
         url = url_of(opened)
         run(service, opened, lambda: _tell(engine, name, url, serving))

@@ -13,6 +13,7 @@ from pard2 import __version__
 from pard2.engine.methods import METHODS
 from pard2.serve.access_log import AccessLog
 from pard2.serve.chat_page import PATHS, add_page
+from pard2.serve.engines import public_name
 from pard2.serve.errors import ApiError
 from pard2.serve.gate import MISTAKE, Gate, error_response
 from pard2.serve.schema import DetokenizeRequest, parse
@@ -90,12 +91,12 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "object": "model",
             "created": service.created,
             "owned_by": "pard2",
-            "root": target.name,
+            "root": public_name(target.name),
             "max_model_len": target.context_length,
             "pard2": {
                 "method": first.method,
                 "methods": {name: METHODS[name].title for name in service.engines.methods},
-                "draft": None if draft is None else draft.name,
+                "draft": None if draft is None else public_name(draft.name),
                 "draft_tokens": first.draft_tokens,
             },
         }

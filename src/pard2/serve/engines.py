@@ -3,8 +3,10 @@
 All share the models and say the same text. Only the thread that decodes makes, steps and closes engines.
 """
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pard2.engine.engine import Engine
@@ -13,6 +15,11 @@ from pard2.engine.options import EngineOptions
 from pard2.engine.statistics import Totals
 from pard2.errors import Pard2Error
 from pard2.models.draft_kind import DraftKind
+
+
+def public_name(name: str) -> str:
+    """What clients are told of a model: of a directory or a file its name, and not where it lies."""
+    return Path(name).name if os.path.exists(name) else name
 
 
 @dataclass(frozen=True)
