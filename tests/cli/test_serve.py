@@ -143,5 +143,5 @@ def test_a_process_serves_and_drains_at_sigterm(target_directory, draft_director
         process.kill()
     assert rest.endswith("data: [DONE]\n\n") and '"prompt_tokens":5' in rest  # the given template shows "Hello" alone
     assert (process.returncode, err) == (0, "stopped\n")
-    (line,) = map(json.loads, out.splitlines())
+    _, line = map(json.loads, out.splitlines())
     assert line["status"] == 200 and line["finish_reason"] == "length" and "Hello" not in out

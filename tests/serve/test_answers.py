@@ -1,10 +1,13 @@
 """Every answer is the engine's own, whole or streamed, in both APIs."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pard2 import Engine, SamplingParams
+from pard2.engine.statistics import Step, TokenLogprob
+from pard2.serve.told import Told
 from running import HELLO, NAME, running
 
 PROMPTS = ["Hello", "Why is the sky blue?", "Name three rivers."]

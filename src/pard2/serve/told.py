@@ -7,6 +7,8 @@ from pard2.engine.statistics import Stats, Step, TokenLogprob
 from pard2.engine.text import TextStream
 from pard2.hf import Tokenizer
 
+_LOWEST = -9999.0
+
 
 @dataclass
 class Told:
@@ -54,23 +56,28 @@ class Told:
 
     def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
         text = self._token(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
 
     def completion_logprobs(self, step: Step) -> dict[str, Any]:
         found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for one in step.logprobs or ():
             text = self._token(one.token_id)
             found["tokens"].append(text)
-            found["token_logprobs"].append(one.logprob)
+            found["token_logprobs"].append(_finite(one.logprob))
             # The token itself is always among them, as in OpenAI's API.
-            top = {self._token(token): logprob for token, logprob in one.top}
-            found["top_logprobs"].append({**top, text: one.logprob} if one.top else None)
+            top = {self._token(token): _finite(logprob) for token, logprob in one.top}
+            found["top_logprobs"].append({**top, text: _finite(one.logprob)} if one.top else None)
             found["text_offset"].append(self.offset)
             self.offset += len(text)
         return found
 
     def _token(self, token_id: int) -> str:
         return str(self.tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; vLLM sends this number, too."""
+    return max(logprob, _LOWEST)
 
 
 def usage(prompt_tokens: int, told: list[Told]) -> dict[str, Any]:
