@@ -141,6 +141,14 @@ def test_other_engines_are_made_one_after_the_other_and_not_without_end(server):
     assert server.chat(pard2={"draft_tokens": 2}).status == 200 and server.metric("pard2:cycles_total") > cycles  # nor do counts go back
 
 
+def test_a_token_that_cannot_be_has_a_logarithm_that_json_has(plain):
+    never = float("-inf")
+    step = Step(token_ids=(70,), accepted=0, proposed=0, seconds=0.0, logprobs=(TokenLogprob(70, never, ((71, -0.5), (72, never))),))
+    told = Told(plain.tokenizer)
+    for found in (told.chat_logprobs(step), told.completion_logprobs(step)):
+        assert "-9999.0" in json.dumps(found, allow_nan=False)
+
+
 def test_tools_and_template_arguments_reach_the_template(target, plain):
     source = "{% if tools %}{{ tools[0].function.name }}{% endif %}{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}"
     engine = Engine(target, method="ar")
