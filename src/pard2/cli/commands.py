@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": "Measure how much faster than plain decoding it is.",
     "predict": "Predict the speed of other draft lengths, batch sizes and targets.",
     "draft": "Make drafts, and explain them.",
+    "export": "Write a draft as other engines load it.",
     "card": "Write the card of a draft, for whoever is given it.",
     "data": "Make training data, and look at it.",
     "env": "Show what decodes here, and how fast.",

@@ -21,11 +21,11 @@ EXAMPLES = {
         "pard2 draft init -t TARGET --layers 4 -o draft",
         "pard2 draft init -t TARGET --layers 0,9,19,29 --mask-token 151670 -o draft",
     ),
-    "draft convert": (
-        "pard2 draft convert runs/eagle3/best --to speculators -o draft",
-        "pard2 draft convert DRAFT --to pard -t TARGET -o draft",
-    ),
     "draft info": ("pard2 draft info smollm2", "pard2 draft info DRAFT -t TARGET"),
+    "export": (
+        "pard2 export smollm2 --to vllm -t smollm2 -o draft",
+        "pard2 export runs/eagle3/best --to speculators -o draft",
+    ),
     "card": (
         "pard2 card DRAFT --results results.json",
         "pard2 card smollm2 --results cpu.json gpu.json -o README.md",

