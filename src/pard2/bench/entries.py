@@ -42,9 +42,12 @@ class Entry:
         return printable(self.result["suite"])
 
     @property
-    def conditions(self) -> tuple[int, float]:
-        """Batch size and temperature."""
-        return self.result["batch_size"], self.result["temperature"]
+    def batch_size(self) -> int:
+        return self.result["batch_size"]
+
+    @property
+    def temperature(self) -> float:
+        return self.result["temperature"]
 
 
 def read_files(paths: Sequence[Path]) -> list[BenchResults]:
@@ -56,12 +59,17 @@ def read_files(paths: Sequence[Path]) -> list[BenchResults]:
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise Pard2Error(f"{path} is named twice; name each file once")
-    files = [read_results(path) for path in paths]
-    if len({file.name for file in files}) < len(files):
-        files = [replace(file, name=str(path)) for file, path in zip(files, paths, strict=True)]
+    files = different_names([read_results(path) for path in paths], paths)
     for suite, holders in other_prompts(files).items():
         raise Pard2Error(f"{holders[1]} has other prompts under the name of suite {suite!r} than {holders[0]}; make a report of each alone")
     return files
+
+
+def different_names(files: list[BenchResults], paths: Sequence[Path]) -> list[BenchResults]:
+    """The files by their paths where two have the same name."""
+    if len({file.name for file in files}) == len(files):
+        return files
+    return [replace(file, name=str(path)) for file, path in zip(files, paths, strict=True)]
 
 
 def other_prompts(files: Sequence[BenchResults]) -> dict[str, tuple[str, str]]:
@@ -132,8 +140,9 @@ def versions(file: BenchResults) -> str:
     return ", ".join(f"{name} {version}" for name, version in file.meta["versions"].items())
 
 
-def command(file: BenchResults) -> str:
-    return shlex.join(file.meta["argv"])
+def commands_of(file: BenchResults) -> list[str]:
+    """The command that began a run, and those that went on with it where they were other ones."""
+    return list(dict.fromkeys(shlex.join(map(str, one["argv"])) for one in (file.meta, *file.meta.get("resumed", []))))
 
 
 def differences(files: Sequence[BenchResults]) -> list[str]:

@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files as package_files
 
 import pard2
-from pard2.bench.entries import Entry, command, differences, entries, machine, unfinished, versions
+from pard2.bench.entries import Entry, commands_of, differences, entries, machine, unfinished, versions
 from pard2.bench.plots import Pictures, draw
 from pard2.bench.read_results import BenchResults
 from pard2.bench.svg import page_svg
@@ -62,7 +62,7 @@ def _pictures(drawn: Sequence[Pictures]) -> Iterator[str]:
         panels = []
         for panel in one.panels:
             number += 1
-            panels.append(page_svg(panel.figure, f"{one.title}: {printable(panel.title)}", number))
+            panels.append(page_svg(panel.figure, ": ".join(filter(None, (one.title, panel.title))), number))
         yield _section(one.title, one.words, f'<div class="panels">\n{"".join(panels)}</div>')
 
 
@@ -93,8 +93,7 @@ def _figures(found: Sequence[Entry]) -> str:
 
 
 def _conditions(entry: Entry) -> tuple[str, str]:
-    batch, temperature = entry.conditions
-    return str(batch), f"{temperature:g}"
+    return str(entry.batch_size), f"{entry.temperature:g}"
 
 
 def _table(
@@ -130,7 +129,9 @@ def _run(file: BenchResults) -> str:
         "draft": ", ".join(f"{name}: {one}" for name, one in draft.items()) if isinstance(draft, dict) else draft,
         "precision": f"{plan['dtype']} on {plan['device']}" + (", weights in int8" if plan.get("weights") == "int8" else ""),
         "answers": f"at most {plan['max_new_tokens']} tokens" + (", past their end" if plan.get("ignore_eos") else ""),
+        "batch size": _once(one["batch_size"] for one in plan["configurations"]),
         "K": _once(one["draft_tokens"] for one in plan["configurations"] if one["method"] != PLAIN),
+        "temperature": _once(f"{one['temperature']:g}" for one in plan["configurations"]),
         "repeats": plan["repeats"] if plan["repeats"] > 1 else None,
         "machine": machine(file),
         "versions": versions(file),
@@ -140,6 +141,5 @@ def _run(file: BenchResults) -> str:
         "resumed": ", ".join(f"{one['date']}{' at ' + one['commit'] if one.get('commit') else ''}" for one in meta.get("resumed", [])),
     }
     listed = "".join(f"<dt>{key}</dt><dd>{_text(value)}</dd>\n" for key, value in facts.items() if value)
-    again = [" ".join(one["argv"]) for one in meta.get("resumed", []) if one["argv"] != meta["argv"]]
-    commands = "\n".join(map(_text, dict.fromkeys((command(file), *again))))
+    commands = "\n".join(map(_text, commands_of(file)))
     return f"<section>\n<h3>{_text(file.name)}</h3>\n<dl>\n{listed}</dl>\n<pre>{commands}</pre>\n</section>\n"

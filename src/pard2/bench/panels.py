@@ -107,7 +107,7 @@ def lengths(title: str, entries: Sequence[Entry], looks: Mapping[str, Look]) -> 
 def throughput(title: str, entries: Sequence[Entry], looks: Mapping[str, Look]) -> "Figure | None":
     lines: dict[str, dict[int, float]] = {}
     for entry in entries:
-        rates, size = lines.setdefault(entry.way, {}), entry.result["batch_size"]
+        rates, size = lines.setdefault(entry.way, {}), entry.batch_size
         rates[size] = max(rates.get(size, 0.0), entry.result["tokens_per_second"])
     lines = {name: rates for name, rates in lines.items() if len(rates) > 1 and all(rates.values())}
     if not lines:

@@ -13,6 +13,7 @@ from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
 from pard2.cli.options import ForceOption, Models, SeedOption, commits_of, note_weights, parse_list
 from pard2.cli.output import output_console
+from pard2.cli.report import HtmlOption, new_page, page_at_end
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.engine.methods import EAGLE3, METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
 from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
@@ -174,6 +175,7 @@ def bench(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Keep the results here, chunk by chunk; the same command goes on where a run was stopped."),
     ] = None,
+    html: HtmlOption = None,
     force: ForceOption = False,
 ) -> None:
     """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding."""
@@ -187,6 +189,9 @@ def bench(
     work.check(options, bool(found))
     if path is not None:
         context.with_resource(new_file(path, (*work.suite_names, models.target, *found.values())))
+    if html is not None:
+        going_on = path is not None and path.exists()
+        context.with_resource(new_page(html, (path, *work.suite_names, models.target, *found.values()), force or going_on))
     with working("reading the suites"):
         from pard2.bench.suites import read_suites
 
@@ -207,7 +212,8 @@ def bench(
         f"x up to {plan.max_new_tokens} new tokens: "
         f"{plan.most_tokens:,} tokens at most, caches of {runner.cache_bytes / 1e9:.2f} GB"
     )
-    _run(runner, file, force, shown)
+    with page_at_end(html, file):
+        _run(runner, file, force, shown)
 
 
 def name_drafts(words: list[str] | None) -> dict[str | None, str | None]:

@@ -13,6 +13,8 @@ EXAMPLES = {
         "pard2 bench -t smollm2 -s gsm8k,humaneval --prompts 10",
         "pard2 bench -t TARGET -d old=DIR -d new=DIR -s mine.jsonl --format csv",
     ),
+    "bench compare": ("pard2 bench compare before.json after.json", "pard2 bench compare before.json after.json --json"),
+    "report": ("pard2 report results.json --html report.html", "pard2 report old.json new.json --html report.html --png pictures"),
     "draft init": (
         "pard2 draft init -t TARGET --layers 4 -o draft",
         "pard2 draft init -t TARGET --layers 0,9,19,29 --mask-token 151670 -o draft",
