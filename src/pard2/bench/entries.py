@@ -85,30 +85,31 @@ def other_prompts(files: Sequence[BenchResults]) -> dict[str, tuple[str, str]]:
 
 
 def entries(files: Sequence[BenchResults]) -> list[Entry]:
-    """All results, suite by suite in the order in which the files name them."""
+    """All results: suite by suite, and there by batch size and temperature; a way of several files side by
+    side.
+    """
     results = [(file, result) for file in files for result in file.results]
     several_ks = len({result["draft_tokens"] for _, result in results if result["method"] != PLAIN}) > 1
     drafts = any("draft" in result for _, result in results)
     holders: dict[str, set[str]] = {}
     for file, result in results:
         holders.setdefault(way(result), set()).add(file.name)
+    suites, ways = list(dict.fromkeys(result["suite"] for _, result in results)), list(holders)
     proposed = {file.name: _proposed_at(file) for file in files}
+
+    def order(held: tuple[BenchResults, Result]) -> tuple[int, int, float, int]:
+        result = held[1]
+        return suites.index(result["suite"]), result["batch_size"], result["temperature"], ways.index(way(result))
+
     found = []
-    for file, result in results:
+    for file, result in sorted(results, key=order):
         text = way(result)
         where = f" ({printable(file.name)})" if len(holders[text]) > 1 else ""
         k = f", K {result['draft_tokens']}" if several_ks and result["method"] != PLAIN else ""
         told = {"file": file.name} | ({"draft": result.get("draft")} if drafts else {}) if len(files) > 1 else {}
-        found.append(
-            Entry(
-                way=text + where,
-                name=text + k + where,
-                result=told | result,
-                proposed_at=proposed[file.name][result["suite"], _configuration(result)],
-            )
-        )
-    suites = list(dict.fromkeys(entry.suite for entry in found))
-    return sorted(found, key=lambda entry: suites.index(entry.suite))
+        counts = proposed[file.name][result["suite"], _configuration(result)]
+        found.append(Entry(way=text + where, name=text + k + where, result=told | result, proposed_at=counts))
+    return found
 
 
 def _proposed_at(file: BenchResults) -> dict[tuple[str, Configuration], tuple[int, ...]]:
@@ -150,7 +151,7 @@ def differences(files: Sequence[BenchResults]) -> list[str]:
     said = {"machine": [machine(file) for file in files], "versions": [versions(file) for file in files]}
     said |= {choice: [str(file.plan[choice]) for file in files] for choice in _CHOICES if all(choice in file.plan for file in files)}
     return [
-        f"other {what}: " + "; ".join(f"{value} ({file.name})" for value, file in zip(values, files, strict=True))
+        f"not the same {what}: " + "; ".join(f"{value} ({file.name})" for value, file in zip(values, files, strict=True))
         for what, values in said.items()
         if len(set(values)) > 1
     ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST_CYCLES = 30  # that a share is taken of
+_NEAR = 0.12  # points of one batch size that are as near as that, of their own values, share a number
 
 
 def speed(title: str, entries: Sequence[Entry], looks: Mapping[str, Look]) -> "Figure":
@@ -113,12 +114,14 @@ def throughput(title: str, entries: Sequence[Entry], looks: Mapping[str, Look]) 
     if not lines:
         return None
     figure, axes = line_axes(title, len(lines), "ms a token of one sequence", "tokens/s of the batch")
+    labelled: list[tuple[int, float, float]] = []
     for name, rates in lines.items():
-        sizes = sorted(rates)
-        latency = [1000 * size / rates[size] for size in sizes]
-        axes.plot(latency, [rates[size] for size in sizes], **looks[name])
-        for size, x in zip(sizes, latency, strict=True):
-            axes.annotate(str(size), (x, rates[size]), (3, 4), textcoords="offset points", fontsize=7.5)
+        points = [(size, 1000 * size / rates[size], rates[size]) for size in sorted(rates)]
+        axes.plot([x for _, x, _ in points], [y for _, _, y in points], **looks[name])
+        for size, x, y in points:
+            if not any(size == other and abs(x / ox - 1) + abs(y / oy - 1) < _NEAR for other, ox, oy in labelled):
+                axes.annotate(str(size), (x, y), (3, 4), textcoords="offset points", fontsize=7.5)
+                labelled.append((size, x, y))
     axes.margins(0.08, 0.12)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

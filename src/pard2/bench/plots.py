@@ -4,6 +4,7 @@ A panel shows one suite under the same conditions (batch size, temperature), and
 drawn depends on the results alone; how a page shows it is not known here.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from pard2.errors import Pard2Error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,4 +137,5 @@ def _panels(kind: _Kind, entries: Sequence[Entry], look: Mapping[str, Look]) -> 
         title = ", ".join(filter(None, told))
         figure = kind.make(title, some, look)
         if figure is not None:
-            yield Panel(name=f"{kind.name}-{number}", title=title, figure=figure)
+            words = re.sub(r"[^\w-]+", "-", title)[:_LONGEST_NAME]
+            yield Panel(name=f"{kind.name}-{number}{'-' * bool(words)}{words}", title=title, figure=figure)

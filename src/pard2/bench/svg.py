@@ -39,7 +39,8 @@ def page_svg(figure: "Figure", title: str, number: int) -> str:
 
 def _in_colours(tag: re.Match[str]) -> str:
     """A tag whose colours and fonts are left to the page; the text between tags stays as it is."""
-    plain = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag[0])
+    plain = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag[0])  # older versions of matplotlib write this, newer ones that
+    plain = re.sub(r"font-family: [^;\"]*; ?", "", plain)
     return _COLOUR.sub(lambda colour: f"var({_VARIABLES[colour[0]]})", plain)
 
 

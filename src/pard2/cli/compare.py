@@ -1,6 +1,7 @@
 """`pard2 bench compare`: what differs between two result files beyond chance."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from pard2.bench.compare import Difference, Key
 
+_FIGURES = {"acceptance_length": "acceptance length", "speedup": "speed-up"}
 _NAMED = 6  # configurations that one file lacks, by name
 _COLOURS = {"higher": "green", "lower": "red", "not told apart": "dim"}
 
@@ -45,11 +47,9 @@ def compare(
         return
     out = output_console()
     out.print(f"A: {printable(a.name)}, B: {printable(b.name)}", markup=False)
-    for figure, title in (("acceptance_length", "acceptance length"), ("speedup", "speed-up")):
-        lines = [one for one in found.differences if one.figure == figure]
-        if lines:
-            out.print(f"\n{title}", style="bold")
-            out.print(_table(lines))
+    for title, table in _tables(found.differences):
+        out.print(f"\n{title}", style="bold", markup=False)
+        out.print(table)
     print_note(*found.notes)
     for name, keys in only.items():
         named = [_named(key) for key in keys if key[1].method != PLAIN]
@@ -57,8 +57,19 @@ def compare(
         print_note(*([f"only in {name}: {'; '.join(named[:_NAMED])}{more}"] if named else []))
 
 
-def _table(lines: "list[Difference]") -> "Table":
-    """Suite and conditions where they vary; else all lines would say the same."""
+def _tables(found: "list[Difference]") -> "Iterator[tuple[str, Table]]":
+    """A title and a table for each figure, suite, and what else varies of batch size and temperature."""
+    several_ks = len({one.configuration.draft_tokens for one in found}) > 1
+    heads = [(one.figure, one.suite, one.configuration.batch_size, one.configuration.temperature) for one in found]
+    batches, heats = (len({head[i] for head in heads}) > 1 for i in (2, 3))
+    for head in sorted(set(heads), key=lambda head: (head[0], heads.index(head))):
+        figure, suite, batch, heat = head
+        told = (_FIGURES[figure], printable(suite), f"batch {batch}" * batches, f"temperature {heat:g}" * heats)
+        lines = [one for one, its in zip(found, heads, strict=True) if its == head]
+        yield ", ".join(filter(None, told)), _table(lines, several_ks)
+
+
+def _table(lines: "list[Difference]", several_ks: bool) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -66,24 +77,15 @@ def _table(lines: "list[Difference]") -> "Table":
     from pard2.bench.entries import way
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    conditions = {
-        "suite": [printable(one.suite) for one in lines],
-        "": [way(one.configuration.as_dict()) for one in lines],
-        "batch": [str(one.configuration.batch_size) for one in lines],
-        "K": [str(one.configuration.draft_tokens) for one in lines],
-        "temp.": [f"{one.configuration.temperature:g}" for one in lines],
-    }
-    shown = {title: texts for title, texts in conditions.items() if title in ("suite", "") or len(set(texts)) > 1}
-    for title in shown:
-        table.add_column(title, overflow="fold")
-    for title in ("A", "B", "B - A (95 %)"):
-        table.add_column(title, justify="right")
-    table.add_column("B is")
-    for one, *texts in zip(lines, *shown.values(), strict=True):
+    table.add_column("", overflow="fold")
+    for column in ("A", "B", "B - A (95 %)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("B is", no_wrap=True)
+    for one in lines:
+        name = way(one.configuration.as_dict()) + (f", K {one.configuration.draft_tokens}" if several_ks else "")
         interval = "" if one.interval is None else f" ({one.interval[0]:+.2f} to {one.interval[1]:+.2f})"
-        table.add_row(
-            *map(escape, texts), f"{one.a:.2f}", f"{one.b:.2f}", f"{one.difference:+.2f}{interval}", f"[{_COLOURS[one.verdict]}]{one.verdict}[/]"
-        )
+        verdict = f"[{_COLOURS[one.verdict]}]{one.verdict}[/]"
+        table.add_row(escape(name), f"{one.a:.2f}", f"{one.b:.2f}", f"{one.difference:+.2f}{interval}", verdict)
     return table
 
 
