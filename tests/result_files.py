@@ -54,8 +54,8 @@ def write_results(
 
 
 def _measured(one: Configuration, chunk: Chunk, accepted: Callable, seconds: Callable) -> Measurement:
-    """A quarter of the time is the draft's, half of it the target's; the first position is accepted by half, the
-    second by a quarter of the cycles.
+    """A quarter of the time is the draft's, half the target's; half of the cycles accept the first token, a
+    quarter the second.
     """
     prompts = range(chunk.first, chunk.first + chunk.count)
     taken = sum(seconds(one, prompt) for prompt in prompts)

@@ -1,12 +1,12 @@
 """Comparing two result files: what is told apart is different, and what is not comparable is not compared."""
 
 import pytest
-from result_files import CYCLES, changed, suite, write_results
 
 from pard2.bench.compare import compare
 from pard2.bench.plan import Configuration
 from pard2.bench.read_results import read_results
 from pard2.errors import Pard2Error
+from result_files import CYCLES, changed, suite, write_results
 
 MANY = 12  # prompts
 
@@ -53,7 +53,7 @@ def test_direction_is_turned_round(tmp_path):
 
 
 def test_speed_is_not_paired_by_chunk_or_forgets_the_base(tmp_path):
-    """B's method is a twentieth slower; its machine was twice as slow for all, and slower with every prompt."""
+    """B's method is a twentieth slower; its machine is twice as slow for all."""
     a = write_results(tmp_path / "a.json", [suite("gsm8k", MANY)], ["pard2-td"], seconds=lambda one, i: (1 + i) * (2 if one.method == "ar" else 1))
     b = write_results(
         tmp_path / "b.json", [suite("gsm8k", MANY)], ["pard2-td"], seconds=lambda one, i: 2 * (1 + i) * (2 if one.method == "ar" else 1.05)

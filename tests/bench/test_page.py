@@ -1,15 +1,15 @@
-"""The report: all that was measured is on it, nothing is on it that was not, and it needs nothing but itself."""
+"""The report: all that was measured is on it, and nothing else; it needs nothing but itself."""
 
 import re
 from xml.etree import ElementTree
 
 import pytest
-from result_files import changed, suite, write_results
 
 from pard2.bench.entries import entries, read_files
 from pard2.bench.page import report_page
 from pard2.bench.plots import draw
 from pard2.errors import Pard2Error
+from result_files import changed, suite, write_results
 
 EVERYTHING = {"sizes": (1, 2), "ks": (2, 4), "heats": (0.0, 1.0), "trees": (0, 32)}
 PICTURES = {

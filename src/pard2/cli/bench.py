@@ -178,7 +178,10 @@ def bench(
     html: HtmlOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding."""
+    """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding.
+
+    What differs between two results says pard2 bench compare A.json B.json.
+    """
     if shown not in FORMATS:
         raise Pard2Error(f"--format {shown!r} is not one of {', '.join(FORMATS)}")
     arguments = parse_template_args(work.template_arguments)

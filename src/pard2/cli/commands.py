@@ -167,7 +167,7 @@ class _Commands(_Group):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return [name for name in COMMANDS if " " not in name]  # a shell completes a word
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         two = " ".join(args[:2])  # of a command that has another one below its name
