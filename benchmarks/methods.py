@@ -1,12 +1,13 @@
 r"""PARD-2, PARD, EAGLE-3 and an ordinary small draft, trained on equal terms: by their recipes, on the same
 conversations in the same order, from the same seed, for the same number of steps; then real decoding of
-held-out prompts at a fixed number of proposed tokens.
+held-out prompts at a fixed number of proposed tokens. And PARD-2 with one thing changed at a time.
 
 A run that was stopped goes on; of a finished one only the decoding is done again. What the file says of other
-methods stays, so that each can be trained when there is time.
+runs stays, so that each can be trained when there is time.
 
     python benchmarks/methods.py pard ar eagle3 --data answers.jsonl --json methods.json --svg methods.svg \
         --suites eval_gsm8k.jsonl eval_humaneval.jsonl eval_math500.jsonl eval_mt_bench.jsonl
+    python benchmarks/methods.py pard2 pard2-none pard2-overlap --json ablations.json ..
 """
 
 import argparse
@@ -33,9 +34,20 @@ from pard2.train.loop import train
 RECIPES = Path(__file__).parent.parent / "recipes"
 PARD_MASKS = ["objective.draft_tokens=8", "objective.retention=0.7", "objective.min_retention=0.2"]
 END = ["optimizer.schedule=linear", "optimizer.min_lr_ratio=0.02"]
+# PARD-2 with one thing changed.
+CHANGES = {
+    "none": "objective.weighting=none",
+    "d-pace": "objective.weighting=d-pace",
+    "overlap": "objective.weighting=overlap",
+    "drop-0": "objective.feature_drop=0",
+    "drop-50": "objective.feature_drop=0.5",
+    "last-layer": "draft.target_layers=[-1]",
+    "16-tokens": "objective.draft_tokens=16",
+}
 # Of each: the recipe, what is changed in it, and how its draft decodes, each way with its tree's nodes.
 METHODS: dict[str, tuple[str, list[str], list[tuple[str, int]]]] = {
     "pard2": ("smollm2-start", [*PARD_MASKS, *END], [("pard2-td", 0), ("pard2-ti", 0), ("pard2-td", 32)]),
+    **{f"pard2-{name}": ("smollm2-start", [*PARD_MASKS, *END, change], [("pard2-td", 0), ("pard2-ti", 0)]) for name, change in CHANGES.items()},
     "pard": ("smollm2-pard", [], [("pard", 0), ("pard", 32)]),
     "ar": ("smollm2-ar", [], [("vsd", 0)]),
     "eagle3": ("smollm2-eagle3", [], [("eagle3", 0), ("eagle3", 32)]),

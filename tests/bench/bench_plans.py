@@ -1,5 +1,7 @@
 """Plans and measurements for the tests of `bench`."""
 
+from dataclasses import replace
+
 from chat_tokenizer import VOCABULARY, byte_tokenizer
 from pard2.bench.measurement import Answer, Measurement
 from pard2.bench.plan import Chunk, Configuration, Plan, configurations
@@ -8,8 +10,8 @@ from pard2.engine.statistics import Totals
 from pard2.models.target import Target
 from tiny import tiny_model
 
-AR = Configuration("ar", 1, 0, 0.0)
-TD = Configuration("pard2-td", 1, 4, 0.0)
+AR = Configuration(method="ar", batch_size=1, draft_tokens=0, temperature=0.0)
+TD = replace(AR, method="pard2-td", draft_tokens=4)
 
 
 def suite(name: str = "gsm8k", prompts: int = 4) -> Suite:

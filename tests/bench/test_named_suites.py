@@ -63,9 +63,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-@pytest.mark.parametrize(
-    ("name", "asked"), [("gsm8k", "How many?"), ("humaneval", "def f():\n    pass\n```"), ("math500", "Find $x$."), ("mt_bench", "First?")]
-)
+@pytest.mark.parametrize(("name", "asked"), [("gsm8k", "How many?"), ("humaneval", "def f():\n    pass\n```"), ("math500", "Find $x$.")])
 def test_columns_of_the_hub_become_a_conversation(hub, name, asked):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -74,6 +72,13 @@ def test_columns_of_the_hub_become_a_conversation(hub, name, asked):
     assert suite.name == name and suite.ids == (f"{name}-0",)
     assert [message["role"] for message in prompt] == ["user"] and prompt[0]["content"].endswith(asked)
     assert suite.as_dict()["source"] == f"{NAMED_SUITES[name].origin} abc123/{NAMED_SUITES[name].file}"
+
+
+def test_later_turns_are_left_out_or_stand_alone(hub):
+    (suite,) = read_suites(["mt_bench"])
+    assert suite.ids == ("mt_bench-0", "mt_bench-0-2") and suite.follows == (None, 0)
+    assert [prompt[-1]["content"] for prompt in suite.prompts] == ["First?", "Second?"]
+    assert read_suites(["mt_bench"], most=1)[0].follows == ()
 
 
 def test_a_file_at_an_address_is_fetched_again(hub, monkeypatch):

@@ -17,7 +17,7 @@ def test_base_forgotten_where_only_drafting_is_asked_for():
 def test_ar_runs_once_for_every_k():
     found = configurations(["ar", "vsd"], [1], [1, 2, 3], [0.0])
     assert [one.method for one in found] == ["ar", "vsd", "vsd", "vsd"]
-    assert found[0] == Configuration("ar", 1, 0, 0.0)
+    assert found[0] == Configuration(method="ar", batch_size=1, draft_tokens=0, temperature=0.0)
 
 
 def test_same_thing_asked_for_twice_runs_twice():

@@ -60,7 +60,7 @@ def test_bad_input_is_one_line_with_the_flag(bench, draft_directory, lm_director
     assert "--temperature -1.0" in bench("--temperature", "-1").error
     assert "--draft-tokens 7" in bench(*draft, "--draft-tokens", "auto,7").error
     assert "--draft-tokens 'many'" in bench(*draft, "--draft-tokens", "many").error
-    assert "is not a PARD-2 draft" in bench("-d", lm_directory, "-m", "pard2-td").error
+    assert "has no mask token" in bench("-d", lm_directory, "-m", "pard2-td").error
     assert "cannot read" in bench("-s", tmp_path / "none.jsonl").error
     assert "another suite is called 'small'" in bench("-s", f"{suite_file},{suite_file}").error
     (tmp_path / "mute.jsonl").write_text('{"id": "7", "messages": [{"role": "system", "content": "x"}]}\n')
@@ -85,6 +85,21 @@ def test_several_drafts_run_in_turn(bench, draft_directory, lm_directory, tmp_pa
     assert "draft" in result.out and "new" in result.out and "lm" in result.out
     before = file.read_bytes()
     assert bench("-d", f"new={draft_directory}", "-d", lm_directory, "--json", file).code == 0 and file.read_bytes() == before
+
+
+def test_a_method_that_no_draft_can_ends_the_others(bench, draft_directory, lm_directory, tmp_path):
+    """Each draft gets the methods that it can carry out; what nobody can is named."""
+    file = tmp_path / "r.json"
+    words = ("-d", f"new={draft_directory}", "-d", lm_directory, "-m", "ngram,vsd,pard2-td,eagle3", "--tree", "0,4", "--json", file)
+    result = bench(*words)
+    assert result.code == 0 and "left out: eagle3, which none of the drafts can" in result.err
+    ways = [(one["method"], one.get("draft"), one["tree"]) for one in json.loads(file.read_text())["results"]]
+    assert ways == [("ar", None, 0), ("pard2-td", "new", 0), ("pard2-td", "new", 4), ("ngram", None, 0), ("vsd", "lm", 0)]
+    assert bench("-d", f"new={draft_directory}", "-d", lm_directory, "-m", "vsd", "--json", file, "--force").code == 0
+    assert [(one["method"], one["draft"]) for one in json.loads(file.read_text())["results"]] == [("ar", None), ("vsd", "new"), ("vsd", "lm")]
+    alone = bench("-d", lm_directory, "-m", "vsd,pard2-td")
+    assert alone.code == 0 and "left out: -m pard2-td: draft" in alone.err and "has no mask token" in alone.err
+    assert "has no mask token" in bench("-d", lm_directory, "-m", "pard2-td,ar").error
 
 
 def test_one_draft_has_no_name_in_the_file(bench, draft_directory, tmp_path):

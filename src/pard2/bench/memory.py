@@ -19,7 +19,7 @@ class Peak:
 
 @contextmanager
 def watched(device: torch.device) -> Iterator[Peak]:
-    """Measure what is done inside: the device's memory on a GPU, on a CPU the process's (Linux alone tells)."""
+    """Measure what is done inside: a GPU's memory, or the process's, which Linux alone tells."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

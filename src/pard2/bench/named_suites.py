@@ -25,27 +25,27 @@ class NamedSuite:
 
     origin: a data set of the hub, or the address of a file
     file: of the data set; empty for an address
-    ask: the user's first turn, of a row
+    ask: the user's turns, of a row
     own: our own files that stand in for it
     """
 
     origin: str
     file: str
-    ask: Callable[[dict[str, Any]], str]
+    ask: Callable[[dict[str, Any]], list[str]]
     own: tuple[str, ...]
 
 
 NAMED_SUITES = {
-    "gsm8k": NamedSuite("openai/gsm8k", "main/test-00000-of-00001.parquet", lambda row: row["question"], ("arithmetic",)),
+    "gsm8k": NamedSuite("openai/gsm8k", "main/test-00000-of-00001.parquet", lambda row: [row["question"]], ("arithmetic",)),
     "humaneval": NamedSuite(
-        "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", lambda row: _FUNCTION.format(row["prompt"].strip()), ("code",)
+        "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", lambda row: [_FUNCTION.format(row["prompt"].strip())], ("code",)
     ),
-    "math500": NamedSuite("HuggingFaceH4/MATH-500", "test.jsonl", lambda row: row["problem"], ("mathematics",)),
-    "mt_bench": NamedSuite("HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl", lambda row: row["prompt"][0], ("dialogue",)),
+    "math500": NamedSuite("HuggingFaceH4/MATH-500", "test.jsonl", lambda row: [row["problem"]], ("mathematics",)),
+    "mt_bench": NamedSuite("HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl", lambda row: row["prompt"], ("dialogue",)),
     "spec_bench": NamedSuite(
         "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl",
         "",
-        lambda row: row["turns"][0],
+        lambda row: row["turns"],
         ("arithmetic", "code", "mathematics", "dialogue"),
     ),
 }
@@ -55,7 +55,7 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
     """What results call the suite, its records, and where they are from.
 
     Without a network, and without a copy of an earlier time, these are prompts of our own under a name of
-    their own, and a warning says so. Of a question in several turns the first one is asked.
+    their own, and a warning says so. A question in several turns has all of them in `turns`.
 
     Raises `Pard2Error` for a refusal, and for rows of another form than expected.
     """
@@ -70,7 +70,11 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
         return f"own-{suite.own[0] if len(suite.own) == 1 else 'mixed'}", records, f"written for pard2, in place of {name}"
     try:
         asked = [suite.ask(row) for _, row in open_source(file).rows()]
-        return name, [{"id": f"{name}-{i}", "messages": [{"role": "user", "content": text}]} for i, text in enumerate(asked)], source
+        return (
+            name,
+            [{"id": f"{name}-{i}", "messages": [{"role": "user", "content": turns[0]}], "turns": turns} for i, turns in enumerate(asked)],
+            source,
+        )
     except (LookupError, TypeError, AttributeError):
         raise _refused(name, f"{source} holds rows of another form than expected") from None
 

@@ -20,7 +20,7 @@ DraftTokens = int | Literal["auto"]
 _BATCHES_IN_CHUNK = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """A way to decode.
 
@@ -39,7 +39,7 @@ class Configuration:
     @property
     def base(self) -> "Configuration":
         """Plain decoding under the same conditions, which speed is compared with."""
-        return Configuration(PLAIN, self.batch_size, 0, self.temperature)
+        return Configuration(method=PLAIN, batch_size=self.batch_size, draft_tokens=0, temperature=self.temperature)
 
     def as_dict(self) -> dict[str, Any]:
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "draft" or value is not None}
@@ -149,14 +149,15 @@ def configurations(
     found = []
     for size in batch_sizes:
         for temperature in temperatures:
-            found.append(Configuration(PLAIN, size, 0, temperature))
+            base = Configuration(method=PLAIN, batch_size=size, draft_tokens=0, temperature=temperature)
+            found.append(base)
             for draft, names in by_draft.items():
                 for name in names:
                     method = METHODS[name]
                     shapes = trees if method.trees else (0,)
-                    used = draft if method.needs else None
+                    way = dataclasses.replace(base, method=name, draft=draft if method.needs else None)
                     if method.proposes:
-                        found += [Configuration(name, size, k, temperature, used, nodes) for k in draft_tokens for nodes in shapes]
+                        found += [dataclasses.replace(way, draft_tokens=k, tree=nodes) for k in draft_tokens for nodes in shapes]
     return tuple(dict.fromkeys(found))
 
 

@@ -13,10 +13,10 @@ from pard2.bench.memory import watched
 from pard2.bench.plan import Chunk, Configuration, Plan
 from pard2.bench.progress import TimeLeft, live_table
 from pard2.bench.result_file import ResultFile
+from pard2.bench.turns import encode_suite
 from pard2.engine.capacity import free_bytes, position_bytes
 from pard2.engine.engine import Engine
 from pard2.engine.methods import EAGLE3, METHODS
-from pard2.engine.prompts import Prompt, encode_prompt
 from pard2.engine.request import Completion
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -41,7 +41,7 @@ class Runner:
     def __init__(self, plan: Plan, target: Target, drafts: Mapping[str | None, AnyDraft]) -> None:
         self.plan = plan
         self._device = target.device
-        self._prompts = {suite.name: [_encode(target, i, p) for i, p in zip(suite.ids, suite.prompts, strict=True)] for suite in plan.suites}
+        self._prompts = {suite.name: encode_suite(suite, target, plan.max_new_tokens) for suite in plan.suites}
         longest = max(len(prompt) for prompts in self._prompts.values() for prompt in prompts) + plan.max_new_tokens
         self._caches: dict[Configuration, int] = {}
         self._engines: dict[Configuration, Engine] = {}
@@ -140,13 +140,6 @@ def run(runner: Runner, file: ResultFile, console: Console) -> None:
             measurements = runner.measure(chunk, live.announce)
             left.observe(chunk, sum(one.seconds for one in measurements))
             file.add(measurements)
-
-
-def _encode(target: Target, record_id: str, prompt: Prompt) -> list[int]:
-    try:
-        return encode_prompt(target, prompt)
-    except Pard2Error as error:
-        raise Pard2Error(f"`suites`: record {record_id}: {error}") from None
 
 
 def _complete(engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> list[Completion]:

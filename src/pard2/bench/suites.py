@@ -24,17 +24,20 @@ class Suite:
     prompts: of each record messages that end with a user's; a whole record where the template gets more than
         these
     source: where the prompts of a suite that was asked for by its name are from; None for a file
+    follows: of each record the number of the one whose prompt, and the target's answer to it, come before
+        its own turn; None for one that stands alone
     """
 
     name: str
     ids: tuple[str, ...]
     prompts: tuple[list[Message] | Record, ...]
     source: str | None = None
+    follows: tuple[int | None, ...] = ()
 
     @cached_property
     def digest(self) -> str:
         """Tells one choice of prompts from another."""
-        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.prompts if not any(self.follows) else (self.prompts, self.follows)).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
         """What results say of it; the different `chat_template_kwargs`, and the source, only where there are
@@ -77,5 +80,19 @@ def _read_suite(name: str, most: int | None, arguments: dict[str, Any] | None) -
         called, records, source = read_named(name)
     else:
         called, records, source = Path(name).stem.removeprefix("eval_"), read_records(name), None
-    prompts = tuple(to_prompts(records[:most], arguments, f"`suites` {name}"))
-    return Suite(called, tuple(record["id"] for record in records[:most]), prompts, source)
+    asked, follows = _turns(records, most)
+    prompts = tuple(to_prompts(asked, arguments, f"`suites` {name}"))
+    return Suite(called, tuple(record["id"] for record in asked), prompts, source, () if follows.count(None) == len(follows) else follows)
+
+
+def _turns(records: list[Record], most: int | None) -> tuple[list[Record], tuple[int | None, ...]]:
+    """Each record, and behind it one for each further text of its `turns`; with `Suite.follows`."""
+    asked: list[Record] = []
+    follows: list[int | None] = []
+    for record in records:
+        turns = record.get("turns")
+        several = turns if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns) else []
+        later = [record | {"id": f"{record['id']}-{n}", "messages": [{"role": "user", "content": text}]} for n, text in enumerate(several[1:], 2)]
+        follows += [None, *range(len(asked), len(asked) + len(later))]
+        asked += [record, *later]
+    return asked[:most], tuple(follows[:most])

@@ -63,8 +63,8 @@ _FIGURES = (
     Column("AL (95 %)", _with_interval("acceptance_length")),
     Column("same\ntext", _against_base(lambda r: f"{r['equal_outputs']}/{r['prompts']}"), True),
 )
-# Shown where there is room: the time of a cycle in the two models, the share of it outside of them, the prompts' time, and the
-# memory beside the weights.
+# Shown where there is room: the time of a cycle in the two models, the share of it outside of them, the time
+# of a prompt, and the memory beside the weights.
 _MORE = (
     Column("draft + verify", _cycle_times, True),
     Column("other", lambda r: "" if r["other_share"] is None else f"{r['other_share']:.1%}", True),
@@ -107,13 +107,13 @@ def _varying(results: Sequence[Result]) -> set[str]:
 
 def _values(results: Sequence[Result], key: str) -> list:
     """The different ones. Plain decoding has no draft, and proposes no tokens."""
-    own = (result for result in results if result["method"] != PLAIN or key not in ("draft", "draft_tokens"))
+    own = (result for result in results if result["method"] != PLAIN or key not in ("draft", "draft_tokens", "tree"))
     return list(dict.fromkeys(result[key] for result in own if key in result))
 
 
 def _heading(results: Sequence[Result], varying: set[str]) -> str:
     same = {key: _values(results, key) for key in _CONDITIONS if key not in varying}
-    return ", ".join(_CONDITIONS[key][1].format(*values) for key, values in same.items() if values)
+    return ", ".join(_CONDITIONS[key][1].format(*values) for key, values in same.items() if values and (key != "tree" or values[0]))
 
 
 def _table(results: Sequence[Result], columns: Sequence[Column]) -> Table:

@@ -15,7 +15,7 @@ from pard2.cli.options import ForceOption, Models, SeedOption, commits_of, note_
 from pard2.cli.output import output_console
 from pard2.cli.report import HtmlOption, new_page, page_at_end
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
-from pard2.engine.methods import EAGLE3, METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method
+from pard2.engine.methods import EAGLE3, METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method, methods_for
 from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
 from pard2.engine.sampling import SamplingParams
 from pard2.errors import Pard2Error
@@ -68,6 +68,9 @@ class Work:
             "--tree", metavar="N[,N]", help="Nodes of the tree proposed in a cycle, where a method proposes trees: numbers, or auto; 0: chains."
         ),
     ] = "0"
+    tree_top_k: Annotated[
+        int | None, typer.Option("--tree-top-k", metavar="N", help=f"Tokens tried behind each node of a tree of {EAGLE3}; by default 10.")
+    ] = None
     temperatures: Annotated[str, typer.Option("--temperature", metavar="X[,X]", help="0 is greedy.")] = "0"
     repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, max=1000, help="Times that each suite is run.")] = 1
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of answers, so that all are equally long.")] = False
@@ -112,29 +115,49 @@ class Work:
                 raise Pard2Error("--draft-tokens 'full' is neither a number nor 'auto'")
             EngineOptions(draft_tokens=k)
         for nodes in self.shapes:
-            EngineOptions(tree=nodes)
+            EngineOptions(tree=nodes, tree_top_k=self.tree_top_k if nodes or not any(self.shapes) else None)
         if self.names is not None:
-            _check_any(self.names, self.shapes, options)
+            self._check_any(self.names, options)
 
     def configurations(self, drafts: "dict[str | None, AnyDraft]", options: EngineOptions) -> "tuple[Configuration, ...]":
         """drafts: by name; the only one has the name None"""
         from pard2.bench.plan import configurations
 
-        methods = {name: _able(self.names, draft) for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
+        methods = {name: _methods_of(draft, self.names, len(drafts) > 1) for name, draft in drafts.items()} or {None: self.names or [PLAIN]}
         found = [method for names in methods.values() for method in names]
         for name in self.names or ():
             if name not in found:
                 refusals = [_refusal(name, draft) for draft in drafts.values()]
-                if len(set(self.names or ()) - {PLAIN, name}) == 0 or not set(found) - {PLAIN}:
+                if not set(found) - {PLAIN}:
                     raise Pard2Error(refusals[0])
                 print_note(f"left out: {refusals[0] if len(refusals) == 1 else f'{name}, which none of the drafts can'}")
-        _check_any(found, self.shapes, options)
+        self._check_any(found, options)
         return configurations(methods, self.sizes, self.ks, self.heats, self.shapes)
 
+    def _check_any(self, names: list[str], options: EngineOptions) -> None:
+        """Raises `Pard2Error` for a tree that no method proposes, or a match before a draft that none has."""
+        asked, trees = ", ".join(dict.fromkeys(names)), any(self.shapes)
+        if trees and not any(METHODS[name].trees for name in names):
+            raise Pard2Error(f"--tree {self.trees}: {asked} proposes no trees; name a method that does with -m, or leave --tree away")
+        if self.tree_top_k is not None and EAGLE3 not in names:
+            raise Pard2Error(f"--tree-top-k {self.tree_top_k} is for the trees of {EAGLE3}; name it with -m, or leave --tree-top-k away")
+        if options.ngram_first is not None and not any(METHODS[name].needs for name in names):
+            raise Pard2Error(
+                f"--ngram-first {options.ngram_first}: {asked} has no draft that a match could come before; "
+                "name a method that has one with -m, or leave --ngram-first away"
+            )
 
-def _able(names: list[str] | None, draft: "AnyDraft") -> list[str]:
-    """Of the methods asked for, those that a draft can carry out; by default its best."""
-    return [choose_method(None, draft)] if names is None else [name for name in names if not _refusal(name, draft)]
+
+def _methods_of(draft: "AnyDraft", asked: list[str] | None, beside_others: bool) -> list[str]:
+    """Of the methods asked for, those that a draft can carry out; by default its best.
+
+    beside_others: those that it was trained for, if any is asked for; the others have their own drafts
+    """
+    if asked is None:
+        return [choose_method(None, draft)]
+    can = [name for name in asked if not _refusal(name, draft)]
+    trained_for = [name for name in can if name in methods_for(draft.kind)]
+    return trained_for + [name for name in can if not METHODS[name].needs] if beside_others and trained_for else can
 
 
 def _refusal(name: str, draft: "AnyDraft") -> str:
@@ -146,29 +169,12 @@ def _refusal(name: str, draft: "AnyDraft") -> str:
     return ""
 
 
-def _check_any(names: list[str], trees: list[Any], options: EngineOptions) -> None:
-    """Raises `Pard2Error` for a tree that no method proposes, or a match before a draft that none has."""
-    if any(trees) and not any(METHODS[name].trees for name in names):
-        raise Pard2Error(
-            f"--tree {','.join(map(str, trees))}: {', '.join(dict.fromkeys(names))} proposes no trees; name a method that does with -m, or leave --tree away"
-        )
-    if options.tree_top_k is not None and (EAGLE3 not in names or not any(trees)):
-        raise Pard2Error(
-            f"--tree-top-k {options.tree_top_k} is for the trees of {EAGLE3}; name it with -m and add --tree, or leave --tree-top-k away"
-        )
-    if options.ngram_first is not None and not any(METHODS[name].needs for name in names):
-        raise Pard2Error(
-            f"--ngram-first {options.ngram_first}: {', '.join(dict.fromkeys(names))} has no draft that a match could come before; "
-            "name a method that has one with -m, or leave --ngram-first away"
-        )
-
-
 @with_records
 def bench(
     context: typer.Context,
     models: Annotated[Models, Flags(*_ALL_BUT_DRAFT)],
     work: Work,
-    options: Annotated[EngineOptions, Flags("tree_top_k", *NGRAM_OPTIONS, "cuda_graphs")],
+    options: Annotated[EngineOptions, Flags(*NGRAM_OPTIONS, "cuda_graphs")],
     drafts: DraftsOption = None,
     shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table",
     path: Annotated[
@@ -208,7 +214,8 @@ def bench(
         check_template_args(target, draft, arguments, [prompt for suite in suites for prompt in suite.prompts])
     # By their names: where they lie on this machine matters to nobody.
     plan = _plan(models, work, options, suites, target, loaded, {name: named[name] or EMBEDDED for name in loaded})
-    runner = Runner(plan, target, loaded)
+    with working("preparing the prompts"):
+        runner = Runner(plan, target, loaded)
     file = ResultFile(path, plan, force)
     print_note(
         f"{counted(len(plan.configurations), 'configuration')} x {counted(plan.prompts, 'prompt')} x {counted(plan.repeats, 'run')} "
@@ -281,7 +288,7 @@ def _plan(
         ignore_eos=work.ignore_eos,
         repeats=work.repeats,
         seed=work.seed,
-        tree_top_k=options.tree_top_k,
+        tree_top_k=work.tree_top_k,
         ngrams={name: getattr(options, name) for name in NGRAM_OPTIONS},
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
