@@ -1,5 +1,7 @@
 """Comparing two result files: what is told apart is different, and what is not comparable is not compared."""
 
+from dataclasses import replace
+
 import pytest
 
 from pard2.bench.compare import compare
@@ -9,6 +11,7 @@ from pard2.errors import Pard2Error
 from result_files import CYCLES, changed, suite, write_results
 
 MANY = 12  # prompts
+TD_OF_4 = Configuration(method="pard2-td", batch_size=1, draft_tokens=4, temperature=0.0, tree=8)
 
 
 def uneven(extra):
@@ -90,10 +93,10 @@ def test_configurations_are_mixed_up(tmp_path):
     a = write_results(tmp_path / "a.json", [suite("gsm8k")], ["pard2-td", "ngram"], {"ks": (2, 4), "trees": (0, 8)})
     b = write_results(tmp_path / "b.json", [suite("gsm8k"), suite("humaneval")], ["pard2-td"], {"ks": (4, 8), "trees": (8,), "heats": (0.0, 1.0)})
     found = compared(a, b)
-    assert {one.configuration for one in found.differences} == {Configuration("pard2-td", 1, 4, 0.0, None, 8)}
+    assert {one.configuration for one in found.differences} == {TD_OF_4}
     assert {one.draft_tokens for _, one in found.only_a if one.method == "pard2-td"} == {2, 4}
-    assert ("gsm8k", Configuration("ngram", 1, 4, 0.0)) in found.only_a
-    assert ("humaneval", Configuration("pard2-td", 1, 8, 1.0, None, 8)) in found.only_b
+    assert ("gsm8k", replace(TD_OF_4, method="ngram", tree=0)) in found.only_a
+    assert ("humaneval", replace(TD_OF_4, draft_tokens=8, temperature=1.0)) in found.only_b
 
 
 def test_nothing_in_common_is_an_empty_table(tmp_path):
