@@ -21,6 +21,7 @@ from typing import Any
 
 FLOORS = (
     ("cli",),
+    ("export",),
     ("bench", "train", "verify"),
     ("engine",),
     ("data",),

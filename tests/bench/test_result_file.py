@@ -1,5 +1,6 @@
 """Result files: whole at every moment, and gone on with by the same plan alone."""
 
+import dataclasses
 import json
 
 import pytest
@@ -52,6 +53,24 @@ def test_results_of_two_plans_are_mixed(tmp_path, change, named):
     with pytest.raises(Pard2Error, match=f"another {named}.*`force`"):
         ResultFile(tmp_path / "r.json", small_plan(**change))
     assert ResultFile(tmp_path / "r.json", small_plan(**change), replace=True).done == set()
+
+
+def test_results_of_two_drafts_of_one_name_are_mixed(tmp_path):
+    one, other = (dataclasses.replace(small_plan(), draft_identity=name) for name in ("one", "other"))
+    ResultFile(tmp_path / "r.json", one).add(chunk_of(0))
+    with pytest.raises(Pard2Error, match=r"holds a run with another draft of that name"):
+        ResultFile(tmp_path / "r.json", other)
+
+
+def test_an_older_file_cannot_be_gone_on_with_or_is_taken_for_this_drafts(tmp_path):
+    path = tmp_path / "r.json"
+    ResultFile(path, small_plan()).add(chunk_of(0))
+    held = json.loads(path.read_text())
+    del held["plan"]["draft_identity"]
+    path.write_text(json.dumps(held))
+    again = ResultFile(path, dataclasses.replace(small_plan(), draft_identity="one"))
+    again.add(chunk_of(1))
+    assert len(again.done) == 2 and json.loads(path.read_text())["plan"]["draft_identity"] is None
 
 
 def test_results_of_two_machines_are_mixed(tmp_path):

@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import pytest
 
 from pard2.bench import named_suites
+from pard2.checkpoints.draft_identity import draft_identity
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ def test_several_drafts_run_in_turn(bench, draft_directory, lm_directory, tmp_pa
     assert result.code == 0, result
     held = json.loads(file.read_text())
     assert held["plan"]["draft"] == {"new": str(draft_directory), "lm": str(lm_directory)}
+    assert held["plan"]["draft_identity"] == {"new": draft_identity(draft_directory), "lm": draft_identity(lm_directory)}
     assert [(r["method"], r["draft"]) for r in held["results"]] == [("ar", None), ("pard2-td", "new"), ("vsd", "lm")]
     assert [c["configuration"].get("draft") for c in held["chunks"]] == [None, "new", "lm"] * 2  # chunk by chunk
     assert "draft" in result.out and "new" in result.out and "lm" in result.out
@@ -105,6 +107,7 @@ def test_a_method_that_no_draft_can_ends_the_others(bench, draft_directory, lm_d
 def test_one_draft_has_no_name_in_the_file(bench, draft_directory, tmp_path):
     assert bench("-d", f"new={draft_directory}", "--json", tmp_path / "r.json").code == 0
     held = json.loads((tmp_path / "r.json").read_text())
+    assert held["plan"]["draft_identity"] == draft_identity(draft_directory)
     assert held["plan"]["draft"] == str(draft_directory) and "draft" not in held["results"][0]
     assert all("draft" not in one for one in (*held["plan"]["configurations"], *(chunk["configuration"] for chunk in held["chunks"])))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pard2.errors import Pard2Error
-from pard2.train.metrics import MetricsLog, scalars
+from pard2.train.metrics import MetricsLog, scalars, totals
 
 EVALUATION = [
     {
@@ -42,6 +42,17 @@ def on_disk(output: Path) -> list[dict]:
 
 
 # --- the file -------------------------------------------------------------------------------------
+
+
+def test_the_sum_of_some_steps_is_told_as_that_of_all(tmp_path):
+    full = [record(step, answer_tokens=4, slots=20, seconds=1.26) for step in (1, 2, 3)]
+    write(tmp_path, 0, *full[:2])
+    sums = {"tokens": 21, "answer_tokens": 12, "slots": 60, "seconds": 3.8}
+    assert totals(tmp_path / "metrics.jsonl", 3, full[2]) == sums
+    assert totals(tmp_path / "metrics.jsonl", 4, full[2]) == dict.fromkeys(sums)  # the first steps stand elsewhere
+    del full[2]["answer_tokens"]
+    assert totals(tmp_path / "metrics.jsonl", 3, full[2]) == sums | {"answer_tokens": None}
+    assert totals(tmp_path / "none", 3, full[2])["seconds"] is None
 
 
 def test_figures_that_are_no_numbers_make_a_line_that_is_no_json(tmp_path):

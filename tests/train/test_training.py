@@ -14,6 +14,7 @@ from pard2.checkpoints.write import save_draft
 from pard2.data.corpus import Example
 from pard2.data.features import joined, online_states
 from pard2.errors import Pard2Error
+from pard2.export.training_record import TrainingRecord, training_rows
 from pard2.files import claim
 from pard2.train import loop as training
 from pard2.train.initial import initial_draft, run_examples
@@ -251,6 +252,14 @@ def test_old_checkpoints_go_and_the_best_draft_stays(make_config, quiet, tmp_pat
     assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
     made = {name: json.loads((output / name / "training.json").read_text()) for name in ("best", "draft")}
     assert (made["best"]["step"], made["draft"]["step"]) == (2, 6)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    for name, steps in (("best", 2), ("draft", 6)):
+        come_to = {key: round(sum(line[key] for line in lines[:steps]), 1) for key in ("tokens", "answer_tokens", "slots", "seconds")}
+        assert made[name]["trained"] == come_to | {"processes": 1}, name
+    data = made["draft"]["data"]
+    assert data["conversations"] == len(CONVERSATIONS) and 0 < data["answer_tokens"] < data["tokens"]
+    told = dict(training_rows(TrainingRecord.model_validate(made["draft"])))  # what a card says of it
+    assert list(told)[:6] == ["method", "starts from", "conversations", "trained on", "time", "hardware"] and len(told) == 12
     assert made["draft"]["config"]["objective"]["draft_tokens"] == 4 and {"argv", "commit", "versions"} <= made["draft"]["meta"].keys()
 
 

@@ -17,6 +17,10 @@ from pard2.reading import printable
 # Of a plan: what two runs may have chosen differently without measuring other configurations.
 _CHOICES = ("target", "dtype", "device", "weights", "max_new_tokens", "ignore_eos", "seed", "repeats", "ngrams", "tree_top_k", "cuda_graphs")
 
+# What is said of how a file was measured.
+_META = {"argv", "versions", "hardware", "date"}
+_PLAN = {"target", "draft", "dtype", "device", "max_new_tokens", "repeats"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -51,25 +55,32 @@ class Entry:
 
 
 def read_files(paths: Sequence[Path]) -> list[BenchResults]:
-    """Result files, by names of which no two are equal.
+    """Result files whose figures mean something beside each other.
 
-    Raises `Pard2Error` for a file that cannot be read or is given twice, and for files that have
-    other prompts under one suite's name.
+    Raises `Pard2Error` as `read_apart` does, and for files that have other prompts under one suite's name.
     """
-    for number, path in enumerate(paths):
-        if path.resolve() in [other.resolve() for other in paths[:number]]:
-            raise Pard2Error(f"{path} is named twice; name each file once")
-    files = different_names([read_results(path) for path in paths], paths)
+    files = read_apart(paths)
     for suite, holders in other_prompts(files).items():
         raise Pard2Error(f"{holders[1]} has other prompts under the name of suite {suite!r} than {holders[0]}; make a report of each alone")
     return files
 
 
-def different_names(files: list[BenchResults], paths: Sequence[Path]) -> list[BenchResults]:
-    """The files by their paths where two have the same name."""
-    if len({file.name for file in files}) == len(files):
-        return files
-    return [replace(file, name=str(path)) for file, path in zip(files, paths, strict=True)]
+def read_apart(paths: Sequence[Path]) -> list[BenchResults]:
+    """Result files, by names of which no two are equal.
+
+    Raises `Pard2Error` for a file that cannot be read, does not say how it was measured, or is given twice.
+    """
+    for number, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise Pard2Error(f"{path} is named twice; name each file once")
+    files = [read_results(path) for path in paths]
+    for path, file in zip(paths, files, strict=True):
+        parts = (file.meta, *file.meta.get("resumed", []))
+        if not (file.meta.keys() >= _META and file.plan.keys() >= _PLAN and all(part.keys() >= {"argv", "date"} for part in parts)):
+            raise Pard2Error(f"{path} is of another version of `pard2 bench`, or damaged; measure again")
+    if len({file.name for file in files}) < len(files):
+        return [replace(file, name=str(path)) for file, path in zip(files, paths, strict=True)]
+    return files
 
 
 def other_prompts(files: Sequence[BenchResults]) -> dict[str, tuple[str, str]]:

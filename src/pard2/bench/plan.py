@@ -73,6 +73,7 @@ class Plan:
     ngrams: further fields of `EngineOptions`; a match before the draft for the methods that have one
     weights: the target's, as `Engine.from_pretrained` takes them
     commits: of the models that come from the hub, by name; None where none does
+    draft_identity: which draft that is (`checkpoints.draft_identity`); of several, by the names in `draft`
     """
 
     target: str
@@ -90,6 +91,7 @@ class Plan:
     cuda_graphs: bool | None = None
     weights: str = "auto"
     commits: dict[str, str] | None = None
+    draft_identity: str | Mapping[str, str] | None = None
 
     @property
     def title(self) -> str:

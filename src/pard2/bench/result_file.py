@@ -1,5 +1,6 @@
 """Result files: written whole after every chunk, and read back by a run that goes on."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from pard2.environment import meta
 from pard2.errors import Pard2Error
 from pard2.files import check_output, write_whole
 from pard2.reading import parse_json
+
+_IN_WORDS = {"draft_identity": "draft of that name"}
 
 
 class ResultFile:
@@ -79,10 +82,14 @@ class ResultFile:
             raise Pard2Error(f"`path`: {path} exists and is no result of `pard2 bench`; name another file") from None
         if replace:
             return
+        if "draft_identity" not in plan:  # older files do not say it, and nobody can say it for them
+            self.plan = dataclasses.replace(self.plan, draft_identity=None)
         ours = {key: self._about[key] for key in machine}
         changed = _first_difference(plan, self.plan.as_dict()) or _first_difference(machine, ours)
         if changed is not None:
-            raise Pard2Error(f"`path`: {path} holds a run with another {changed}; name another file, or replace it with `force`")
+            raise Pard2Error(
+                f"`path`: {path} holds a run with another {_IN_WORDS.get(changed, changed)}; name another file, or replace it with `force`"
+            )
         whole = {(chunk, one) for chunk in {each.chunk for each in measurements} for one in self.plan.at(chunk.batch_size)}
         found = [(each.chunk, each.configuration) for each in measurements if len(each.answers) == each.chunk.count]
         if len(found) != len(measurements) or len(found) != len(whole) or set(found) != whole:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pard2.errors import Pard2Error
 
 EMBEDDED = "smollm2"  # names the target as well as its draft
+EMBEDDED_ID, EMBEDDED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"  # of the target, on the hub
 EMBEDDED_DRAFT_DIRECTORY = Path(__file__).parent.parent / "assets" / "smollm2-draft"
 
 

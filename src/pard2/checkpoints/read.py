@@ -36,12 +36,14 @@ def load_draft(
     target_dependent: bool | None = None,
     weight_format: WeightFormat | None = None,
     sequences: int = 1,
+    device: torch.device | None = None,
 ) -> AnyDraft:
     """Load a draft for a target and check that the two fit.
 
     name: a directory, hub id or `smollm2`.
     target_dependent: True requires the projection, False leaves it out, None loads it if there is one.
     weight_format, sequences: as for `load_target`; int8 is among what is chosen from.
+    device: by default the target's.
 
     Raises `Pard2Error`, saying what would work, for a missing or ill-shaped projection, missing
     `pard2_target_layers`, a vocabulary or tokenizer that is not the target's, a corrupt file, or a pickle
@@ -63,7 +65,7 @@ def load_draft(
     shared = spec is not None and spec.shared_vocabulary
     dependent = target_dependent is not False and spec is not None and spec.target_layers is not None
     extras = read_projection_file(directory, name, required=dependent) if dependent or shared else {}
-    lm = _load_without_vocabulary(directory, name, config, dtype) if shared else load_causal_lm(name, dtype, target.device)
+    lm = _load_without_vocabulary(directory, name, config, dtype) if shared else load_causal_lm(name, dtype, device or target.device)
     hidden = lm.config.get_text_config().hidden_size
     projection = mask_feature = None
     if dependent:
@@ -78,7 +80,7 @@ def load_draft(
     if dependent or shared:
         warn_of_another(name, spec.made_for, target.identity)
     # The dtype was given to each part: cast as a whole, the draft would lose its rotary frequencies' digits.
-    draft = draft.to(target.device).eval().requires_grad_(False)
+    draft = draft.to(device or target.device).eval().requires_grad_(False)
     draft.convert(choose_format(weight_format, draft.lm, dtype, name, sequences, draft=True))
     return draft
 

@@ -283,8 +283,11 @@ def _plan(
 ) -> "Plan":
     """named: what the user calls each draft."""
     from pard2.bench.plan import Plan
+    from pard2.checkpoints.draft_identity import draft_identity
     from pard2.checkpoints.loading import parse_device, parse_dtype
+    from pard2.checkpoints.read import checkpoint_directory
 
+    identities = {name: draft_identity(checkpoint_directory(draft)) for name, draft in named.items()}
     return Plan(
         target=models.target,
         draft=named.get(None) if len(named) < 2 else {str(name): draft for name, draft in named.items()},
@@ -301,6 +304,7 @@ def _plan(
         cuda_graphs=options.cuda_graphs,
         weights=models.weights,
         commits=commits_of(target, *drafts.values()),
+        draft_identity=identities.get(None) if len(named) < 2 else {str(name): identity for name, identity in identities.items()},
     )
 
 

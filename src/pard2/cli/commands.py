@@ -30,7 +30,9 @@ COMMANDS = {
     "bench": "Measure how much faster than plain decoding it is.",
     "bench compare": "Say what differs between two results beyond chance.",
     "report": "Show results of bench as a page with pictures.",
+    "predict": "Predict the speed of other draft lengths, batch sizes and targets.",
     "draft": "Make drafts, and explain them.",
+    "card": "Write the card of a draft, for whoever is given it.",
     "data": "Make training data, and look at it.",
     "env": "Show what decodes here, and how fast.",
 }

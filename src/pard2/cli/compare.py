@@ -11,7 +11,6 @@ from pard2.cli.console import print_note, working
 from pard2.cli.options import JsonOption
 from pard2.cli.output import output_console
 from pard2.engine.methods import PLAIN
-from pard2.errors import Pard2Error
 from pard2.reading import printable
 
 if TYPE_CHECKING:
@@ -31,14 +30,11 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Say which acceptance lengths and speed-ups of B differ from those of A by more than chance."""
-    if first.resolve() == second.resolve():
-        raise Pard2Error(f"{first} is named twice; name two files")
     with working("comparing"):
         from pard2.bench.compare import compare as run
-        from pard2.bench.entries import different_names
-        from pard2.bench.read_results import read_results
+        from pard2.bench.entries import read_apart
 
-        a, b = different_names([read_results(path) for path in (first, second)], [first, second])
+        a, b = read_apart((first, second))
         found = run(a, b, any_machine)
     only = {a.name: found.only_a, b.name: found.only_b}
     if as_json:

@@ -15,6 +15,10 @@ EXAMPLES = {
     ),
     "bench compare": ("pard2 bench compare before.json after.json", "pard2 bench compare before.json after.json --json"),
     "report": ("pard2 report results.json --html report.html", "pard2 report old.json new.json --html report.html --png pictures"),
+    "predict": (
+        "pard2 predict result.json --batch-size 1,4",
+        "pard2 predict result.json -m pard2-td --times docs/results/gpu.json",
+    ),
     "draft init": (
         "pard2 draft init -t TARGET --layers 4 -o draft",
         "pard2 draft init -t TARGET --layers 0,9,19,29 --mask-token 151670 -o draft",
@@ -24,6 +28,10 @@ EXAMPLES = {
         "pard2 draft convert DRAFT --to pard -t TARGET -o draft",
     ),
     "draft info": ("pard2 draft info smollm2", "pard2 draft info DRAFT -t TARGET"),
+    "card": (
+        "pard2 card DRAFT --results results.json",
+        "pard2 card smollm2 --results cpu.json gpu.json -o README.md",
+    ),
     "data synthesize": (
         "pard2 data synthesize -t smollm2 -n 500 -o prompts.jsonl",
         "pard2 data synthesize -t TARGET -n 5000 -o prompts.jsonl --temperature 0.8",

@@ -8,6 +8,7 @@ import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -87,10 +88,10 @@ class Learner:
                 "name another loop.output, or remove it"
             ) from None
 
-    def save_draft(self, directory: Path, done: int, origin: Origin) -> None:
+    def save_draft(self, directory: Path, done: int, origin: Origin, trained: dict[str, Any]) -> None:
         """Write the draft as it stands, or the mean of its weights, in the released layout.
 
-        done: steps taken, for the record that goes with it.
+        done, trained: steps taken and what they come to, for the record that goes with it.
         """
         with self.average.in_place() if self.average is not None else nullcontext():
             weights = {name: whole(value) for name, value in self.draft.state_dict().items()} if self._sharded else None
@@ -100,4 +101,4 @@ class Learner:
                 self._copy.load_state_dict(weights)
             with whole_directory(directory) as beside:
                 save_draft(self._copy or self.draft, beside, torch.bfloat16, vocabulary=not self._config.shares_tables)
-                (beside / "training.json").write_text(json.dumps(run_record(self._config, done, origin), indent=1))
+                (beside / "training.json").write_text(json.dumps(run_record(self._config, done, origin) | trained, indent=1))

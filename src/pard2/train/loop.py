@@ -31,7 +31,7 @@ from pard2.train.allocator import keep_freed_memory
 from pard2.train.curve import draw_curve
 from pard2.train.evaluate import check_evaluation, evaluate, evaluation_target
 from pard2.train.initial import read_layers
-from pard2.train.metrics import MetricsLog, step_figures
+from pard2.train.metrics import MetricsLog, step_figures, totals
 from pard2.train.optimizer import learning_rate
 from pard2.train.packed_sequences import DROPOUT, PackedSequence, generator
 from pard2.train.plausibility import implausible
@@ -252,9 +252,16 @@ class TrainingLoop:
         if self.processes.is_main:
             save_checkpoint(self.output / "checkpoints", self.config, checkpoint)
 
-    def save_draft(self) -> None:
-        """Write the draft as it stands, or the mean of its weights."""
-        self.learner.save_draft(self.output / "draft", self.progress.done, self.run.origin)
+    def save_draft(self, last: dict[str, Any] | None = None) -> None:
+        """Write the draft as it stands, or the mean of its weights.
+
+        last: metrics of a step that are not written yet.
+        """
+        trained: dict[str, Any] = {}
+        if self.processes.is_main:  # which alone writes the metrics
+            figures = totals(self.output / "metrics.jsonl", self.progress.done, last)
+            trained = {"data": self.run.data, "trained": figures | {"processes": self.processes.count}}
+        self.learner.save_draft(self.output / "draft", self.progress.done, self.run.origin, trained)
 
     @cached_property
     def _evaluation_target(self) -> Target:
@@ -265,7 +272,7 @@ class TrainingLoop:
 
         record: the step's metrics.
         """
-        self.save_draft()
+        self.save_draft(record)
         results: list[dict[str, Any]] | None = None
         if self.processes.is_main:
             target = self._evaluation_target

@@ -120,8 +120,22 @@ def step_figures(sums: list[float], k: int, target_asked: bool = True) -> dict[s
         "accuracy_by_depth": accuracy,
         "teacher_forced_al": round(1 + sum(accumulate(accuracy, mul)), 4),
         "tokens": int(tokens),
+        "answer_tokens": int(answered[0]),
         "slots": int(slots),
     }
+
+
+def totals(path: Path, done: int, last: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the steps of a run come to: `tokens`, `answer_tokens`, `slots` and `seconds`.
+
+    path: of its metrics.jsonl. done: how many steps it took. last: the record of one that is not written yet.
+
+    A figure that not every step has, as in a run that an older version began, is None.
+    """
+    lines = path.read_text().splitlines() if path.is_file() else []
+    steps = [json.loads(line) for line in lines] + ([] if last is None else [last])
+    sums = {key: [step.get(key) for step in steps] for key in ("tokens", "answer_tokens", "slots", "seconds")}
+    return {key: None if None in values or len(steps) != done else round(sum(values), 1) for key, values in sums.items()}
 
 
 def _finite(value: Any) -> Any:

@@ -46,6 +46,7 @@ class PreparedRun:
     held_out: token ids of the prompts to evaluate with; empty without any, and in all processes but the main
         one.
     origin: what target and data the run is made with.
+    data: how many conversations it reads, their tokens, and those of their answers.
     progress: how far it has come.
     """
 
@@ -58,6 +59,7 @@ class PreparedRun:
     cache: StateCache | None
     held_out: list[list[int]]
     origin: Origin
+    data: dict[str, int]
     progress: RunProgress
 
 
@@ -108,6 +110,7 @@ def prepare_run(config: TrainConfig, processes: Processes, log: RunLog) -> Prepa
         cache=cache,
         held_out=held_out,
         origin=origin,
+        data={"conversations": len(examples), "tokens": len(examples.tokens), "answer_tokens": int(examples.predicted.sum())},
         progress=RunProgress() if checkpoint is None else checkpoint.progress,
     )
 

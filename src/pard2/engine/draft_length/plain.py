@@ -33,12 +33,20 @@ def expected_seconds(lengths: Sequence[int], backlog: Sequence[float], draft: Co
     seconds = target(len(lengths) + sum(lengths))
     if not any(lengths):
         return seconds
+    return seconds + sum(map(draft, draft_passes(lengths, backlog, sequential)))
+
+
+def draft_passes(lengths: Sequence[int], backlog: Sequence[float], sequential: bool) -> list[float]:
+    """Rows of each of the draft's passes in a cycle in which something is proposed.
+
+    Arguments as of `expected_seconds`. A parallel draft has a row for each guess but the first, which stands
+    at the last token that it reads; a sequential one runs again for each further guess.
+    """
     reading = sum(unread for k, unread in zip(lengths, backlog, strict=True) if k)
     if not sequential:
-        return seconds + draft(reading + sum(k - 1 for k in lengths if k))
+        return [reading + sum(k - 1 for k in lengths if k)]
     # Sequences that take part in each further pass of the draft.
-    further = [sum(k > depth for k in lengths) for depth in range(1, max(lengths))]
-    return seconds + draft(reading) + sum(map(draft, further))
+    return [reading, *(sum(k > depth for k in lengths) for depth in range(1, max(lengths)))]
 
 
 def best_lengths(
