@@ -13,6 +13,8 @@ EXAMPLES = {
         "pard2 bench -t smollm2 -s gsm8k,humaneval --prompts 10",
         "pard2 bench -t TARGET -d old=DIR -d new=DIR -s mine.jsonl --format csv",
     ),
+    "bench compare": ("pard2 bench compare before.json after.json", "pard2 bench compare before.json after.json --json"),
+    "report": ("pard2 report results.json --html report.html", "pard2 report old.json new.json --html report.html --png pictures"),
     "predict": (
         "pard2 predict result.json --batch-size 1,4",
         "pard2 predict result.json -m pard2-td --times docs/results/gpu.json",

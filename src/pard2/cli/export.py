@@ -60,12 +60,21 @@ class Upload:
             raise Pard2Error(f"--push uploads what --to {HUB} writes, the draft with its card; use --to {HUB}, or leave --push away")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """For whom, and where it goes."""
+
+    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help=f"{', '.join(ENGINES)}; {HUB}: its own files and its card.")]
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where it goes.")]
+    as_json: JsonOption = False
+    force: ForceOption = False
+
+
 @with_records
 def export(
     context: typer.Context,
     draft: Annotated[str, typer.Argument(metavar="DRAFT", help="A checkpoint's directory or hub id, or 'smollm2' for the embedded one.")],
-    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help=f"{', '.join(ENGINES)}; {HUB}: its own files and its card.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where it goes.")],
+    output: Output,
     statements: Statements,
     checks: Checks,
     upload: Upload,
@@ -73,20 +82,19 @@ def export(
         list[Path] | None,
         typer.Option("--results", metavar="R.json", help="What `pard2 bench --json` measured of this draft; several times for several."),
     ] = None,
-    as_json: JsonOption = False,
-    force: ForceOption = False,
 ) -> None:
     """Write a draft as another engine loads it, or as the hub shows it; say how it is started there."""
+    to, directory = output.to, output.output
     if to not in (*ENGINES, HUB):
         raise Pard2Error(f"--to {to!r} is not one of {', '.join((*ENGINES, HUB))}")
     checks.refuse_beside(to)
     upload.refuse_beside(to)
-    context.with_resource(new_directory(output, force, CHECKPOINT, (draft, statements.target, *(results or ()))))
+    context.with_resource(new_directory(directory, output.force, CHECKPOINT, (draft, statements.target, *(results or ()))))
     if to == HUB:
-        said = _to_hub(draft, output, statements, results or [], upload)
+        said = _to_hub(draft, directory, statements, results or [], upload)
     else:
-        said = _to_engine(draft, cast(EngineName, to), output, statements.target, results or [], checks)
-    if as_json:
+        said = _to_engine(draft, cast(EngineName, to), directory, statements.target, results or [], checks)
+    if output.as_json:
         typer.echo(json.dumps(said))
     else:
         typer.echo("\n".join(said.get("commands", ())), nl="commands" in said)
