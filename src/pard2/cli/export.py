@@ -171,7 +171,7 @@ def _tell(found: "VllmCheck") -> None:
     print_note(
         f"vLLM {found.version}: {found.equal} of {found.prompts} texts equal to its plain decoding"
         + (f", {found.near_ties} differ at a near-tie" if found.near_ties else ""),
-        f"acceptance length {found.acceptance_length:.2f}, here {found.ours:.2f}, with {found.draft_tokens} tokens proposed; "
-        f"{found.speedup:.2f}x its plain decoding",
+        f"acceptance length {found.acceptance_length:.2f}, in pard2 {found.our_acceptance_length:.2f}, with {found.draft_tokens} tokens proposed",
+        f"{found.speedup:.2f}x its plain decoding, in pard2 {found.our_speedup:.2f}x, in float32",
         "as it should be" if found.passed else "NOT as it should be: texts differ, or the acceptance lengths by more than 5 %",
     )
