@@ -2,7 +2,7 @@ r"""Drafts exported to vLLM: do they say there what vLLM says by itself, is as m
 what do they gain in each engine over its own plain decoding?
 
     make test-vllm
-    python benchmarks/engines.py --python .venv-vllm/bin/python --drafts pard2=smollm2 eagle3=DIR --json engines.json
+    python benchmarks/engines.py --python .venv-vllm/bin/python --drafts pard2=smollm2 --json engines.json
 
 The same prompts, machine and arithmetic for both engines, one after the other; of vLLM its processes' own
 time. The exit code is 1 where a draft does not pass `pard2 export --check`.
