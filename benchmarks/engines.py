@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pard2.environment import meta
 from pard2.export.engine_form import engine_form
 from pard2.export.instructions import speculative_config
 from pard2.export.vllm_check import check_in_vllm, vllm_version
+from pard2.models.draft_kind import DraftKind
+from pard2.models.eagle3 import Eagle3Draft
 
 
 def main() -> None:
@@ -48,14 +51,14 @@ def main() -> None:
         for name, draft in (words.split("=", 1) for words in args.drafts):
             form, directory = engine_form(draft, "vllm", args.target), Path(place) / name
             form.write(directory)
-            for dtype in args.dtypes:
-                for concurrency in args.concurrency:
-                    found = check_in_vllm(
-                        speculative_config(form.draft, str(directory)), args.target, prompts, args.new_tokens, args.python, dtype, concurrency
-                    )
-                    results.append({"draft": name, "dtype": dtype, "concurrency": concurrency, **asdict(found), "passed": found.passed})
-                    print(results[-1], flush=True)
-                    write_result(args.json, about, results, vllm=version, new_tokens=args.new_tokens)
+            ways = (False, True) if form.draft.kind is DraftKind.PROJECTED else (False,)
+            for features, dtype, concurrency in product(ways, args.dtypes, args.concurrency):
+                config = speculative_config(form.draft, str(directory), features)
+                found = check_in_vllm(config, args.target, prompts, args.new_tokens, args.python, dtype, concurrency)
+                named = {"draft": name, "features": features or isinstance(form.draft, Eagle3Draft), "dtype": dtype, "concurrency": concurrency}
+                results.append(named | asdict(found) | {"passed": found.passed})
+                print(results[-1], flush=True)
+                write_result(args.json, about, results, vllm=version, new_tokens=args.new_tokens)
     if not all(one["passed"] for one in results):
         sys.exit("not all as it should be")
 

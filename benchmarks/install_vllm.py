@@ -38,6 +38,7 @@ def main() -> None:
         listed.write_text("\n".join(requirements(wheel)))
         pip("install", "--requirement", str(listed))
         pip("install", "--no-deps", str(wheel))
+        pip("install", "--no-deps", "--editable", str(Path(__file__).parent.parent))  # for PARD-2 with the target's features
 
 
 if __name__ == "__main__":

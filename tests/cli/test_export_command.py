@@ -218,7 +218,10 @@ def test_the_command_is_not_that_of_the_draft(pard2, draft_directory, lm_directo
     assert f"--speculative-config '{json.dumps(parallel)}'" in said(pard_directory)[0] and said(pard_directory)[0].startswith(
         "VLLM_USE_V2_MODEL_RUNNER=0 "
     )
-    assert said(draft_directory)[1] == f"LLM(model={str(target_directory)!r}, speculative_config={parallel!r})"
+    dependent = parallel | {"method": "eagle3"}
+    assert [json.loads(line.split("'")[1])["method"] for line in said(draft_directory)[::2]] == ["eagle3", "draft_model"]
+    assert said(draft_directory)[3] == f"LLM(model={str(target_directory)!r}, speculative_config={parallel!r})"
+    assert json.loads(said(draft_directory)[0].split("'")[1]) == dependent
     assert "parallel_drafting" not in said(lm_directory)[0] and '"num_speculative_tokens": 5' in said(lm_directory)[0]
     assert '"method": "eagle3"' in said(eagle3())[0] and "--speculative-algorithm EAGLE3" in said(tmp_path / "d", "sglang")[0]
     assert said(pard_directory, "tensorrt-llm")[0].endswith(
@@ -252,7 +255,7 @@ def test_a_stray_mask_token_wins_or_the_draft_is_shorter_than_its_target(pard2, 
         ("other", "speculators", "reads hidden states 16 wide"),
         ("pard", "vllm --check --python /nowhere/python", "name an interpreter that has vLLM"),
         ("eagle3", "sglang --check", "--check runs vLLM, and --to is sglang"),
-        ("eagle3", "vllm --python x", "--python is the interpreter of --check"),
+        ("eagle3", "vllm --python x", "--python is for --check"),
         ("eagle3", "vllm --push a/b", "--push uploads what --to hf writes"),
         ("eagle3", "hf --private", "--private is for --push"),
     ],

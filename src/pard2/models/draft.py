@@ -235,7 +235,7 @@ class Draft(Decodable, nn.Module):
         if self.projection is None:
             raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (`method` pard2-ti)")
         if self.spec.normalise_features:
-            features = _normalised(features, len(self.spec.target_layers))
+            features = normalised(features, len(self.spec.target_layers))
         projected = self.projection(features.to(embeddings.dtype)).to(embeddings.dtype)
         if self.mask_feature is not None:
             projected = torch.where((token_ids == self.spec.mask_token)[..., None], self.mask_feature.to(embeddings.dtype), projected)
@@ -298,7 +298,7 @@ class Draft(Decodable, nn.Module):
         ).last_hidden_state
 
 
-def _normalised(features: Tensor, layers: int) -> Tensor:
+def normalised(features: Tensor, layers: int) -> Tensor:
     """Features [..., F] with each of their `layers` hidden states divided by its root mean square."""
     states = features.float().unflatten(-1, (layers, -1))
     return (states * torch.rsqrt(states.square().mean(-1, keepdim=True) + _EPSILON)).flatten(-2)
