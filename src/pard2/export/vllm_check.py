@@ -35,8 +35,9 @@ class VllmCheck:
 
     equal: prompts whose text was that of vLLM's own plain decoding, of `prompts`.
     near_ties: prompts that differ first where two tokens are as good as each other (`NEAR_TIE` logits).
-    acceptance_length, our_acceptance_length: tokens that a cycle emits for a sequence, by vLLM's counters and
-        in pard2.
+    acceptance_length, our_acceptance_length: tokens that a cycle emits for a sequence, in vLLM, whose counter of
+        cycles is taken, and in pard2.
+    counted_acceptance_length: by vLLM's counters alone, which go on counting behind an answer's end.
     tokens_per_second, speedup: of vLLM's whole run with the draft, prompts included, and over its plain one.
     our_tokens_per_second, our_speedup: the same of pard2.
     """
@@ -47,6 +48,7 @@ class VllmCheck:
     equal: int
     near_ties: int
     acceptance_length: float
+    counted_acceptance_length: float
     our_acceptance_length: float
     tokens_per_second: float
     speedup: float
@@ -101,7 +103,8 @@ def check_in_vllm(
         prompts=len(prompts),
         equal=len(prompts) - len(differing),
         near_ties=tied,
-        acceptance_length=1 + drafted["accepted"] / max(1, drafted["drafts"]),
+        acceptance_length=(tokens - len(prompts)) / max(1, drafted["drafts"]),
+        counted_acceptance_length=1 + drafted["accepted"] / max(1, drafted["drafts"]),
         our_acceptance_length=stats.acceptance_length or 1.0,
         tokens_per_second=tokens / seconds,
         speedup=tokens / seconds / (sum(map(len, plain["token_ids"])) / plain["seconds"]),
@@ -159,7 +162,7 @@ def _in_pard2(
     speeds, stats = [], Stats()
     for name, used in ((PLAIN, None), (method, draft)):
         engine = Engine(loaded, used, name, int(config["num_speculative_tokens"]) if used else "auto", max_batch=concurrency)
-        engine.generate(list(prompts[:1]), SamplingParams(max_tokens=8))  # warm
+        engine.generate(list(prompts), SamplingParams(max_tokens=8))  # warm
         started = time.perf_counter()
         completions = engine.generate(list(prompts), SamplingParams(max_tokens=max_new_tokens))
         speeds.append(sum(len(one.token_ids) for one in completions) / (time.perf_counter() - started))

