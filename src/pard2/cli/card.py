@@ -68,13 +68,12 @@ def card(
     path = output or Path(draft) / "README.md"
     with working("importing torch"):
         from pard2.checkpoints.read import checkpoint_directory
-        from pard2.export.card import MARK
         from pard2.export.card import card as card_of
         from pard2.export.card_facts import gather_facts
 
     directory = checkpoint_directory(draft)
     context.with_resource(new_file(path, (*files, statements.notes, directory)))
-    _check_replaced(path, MARK, force)
+    _check_replaced(path, force)
     with working(f"reading {draft}"):
         facts = gather_facts(directory, files, statements.stated(draft))
     write_whole(path, card_of(facts).encode())
@@ -93,13 +92,20 @@ def tell_gaps(facts: "CardFacts") -> None:
         print_note("note: the target's hub id is not known; name it with -t")
 
 
-def _check_replaced(path: Path, mark: str, force: bool) -> None:
+def is_ours(card: Path) -> bool:
+    """Whether `pard2` wrote it."""
+    from pard2.export.card import MARK
+
+    return MARK in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _check_replaced(path: Path, force: bool) -> None:
     """Raises `Pard2Error` for a file that is there; with `force`, for one that no `pard2 card` wrote."""
     if not path.exists():
         return
     if not force:
         raise Pard2Error(f"{path} exists; give `force` to write it anew, or name another file with -o")
-    if mark not in path.read_text(encoding="utf-8", errors="replace"):
+    if not is_ours(path):
         raise Pard2Error(
             f"{path} was not written by `pard2 card`, so `force` will not replace it; move it away, perhaps to notes.md, or name another file with -o"
         )

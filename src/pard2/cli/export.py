@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pard2.cli.card import Statements, tell_gaps
+from pard2.cli.card import Statements, is_ours, tell_gaps
 from pard2.cli.console import print_note, working
 from pard2.cli.flags import with_records
 from pard2.cli.options import ForceOption, JsonOption
 from pard2.errors import Pard2Error
 from pard2.export.engine_names import ENGINES, EngineName
-from pard2.files import CHECKPOINT, new_directory
+from pard2.files import CHECKPOINT, WITH_CARD, Kind, new_directory
 
 if TYPE_CHECKING:
     from pard2.export.engine_form import EngineForm
@@ -73,6 +73,12 @@ class Output:
     as_json: JsonOption = False
     force: ForceOption = False
 
+    @property
+    def kind(self) -> Kind:
+        """What may be replaced: a card, too, if `pard2` wrote it."""
+        card = self.output / "README.md"
+        return WITH_CARD if self.to == HUB and card.is_file() and is_ours(card) else CHECKPOINT
+
 
 @with_records
 def export(
@@ -93,7 +99,7 @@ def export(
         raise Pard2Error(f"--to {to!r} is not one of {', '.join((*ENGINES, HUB))}")
     checks.refuse_beside(to)
     upload.refuse_beside(to)
-    context.with_resource(new_directory(directory, output.force, CHECKPOINT, (draft, statements.target, *(results or ()))))
+    context.with_resource(new_directory(directory, output.force, output.kind, (draft, statements.target, *(results or ()))))
     if to == HUB:
         said = _to_hub(draft, directory, statements, results or [], upload)
     else:

@@ -35,8 +35,8 @@ class VllmCheck:
 
     equal: prompts whose text was that of vLLM's own plain decoding, of `prompts`.
     near_ties: prompts that differ first where two tokens are as good as each other (`NEAR_TIE` logits).
-    acceptance_length, our_acceptance_length: tokens that a cycle emits for a sequence, in vLLM, by its counter
-        of cycles, and in pard2.
+    acceptance_length, our_acceptance_length: tokens that a cycle emits for a sequence, by vLLM's counter of
+        cycles, and in pard2.
     counted_acceptance_length: by vLLM's counters alone, which go on counting behind an answer's end.
     tokens_per_second, speedup: of vLLM's whole run with the draft, prompts included, and over its plain one.
     our_tokens_per_second, our_speedup: the same of pard2.
