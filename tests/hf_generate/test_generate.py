@@ -12,13 +12,14 @@ import transformers
 
 import pard2
 from engines import new_draft
+from pard2.checkpoints.pruning import cut_draft
 from pard2.checkpoints.write import save_draft
 from pard2.engine.processors import TokenCounts, probabilities
 from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.transformers import kept as kept_module
 from pard2.transformers.request import read_request
-from tiny import random_prompts, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
+from tiny import MASK, random_prompts, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
 
 NEW = 40
 
@@ -246,6 +247,20 @@ def test_a_draft_by_its_name_is_loaded_once(saved, monkeypatch):
     pard2.transformers.forget(model)
     drafted(model, ids, draft=directory)
     assert len(loads) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_draft_that_borrows_the_models_tables(tmp_path, dtype):
+    """Whatever form a CPU gives the draft's own layers, the model's stay what they were."""
+    shared = cut_draft(tiny_target(), [0, 1], MASK, 6, (-1, -2), shared_vocabulary=True, vocabulary=torch.arange(0, 61, 2))
+    save_draft(shared.eval().requires_grad_(False), tmp_path / "draft", vocabulary=False)
+    model, (ids,) = tiny_model().to(dtype), prompts(1)
+    kinds = [type(module) for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    out = drafted(model, ids, draft=tmp_path / "draft", return_dict_in_generate=True)
+    assert out.stats.proposed and [type(module) for module in model.modules()] == kinds
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert dtype == torch.bfloat16 or torch.equal(out.sequences, tiny_model().generate(ids, max_new_tokens=NEW))
 
 
 def test_a_longer_text_gets_a_larger_cache(saved):
