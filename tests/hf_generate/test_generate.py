@@ -19,6 +19,7 @@ from pard2.models.draft import Draft
 from pard2.models.target import Target
 from pard2.transformers import kept as kept_module
 from pard2.transformers.request import read_request
+from pard2.verify.greedy import gaps_to_first_choice
 from tiny import MASK, random_prompts, tiny_draft, tiny_lm_draft, tiny_model, tiny_target
 
 NEW = 40
@@ -261,6 +262,21 @@ def test_a_draft_that_borrows_the_models_tables(tmp_path, dtype):
     assert out.stats.proposed and [type(module) for module in model.modules()] == kinds
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert dtype == torch.bfloat16 or torch.equal(out.sequences, tiny_model().generate(ids, max_new_tokens=NEW))
+
+
+@pytest.mark.parametrize("method", ["vsd", "pard", "pard2-ti", "pard2-td", "eagle3"])
+def test_half_precision_with_a_draft_in_whatever_form(tmp_path, method):
+    """Of a model that stays as it was loaded: near-ties apart, its text is that of plain `generate`."""
+    draft = new_draft(method, tiny_target())
+    if method == "vsd":
+        draft.lm.save_pretrained(tmp_path)
+    else:
+        save_draft(draft, tmp_path)
+    model, (ids,) = tiny_model().bfloat16(), prompts(1)
+    out = drafted(model, ids, draft=tmp_path, method=method, return_dict_in_generate=True)
+    assert out.stats.proposed and out.sequences.shape[1] == ids.shape[1] + NEW
+    gaps = gaps_to_first_choice(model(out.sequences).logits[0, ids.shape[1] - 1 : -1].float(), out.sequences[0, ids.shape[1] :])
+    assert max(gaps) < 0.2
 
 
 def test_a_longer_text_gets_a_larger_cache(saved):
