@@ -11,7 +11,7 @@ _DROPPED = ("streamer", "assistant_model", "synced_gpus")
 def dropped_arguments(model: PreTrainedModel) -> dict[str, Any]:
     """Those that are not None, read where they still are: in the call of `generate` that is under way.
 
-    transformers (5.16 to 5.23 at least) puts the prompt into a streamer and then forgets it for a function of
+    transformers (5.23) puts the prompt into a streamer and then forgets it for a function of
     ours: a reader of that streamer would wait for ever. There is no other seam. Empty outside of such a call.
     """
     frame = sys._getframe(1)
