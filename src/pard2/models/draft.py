@@ -230,6 +230,8 @@ class Draft(Decodable, nn.Module):
             for bit. None: True for all.
         """
         embeddings = self.lm.get_input_embeddings()(token_ids)
+        if self._weight_format != "plain":
+            embeddings = embeddings.float()  # the table may be that of a target whose own layers are plain
         if features is None:
             return embeddings
         if self.projection is None:
