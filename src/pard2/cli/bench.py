@@ -157,7 +157,7 @@ def _methods_of(draft: "AnyDraft", asked: list[str] | None, beside_others: bool)
         return [choose_method(None, draft)]
     can = [name for name in asked if not _refusal(name, draft)]
     trained_for = [name for name in can if name in methods_for(draft.kind)]
-    return trained_for + [name for name in can if not METHODS[name].needs] if beside_others and trained_for else can
+    return [name for name in can if name in trained_for or not METHODS[name].needs] if beside_others and trained_for else can
 
 
 def _refusal(name: str, draft: "AnyDraft") -> str:
