@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-input --constraint constraints.txt
 WORKERS ?= 2
+VLLM ?= .venv-vllm
+DRAFTS ?=
 # What is imported leaves its bytecode, also where the environment says otherwise: without it each start takes a quarter of a minute more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-vllm lint clean
 
 help:
 	@echo "make demo   install into $(VENV) and show plain and PARD-2 decoding side by side on a real model"
 	@echo "make test   install the development packages and run the tests"
+	@echo "make test-vllm  export drafts to vLLM, in $(VLLM), and compare; DRAFTS='name=DIR ..' adds trained ones"
 	@echo "make lint   ruff, ruff format and mypy"
 	@echo "make clean  remove $(VENV) and caches"
 
@@ -20,6 +23,15 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+# Some gigabytes and some minutes; vLLM for CPUs is not part of the tests.
+test-vllm: $(VENV)/.dev $(VLLM)/.installed
+	$(BIN)/python benchmarks/engines.py --python $(VLLM)/bin/python --drafts pard2=smollm2 $(DRAFTS) --json engines.json
+
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python benchmarks/install_vllm.py
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

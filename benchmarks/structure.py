@@ -21,7 +21,7 @@ from typing import Any
 
 FLOORS = (
     ("cli",),
-    ("export", "serve"),
+    ("export", "serve", "vllm", "transformers"),
     ("bench", "train", "verify"),
     ("engine",),
     ("data",),

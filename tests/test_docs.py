@@ -11,6 +11,7 @@ from chat_tokenizer import END_ID, MASK_ID, VOCABULARY, byte_tokenizer
 from pard2.engine import pair
 from pard2.models.draft import Draft
 from pard2.models.target import Target
+from pard2.transformers import kept
 from tiny import set_eos, tiny_draft, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,9 @@ def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pair, "load_target", load_target)
     monkeypatch.setattr(pair, "load_draft", load_draft)
+    monkeypatch.setattr(kept, "load_draft", load_draft)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_: byte_tokenizer())
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: target.model)
 
 
 def blocks(path: Path) -> list[str]:
@@ -41,7 +45,7 @@ def blocks(path: Path) -> list[str]:
     return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in _BLOCK.finditer(text)]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/transformers.md"])
 @pytest.mark.usefixtures("tiny_pair")
 def test_shown_python_fails_or_prints_something_else(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, object] = {}

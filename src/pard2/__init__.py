@@ -33,6 +33,8 @@ def __getattr__(name: str) -> object:
     # On first use: importing torch takes seconds, which `pard2 --help` need not wait for.
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
+    if name == "transformers":  # ours; not in __all__, where it would hide the package of that name
+        return import_module("pard2.transformers")
     raise AttributeError(f"module 'pard2' has no attribute {name!r}")
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
@@ -41,6 +41,7 @@ class Kind:
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*chat_template*", "vocab*", "merges.txt", "*.model")
 _MODEL = ("config.json", "generation_config.json", "model.safetensors", "warp_model.bin", "training.json")
 CHECKPOINT = Kind("checkpoint", "config.json", ("spd_type", "pard2_draft_tokens"), (*_MODEL, *_TOKENIZER))
+WITH_CARD = replace(CHECKPOINT, name="checkpoint with a card", files=(*CHECKPOINT.files, "README.md"))
 PREPARED = Kind("prepared data", "manifest.json", ("format",), ("manifest.json", "ids.json", "tokens-*.safetensors"))
 
 

@@ -16,9 +16,30 @@ def bootstrap(items: Sequence[Sequence[float]], statistic: Callable[[Array], Arr
     items: [n, c], numbers that belong together, such as the tokens and seconds of a chunk
     statistic: from sums [..., c] to [...]
     """
-    if len(items) < 2:
+    return _interval(statistic(_resampled(items, seed))) if len(items) > 1 else None
+
+
+def bootstrap_difference(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], statistic: Callable[[Array], Array], paired: bool
+) -> list[float] | None:
+    """95 % percentile interval of how much greater a statistic is of the second items than of the first; None
+    where either are fewer than two.
+
+    paired: item i of both is of the same thing, such as a prompt, and both are drawn together; so what makes
+        one prompt easier than another does not widen the interval. Else they are drawn apart.
+    """
+    if min(len(first), len(second)) < 2:
         return None
+    return _interval(statistic(_resampled(second, 0 if paired else 1)) - statistic(_resampled(first, 0)))
+
+
+def _resampled(items: Sequence[Sequence[float]], seed: int) -> Array:
+    """Sums [samples, c] over as many items as there are, drawn with replacement."""
     values = np.asarray(items, dtype=np.float64)
     chosen = np.random.default_rng(seed).integers(0, len(values), (_SAMPLES, len(values)))
-    low, high = np.percentile(statistic(values[chosen].sum(1)), (2.5, 97.5))
+    return values[chosen].sum(1)
+
+
+def _interval(samples: Array) -> list[float]:
+    low, high = np.percentile(samples, (2.5, 97.5))
     return [float(low), float(high)]

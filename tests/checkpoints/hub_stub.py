@@ -1,5 +1,6 @@
 """A hub on this machine: serves one model, and its files as a data set, or refuses them in the hub's ways."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -45,6 +46,25 @@ class Hub:
             return 200, {"ETag": f'"{_etag(body)}"', "X-Repo-Commit": COMMIT}, body
         return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 
+    def take(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """An upload: a model is made, files are announced, and come in one commit, each a line of it."""
+        if self.refusal is not None:
+            return *self.refusal, b"{}"
+        if path == "/api/validate-yaml":  # the head of a card
+            said: dict = {"errors": [], "warnings": []}
+        elif path == "/api/repos/create":
+            said = {"url": f"{self.url}/{NAME}", "name": NAME}
+        elif path == f"/api/models/{NAME}/preupload/main":
+            said = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]}
+        elif path == f"/api/models/{NAME}/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    (self.directory / line["value"]["path"]).write_bytes(base64.b64decode(line["value"]["content"]))
+            said = {"commitUrl": f"{self.url}/{NAME}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+        else:
+            return 404, {}, b"{}"
+        return 200, {"Content-Type": "application/json"}, json.dumps(said).encode()
+
 
 def _etag(body: bytes) -> str:
     return hashlib.sha1(body).hexdigest()
@@ -59,15 +79,22 @@ def serving(directory: Path) -> Iterator[Hub]:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.asked.append((path, self.headers.get("Authorization")))
-            status, headers, body = hub.answer(path)
+            self.reply(*hub.answer(path))
+
+        do_HEAD = do_GET
+
+        def do_POST(self) -> None:
+            path, body = unquote(urlsplit(self.path).path), self.rfile.read(int(self.headers["Content-Length"]))
+            hub.asked.append((path, self.headers.get("Authorization")))
+            self.reply(*hub.take(path, body))
+
+        def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response(status)
             for key, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body)
-
-        do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from pard2.checkpoints import gguf
@@ -96,6 +97,28 @@ def test_a_file_that_is_no_gguf(cache, file):
         pytest.skip("needs the package gguf")
     with pytest.raises(Pard2Error, match="cannot be read as a GGUF model"):
         gguf.dequantised(file)
+
+
+def test_the_package_is_named_where_it_is_missing(cache, file, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Pard2Error, match=r"^reading a .gguf file needs the package `gguf`: pip install 'pard2\[demo\]'$"):
+        gguf.dequantised(file)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "GgufConfig"), reason="this transformers expands every file")
+def test_a_file_is_expanded_whatever_is_installed(cache, file, monkeypatch):
+    """With the package `kernels`, transformers kept the blocks, which fit no plain model."""
+    seen = {}
+
+    def from_pretrained(*_, **options):
+        seen.update(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    with pytest.raises(Pard2Error, match="seen"):
+        gguf.dequantised(file)
+    assert seen["quantization_config"].dequantize
 
 
 def test_a_cache_that_cannot_be_written(file, tmp_path, monkeypatch):

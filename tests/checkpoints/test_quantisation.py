@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig
 from pard2.checkpoints.loading import load_causal_lm, load_target
 from pard2.checkpoints.meta import meta_target
 from pard2.checkpoints.pruning import cut_draft
+from pard2.checkpoints.quantisation import check_quantisation
 from pard2.checkpoints.read import load_draft
 from pard2.checkpoints.write import save_draft
 from pard2.config import TrainConfig
@@ -66,6 +67,14 @@ _MISSING = {
     "hqq": ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}, "quantizer_hqq.is_hqq_available", "HQQ"),
     "quanto": ({"quant_method": "quanto", "weights": "int8"}, "quantizer_quanto.is_optimum_quanto_available", "optimum-quanto"),
     "fp8": ({"quant_method": "fp8", "weight_block_size": [16, 16]}, "quantizer_finegrained_fp8.is_accelerate_available", "accelerate"),
+    "bitnet": ({"quant_method": "bitnet"}, "quantizer_bitnet.is_accelerate_available", "accelerate"),
+    "eetq": ({"quant_method": "eetq", "weights": "int8"}, "quantizer_eetq.is_kernels_available", "kernels"),
+    "compressed-tensors": (
+        {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}},
+        "quantizer_compressed_tensors.is_compressed_tensors_available",
+        "compressed-tensors",
+    ),
+    "fbgemm_fp8": ({"quant_method": "fbgemm_fp8"}, "quantizer_fbgemm_fp8.is_torch_cuda_available", "GPU"),
 }
 
 
@@ -78,6 +87,50 @@ def test_a_missing_package_is_told_from_the_config_alone(tmp_path, monkeypatch, 
     (directory / "model.safetensors").unlink()
     for said in (refused(load, directory), refused(meta_target, str(directory))):
         assert f"is quantised ({config['quant_method']}) and cannot be read: " in said and package.lower() in said.lower()
+
+
+def test_a_missing_device_is_told_as_a_missing_package_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.quantizers.quantizer_eetq.is_kernels_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    directory = model_directory(tmp_path / "model", quantization_config={"quant_method": "eetq", "weights": "int8"})
+    assert "is quantised (eetq) and cannot be read: No GPU found. A GPU is needed" in refused(load, directory)
+
+
+def test_a_checkpoint_that_says_gguf_in_its_config(tmp_path):
+    """transformers leaves that there where it has expanded a file; blocks in safetensors nobody reads."""
+    directory = model_directory(tmp_path / "model", quantization_config={"quant_method": "gguf"})
+    assert all(tensor.equal(load(directory).state_dict()[key]) for key, tensor in tiny_model().state_dict().items())
+    directory = model_directory(tmp_path / "blocks", {UP: None, f"{UP}_blocks": small(4)}, quantization_config={"quant_method": "gguf"})
+    assert UP in refused(load, directory)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_codes_are_loaded_where_they_shall_be(tmp_path, monkeypatch, bitsandbytes, device):
+    """Some cannot be moved afterwards, and bitsandbytes takes a GPU if it is not told otherwise."""
+    pytest.importorskip("accelerate")
+    asked = {}
+
+    def from_pretrained(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    directory = model_directory(tmp_path / "model", quantization_config=bitsandbytes.to_dict())
+    with pytest.raises(Pard2Error, match="seen"):
+        load_causal_lm(str(directory), torch.bfloat16, torch.device(device))
+    assert asked["device_map"] == {"": device} and asked["dtype"] == torch.bfloat16
+
+
+def test_float8_is_dequantised_on_a_cpu_beside_a_gpu(monkeypatch):
+    """Its kernels run on the GPU alone; what transformers chooses by the machine is chosen by the device."""
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    method = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    for device, quantised in (("cpu", False), ("cuda", True)):
+        config = tiny_model(quantization_config=dict(method)).config
+        assert check_quantisation(config, "mine", device=torch.device(device)) is quantised
+        assert config.quantization_config == method | ({} if quantised else {"dequantize": True})
 
 
 def small(*shape: int) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from eagle3_files import change_config, config_of, tensors_of
 from test_eagle3_checkpoints import NORMS, QWEN, H, by_hand, same
 
-from pard2.checkpoints.convert import converted, write_converted
 from pard2.checkpoints.eagle3 import is_eagle3, save_eagle3
 from pard2.errors import Pard2Error, Pard2Warning
+from pard2.export.engine_form import engine_form
 from pard2.models.target import Target
 from tiny import tiny_target
 from tiny_eagle3 import read, tiny_eagle3
@@ -135,8 +135,8 @@ def test_there_and_back_is_bit_for_bit(target, tmp_path, how, dtype):
     draft = tiny_eagle3(target, **how).to(dtype)
     draft.norm.float()
     save_eagle3(draft, tmp_path / "a")
-    for here, there, to in (("a", "b", "speculators"), ("b", "c", "eagle3"), ("c", "d", "speculators")):
-        write_converted(converted(str(tmp_path / here), to, None), tmp_path / there, to)
+    for here, there, to in (("a", "b", "speculators"), ("b", "c", "vllm"), ("c", "d", "speculators")):
+        engine_form(str(tmp_path / here), to, None).write(tmp_path / there)
     for one, other in (("a", "c"), ("b", "d")):
         for file in ("config.json", "model.safetensors"):
             assert (tmp_path / one / file).read_bytes() == (tmp_path / other / file).read_bytes()

@@ -96,7 +96,7 @@ def test_a_method_that_no_draft_can_ends_the_others(bench, draft_directory, lm_d
     result = bench(*words)
     assert result.code == 0 and "left out: eagle3, which none of the drafts can" in result.err
     ways = [(one["method"], one.get("draft"), one["tree"]) for one in json.loads(file.read_text())["results"]]
-    assert ways == [("ar", None, 0), ("pard2-td", "new", 0), ("pard2-td", "new", 4), ("ngram", None, 0), ("vsd", "lm", 0)]
+    assert ways == [("ar", None, 0), ("ngram", None, 0), ("pard2-td", "new", 0), ("pard2-td", "new", 4), ("vsd", "lm", 0)]
     assert bench("-d", f"new={draft_directory}", "-d", lm_directory, "-m", "vsd", "--json", file, "--force").code == 0
     assert [(one["method"], one["draft"]) for one in json.loads(file.read_text())["results"]] == [("ar", None), ("vsd", "new"), ("vsd", "lm")]
     alone = bench("-d", lm_directory, "-m", "vsd,pard2-td")

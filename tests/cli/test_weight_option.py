@@ -14,14 +14,16 @@ NOTE = "in int8 is another model by a hair; decoding is lossless against that on
 def test_int8_is_said_and_lossless_against_itself(pard2, target_directory, draft_directory):
     models = ("-t", target_directory, "-d", draft_directory, "--device", "cpu", "--weights", "int8")
     texts = {}
-    for method in ("ar", "pard2-td"):
+    for method in ("ar", "pard2-ti", "pard2-td"):
         result = pard2("generate", *models, "-m", method, "-p", "hi", "--max-new-tokens", 24, "--json")
         assert result.code == 0 and result.err.count(NOTE) == 1
         texts[method] = json.loads(result.out)["token_ids"]
-    assert texts["ar"] == texts["pard2-td"]
-    result = pard2("verify", *models, "--max-new-tokens", 10, "--samples", 0, "--draft-tokens", 3, "--json")
-    found = json.loads(result.out)
-    assert all(prompt["lossless"] for prompt in found["prompts"]) and found["weights"] == "int8" and NOTE in result.err
+    assert texts["ar"] == texts["pard2-ti"] == texts["pard2-td"]
+    for method in ("pard2-ti", "pard2-td"):
+        result = pard2("verify", *models, "-m", method, "--max-new-tokens", 10, "--samples", 0, "--draft-tokens", 3, "--json")
+        found = json.loads(result.out)
+        assert found["method"] == method and all(prompt["lossless"] for prompt in found["prompts"]), method
+        assert found["weights"] == "int8" and NOTE in result.err
 
 
 @needs_panels

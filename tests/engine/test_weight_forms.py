@@ -69,19 +69,23 @@ def test_what_is_asked_for_is_loaded(directories):
     assert len(kept) == 1 and kept < {"onednn", "fbgemm", "panels"}
 
 
+@pytest.mark.parametrize("plain_target", [False, True])
+@pytest.mark.parametrize("vocabulary", [None, torch.arange(0, 61, 2)], ids=["whole", "part"])
 @pytest.mark.parametrize("form", ["plain", "fbgemm", "onednn", "panels", "int8"])
-def test_a_draft_shares_the_tables_of_a_target_in_any_form(tmp_path, form):
+def test_a_draft_shares_the_tables_of_a_target_in_any_form(tmp_path, form, vocabulary, plain_target):
+    """A target that is quantised, or that a caller of transformers loaded, stays plain beside any draft."""
     if form not in weight_formats(CPU, torch.bfloat16):
         pytest.skip("this CPU has no such products")
     made = tiny_target()
     made.model.save_pretrained(tmp_path / "target")
-    shared = cut_draft(made, [0, 1], MASK, 6, (-1, -2), shared_vocabulary=True, vocabulary=torch.arange(0, 61, 2)).eval().requires_grad_(False)
+    shared = cut_draft(made, [0, 1], MASK, 6, (-1, -2), shared_vocabulary=True, vocabulary=vocabulary).eval().requires_grad_(False)
     save_draft(shared, tmp_path / "draft", vocabulary=False)
-    target = load_target(str(tmp_path / "target"), "bfloat16", "cpu", form)
+    target = load_target(str(tmp_path / "target"), "bfloat16", "cpu", "plain" if plain_target else form)
     draft = load_draft(str(tmp_path / "draft"), target, torch.bfloat16, weight_format=form)
     assert draft.lm.get_input_embeddings().weight.dtype == torch.bfloat16
-    (out,) = Engine(target, draft, "pard2-td", 6).generate(random_prompts(1, seed=3), SamplingParams(max_tokens=12))
-    assert len(out.token_ids) == 12
+    for method in ("pard2-td", "pard2-ti"):
+        (out,) = Engine(target, draft, method, 6).generate(random_prompts(1, seed=3), SamplingParams(max_tokens=12))
+        assert len(out.token_ids) == 12
 
 
 # --- what is refused ------------------------------------------------------------------------------

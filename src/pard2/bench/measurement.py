@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter
@@ -96,4 +97,10 @@ class Measurement:
         finite.
         """
         # Through JSON: strict, and yet a list is read as the tuple that it was.
-        return TypeAdapter(cls).validate_json(json.dumps(values))
+        return _reader().validate_json(json.dumps(values))
+
+
+@cache
+def _reader() -> TypeAdapter[Measurement]:
+    """Made once: it takes as long as reading a hundred."""
+    return TypeAdapter(Measurement)

@@ -1,7 +1,7 @@
 """Suites known by name: read from where they are published, or, without a network, prompts of our own."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,7 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
     try:
         file, source = _published(suite, name)
     except UnreachableError:
-        kinds = [read_records(_OWN / f"{own}.jsonl") for own in suite.own]
-        records = [record for one_of_each in zip(*kinds, strict=True) for record in one_of_each]  # so that the first few are mixed, too
+        records = own_records(suite.own)
         number = "ten" if len(records) == 10 else len(records)
         warnings.warn(f"no network: {number} prompts of our own in place of {name}", Pard2Warning, stacklevel=2)
         return f"own-{suite.own[0] if len(suite.own) == 1 else 'mixed'}", records, f"written for pard2, in place of {name}"
@@ -77,6 +76,12 @@ def read_named(name: str) -> tuple[str, list[Record], str]:
         )
     except (LookupError, TypeError, AttributeError):
         raise _refused(name, f"{source} holds rows of another form than expected") from None
+
+
+def own_records(kinds: Iterable[str] = ("arithmetic", "code", "mathematics", "dialogue")) -> list[Record]:
+    """Our own prompts of these kinds, taking turns, so that the first few are mixed, too."""
+    files = [read_records(_OWN / f"{kind}.jsonl") for kind in kinds]
+    return [record for one_of_each in zip(*files, strict=True) for record in one_of_each]
 
 
 def _published(suite: NamedSuite, name: str) -> tuple[Path, str]:

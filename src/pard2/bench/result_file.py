@@ -8,6 +8,7 @@ from typing import Any
 
 from pard2.bench.measurement import Measurement
 from pard2.bench.plan import Chunk, Plan
+from pard2.bench.read_results import BenchResults
 from pard2.bench.summary import Result, summarise
 from pard2.environment import meta
 from pard2.errors import Pard2Error
@@ -57,6 +58,12 @@ class ResultFile:
         if self.path is not None:
             chunks = [measurement.as_dict() for measurement in self.measurements]
             write_result(self.path, self._about, self.results, plan=self.plan.as_dict(), chunks=chunks)
+
+    def read(self) -> BenchResults:
+        """What `read_results` would read."""
+        plan = json.loads(json.dumps(self.plan.as_dict()))
+        name = "this run" if self.path is None else self.path.name
+        return BenchResults(name=name, meta=self._about, plan=plan, measurements=self.measurements, results=self.results)
 
     def _read(self, path: Path, replace: bool) -> None:
         held: Any = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pard2.bench.measurement import Answer, Measurement
-from pard2.bench.plan import Configuration
+from pard2.bench.plan import Chunk, Configuration
 from pard2.engine.statistics import Totals
 from pard2.intervals import Array, bootstrap
 
@@ -38,15 +38,8 @@ def _result(suite: str, draft: dict[str, Any], ours: list[Measurement], base: li
     """draft: nothing, or its key. ours, base: measurements of the same chunks, in the same order"""
     configuration = ours[0].configuration
     totals = sum((one.totals for one in ours), Totals())
-    # (our tokens, our seconds, plain tokens, plain seconds) of each chunk
-    pairs = [(a.totals.tokens, a.totals.decode_seconds, b.totals.tokens, b.totals.decode_seconds) for a, b in zip(ours, base, strict=True)]
-    pairs = [pair for pair in pairs if pair[1] and pair[3]]  # answers of one token have no cycles
-    answers: dict[int, list[Answer]] = {}  # by prompt, of every repeat
-    for one in ours:
-        for index, answer in enumerate(one.answers, one.chunk.first):
-            answers.setdefault(index, []).append(answer)
-    counts = [(sum(a.accepted for a in tries), sum(a.cycles for a in tries)) for tries in answers.values()]
-    counts = [count for count in counts if count[1]]
+    answers = answers_by_prompt(ours)
+    pairs, counts = list(tokens_and_seconds(ours, base).values()), list(accepted_and_cycles(ours).values())
     peaks = [one.peak_bytes for one in ours if one.peak_bytes is not None]
     return {
         "suite": suite,
@@ -59,18 +52,18 @@ def _result(suite: str, draft: dict[str, Any], ours: list[Measurement], base: li
         "prompts": len(answers),
         "answers": sum(len(tries) for tries in answers.values()),
         "tokens": sum(a.tokens for tries in answers.values() for a in tries),
-        "tokens_per_second": _rounded(totals.tokens_per_second),
-        "speedup": _rounded(_of_sums(pairs, _speedup)),
-        "speedup_interval": _rounded(bootstrap(pairs, _speedup)),
-        "speedup_median": _rounded(median(a / s / (b / t) for a, s, b, t in pairs) if pairs else None),
-        "acceptance_length": _rounded(_of_sums(counts, _acceptance_length)),
-        "acceptance_length_interval": _rounded(bootstrap(counts, _acceptance_length)),
-        "accepted_by_position": _rounded(_by_position(ours)),
-        "draft_seconds": _rounded(totals.draft_seconds),
-        "verify_seconds": _rounded(totals.verify_seconds),
-        "other_seconds": _rounded(totals.other_seconds),
-        "other_share": _rounded(totals.other_seconds / totals.decode_seconds if totals.decode_seconds else None),
-        "prefill_seconds": _rounded(totals.prefill_seconds),
+        "tokens_per_second": rounded(totals.tokens_per_second),
+        "speedup": rounded(of_sums(pairs, speedup)),
+        "speedup_interval": rounded(bootstrap(pairs, speedup)),
+        "speedup_median": rounded(median(a / s / (b / t) for a, s, b, t in pairs) if pairs else None),
+        "acceptance_length": rounded(of_sums(counts, acceptance_length)),
+        "acceptance_length_interval": rounded(bootstrap(counts, acceptance_length)),
+        "accepted_by_position": rounded(_by_position(ours)),
+        "draft_seconds": rounded(totals.draft_seconds),
+        "verify_seconds": rounded(totals.verify_seconds),
+        "other_seconds": rounded(totals.other_seconds),
+        "other_share": rounded(totals.other_seconds / totals.decode_seconds if totals.decode_seconds else None),
+        "prefill_seconds": rounded(totals.prefill_seconds),
         "peak_bytes": max(peaks, default=None),
         "cycles": totals.cycles,
         "chunks": len(ours),
@@ -78,21 +71,46 @@ def _result(suite: str, draft: dict[str, Any], ours: list[Measurement], base: li
     }
 
 
-def _speedup(sums: Array) -> Array:
-    ours, seconds, base, base_seconds = sums.T
+def answers_by_prompt(measurements: Iterable[Measurement]) -> dict[int, list[Answer]]:
+    """Of each prompt of a suite, by its number, the answers of every repeat."""
+    answers: dict[int, list[Answer]] = {}
+    for one in measurements:
+        for index, answer in enumerate(one.answers, one.chunk.first):
+            answers.setdefault(index, []).append(answer)
+    return answers
+
+
+def accepted_and_cycles(measurements: Iterable[Measurement]) -> dict[int, tuple[float, ...]]:
+    """What `acceptance_length` takes the sums of, by prompt; nothing of answers that have no cycle."""
+    counts = {index: (sum(a.accepted for a in tries), sum(a.cycles for a in tries)) for index, tries in answers_by_prompt(measurements).items()}
+    return {index: count for index, count in counts.items() if count[1]}
+
+
+def tokens_and_seconds(ours: Sequence[Measurement], base: Sequence[Measurement]) -> dict[Chunk, tuple[float, ...]]:
+    """What `speedup` takes the sums of, by chunk; nothing of answers of one token, which have no cycles.
+
+    ours, base: of the same chunks, in the same order
+    """
+    found = {a.chunk: (a.totals.tokens, a.totals.decode_seconds, b.totals.tokens, b.totals.decode_seconds) for a, b in zip(ours, base, strict=True)}
+    return {chunk: pair for chunk, pair in found.items() if pair[1] and pair[3]}
+
+
+def speedup(sums: Array) -> Array:
+    """sums: [.., 4], our tokens and seconds, and those of plain decoding"""
+    ours, seconds, base, base_seconds = np.moveaxis(sums, -1, 0)
     return (ours / seconds) / (base / base_seconds)
 
 
-def _acceptance_length(sums: Array) -> Array:
+def acceptance_length(sums: Array) -> Array:
     """METHOD: section 1.
 
-    sums: accepted tokens and cycles
+    sums: [.., 2], accepted tokens and cycles
     """
-    accepted, cycles = sums.T
+    accepted, cycles = np.moveaxis(sums, -1, 0)
     return 1 + accepted / cycles
 
 
-def _of_sums(items: Sequence[Sequence[float]], statistic: Callable[[Array], Array]) -> float | None:
+def of_sums(items: Sequence[Sequence[float]], statistic: Callable[[Array], Array]) -> float | None:
     return float(statistic(np.asarray(items, dtype=np.float64).sum(0))) if items else None
 
 
@@ -103,8 +121,8 @@ def _by_position(measurements: list[Measurement]) -> list[float]:
     return [a / p for a, p in zip(accepted, proposed, strict=True)]
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """To six digits, which is more than any measurement has."""
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [rounded(one) for one in value]
     return None if value is None else float(f"{value:.6g}")

@@ -48,8 +48,9 @@ def _with_interval(key: str, unit: str = "") -> Callable[[Result], str]:
 
 # What a result was measured under: a column where it varies, else a word of the heading.
 _CONDITIONS = {
+    "file": (Column("file", lambda r: r["file"]), "{}"),  # of results of several files
     "suite": (Column("suite", lambda r: r["suite"]), "{}"),
-    "draft": (Column("draft", lambda r: r["draft"] or ""), "draft {}"),
+    "draft": (Column("draft", lambda r: r.get("draft") or ""), "draft {}"),
     "method": (Column("method", lambda r: r["method"]), ""),
     "batch_size": (Column("batch", lambda r: str(r["batch_size"]), True), "batch {}"),
     "draft_tokens": (Column("K", _against_base(lambda r: str(r["draft_tokens"])), True), "K {}"),
@@ -70,6 +71,7 @@ _MORE = (
     Column("prefill", lambda r: f"{1000 * r['prefill_seconds'] / r['answers']:.0f} ms", True),
     Column("memory", lambda r: "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:.0f} MB", True),
 )
+FIGURES = (*_FIGURES, *_MORE)
 _APART = ("suite", "temperature", "batch_size")  # what is told in tables of its own where one table is too wide
 
 
@@ -131,7 +133,7 @@ def _width(table: Table) -> int:
 def results_markdown(results: Sequence[Result], title: str = "") -> str:
     """Every column, a line for each result, and a heading as above a terminal's table."""
     varying = _varying(results)
-    columns = [*(column for key, (column, _) in _CONDITIONS.items() if key in varying), *_FIGURES, *_MORE]
+    columns = [*(column for key, (column, _) in _CONDITIONS.items() if key in varying), *FIGURES]
     lines = [
         [column.title.replace("\n", " ") for column in columns],
         ["---:" if column.number else "---" for column in columns],

@@ -23,7 +23,7 @@ def lm_runs_in(keys: Mapping[str, Any], spec: DraftSpec | None, whole: bool) -> 
     """
     missing = "" if whole else "weights are missing"
     if spec is not None and spec.shared_vocabulary:
-        missing = "embedding and head are the target's; `pard2 draft convert --to pard` writes them too"
+        missing = "embedding and head are the target's; `pard2 export --to vllm` writes them too"
     if missing:
         return _HERE | dict.fromkeys(("vLLM", "SGLang", "transformers"), f"no: {missing}")
     if spec is None:
@@ -66,7 +66,7 @@ def _against_vllm(keys: Mapping[str, Any], said: Eagle3Keys) -> list[str]:
 
 def _against_sglang(keys: Mapping[str, Any], said: Eagle3Keys) -> list[str]:
     if MODEL_TYPE in keys:
-        return ["it reads the plain layout alone (`pard2 draft convert --to eagle3`)"]
+        return ["it reads the plain layout alone (`pard2 export --to sglang`)"]
     reasons = []
     if said.config.model_type != "llama" or ARCHITECTURES["llama"] not in (keys.get("architectures") or ()):
         reasons.append(f"it reads {ARCHITECTURES['llama']} with a Llama's layer alone")

@@ -115,7 +115,9 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
 def _convert(path: Path, directory: Path) -> None:
     with _reading(path), without_bars():
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        quantised = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+        # Newer ones would else keep a file's blocks as they are, where the package `kernels` is installed.
+        expanded = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+        quantised = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32", **expanded)
     # A model read from GGUF refuses to be saved; the same weights in a fresh one do not.
     plain = type(quantised)(_plain(quantised.config))
     plain.load_state_dict(quantised.state_dict())

@@ -73,6 +73,13 @@ def accessing(token: str | None, local_files_only: bool) -> Iterator[None]:
         _access.reset(before)
 
 
+def access_token() -> str | None:
+    """That of `accessing`, or else the user's own."""
+    from huggingface_hub import get_token
+
+    return _access.get().token or get_token()
+
+
 def report_downloads(reporter: Reporter | None) -> None:
     """Whom large downloads are told from now on; nobody, unless it is asked for."""
     global _reporter

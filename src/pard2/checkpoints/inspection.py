@@ -112,7 +112,8 @@ def fit(directory: Path, target: str, methods: Mapping[str, bool]) -> dict[str, 
     names = [key for key, _ in model.model.named_parameters()]
     with contextlib.suppress(Pard2Error, KeyError):  # weights that are not on this disk, or named otherwise in their files
         stored = open_weights(model_directory(target))
-        model.identity = identity_keys(target, [(key, stored[key]) for key in names])
+        if model.model.config.to_dict().get("quantization_config") is None:  # codes tell nothing (`Target.identity`)
+            model.identity = identity_keys(target, [(key, stored[key]) for key in names])
     answers = {}
     for method, target_dependent in methods.items():
         try:

@@ -7,6 +7,7 @@ from a checkpoint: no remote code, no pickles.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pard2.checkpoints.embedded import EMBEDDED
 from pard2.checkpoints.gguf import dequantised, described, gguf_file
 from pard2.checkpoints.gguf_weights import stored_format
 from pard2.checkpoints.progress_bars import without_bars
-from pard2.checkpoints.quantisation import check_quantisation, check_unread
+from pard2.checkpoints.quantisation import check_quantisation, check_unread, placement
 from pard2.checkpoints.weight_choice import choose_format
 from pard2.checkpoints.weight_files import INDEX, WHOLE, check_weights, incomplete, open_weights, wanted_weights, weight_names
 from pard2.errors import Pard2Error, first_line
@@ -154,7 +155,7 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
     unread, or a device that is too small.
     """
     config = load_config(name)
-    quantised = check_quantisation(config, name)
+    quantised = check_quantisation(config, name, device=device)
     directory = model_directory(name, WHOLE, INDEX, _GENERATION)
     options: dict[str, Any] = {"dtype": dtype, "generation_config": load_generation_config(name), "output_loading_info": True}
     options["ignore_mismatched_sizes"] = True  # they are reported below, not raised with a table of all weights
@@ -168,12 +169,15 @@ def load_causal_lm(name: str, dtype: torch.dtype, device: torch.device) -> PreTr
         check_weights(name, wanted_weights(empty), weights)
     with load_errors(name, device), without_bars():
         if coded:
+            if find_spec("accelerate") is not None:  # some methods keep what cannot be moved afterwards, and choose a GPU if not told
+                options["device_map"] = placement(device)
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, config=config, trust_remote_code=False, use_safetensors=True, **options
             )
         else:  # of these weights and no others, whatever else may lie in the directory
             model, report = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, **options)
-        model = model.to(device)
+        if "device_map" not in options:
+            model = model.to(device)
     mismatched = {key for key, *_shapes in report["mismatched_keys"]}
     if report["missing_keys"] or mismatched:
         raise incomplete(name, set(report["missing_keys"]), mismatched)

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from pard2.errors import Pard2Error, first_line
@@ -16,11 +17,13 @@ _UNNEEDED = re.compile(
 _SCALES = re.compile(r"scales?(_\w+)?$|(^|[._])(qweight|q?zeros|zero_points?|g_idx|absmax|SCB|quant_\w+|weight_packed|weight_shape|codebooks?)")
 
 
-def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False) -> bool:
+def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False, device: torch.device | None = None) -> bool:
     """Whether a model of this config is quantised once it is loaded; some methods give
     plain weights on some devices.
 
     plain: plain weights are needed, to train it or to cut a draft out of it.
+    device: where it shall be loaded; the config is changed so that float8 becomes plain on a CPU, beside
+        whatever GPU. None where nothing is loaded.
 
     Raises `Pard2Error` for a quantised model where plain weights are needed, and for a method that
     transformers does not know, whose scales it would leave unread, or that it cannot read here,
@@ -33,11 +36,13 @@ def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False)
 
     method = asked.get("quant_method") if isinstance(asked, dict) else asked
     method = method[:] if isinstance(method, str) else method  # the text of an enum's member
+    if device is not None and device.type == "cpu" and method == "fp8" and isinstance(asked, dict):
+        asked = config.quantization_config = asked | {"dequantize": True}
     try:
         if not AutoHfQuantizer.supports_quant_method(asked):
             raise ValueError("transformers does not know this method")
         quantizer = AutoHfQuantizer.from_config(copy.deepcopy(asked), pre_quantized=True)
-        quantizer.validate_environment(device_map=None, weights_only=True)
+        quantizer.validate_environment(device_map=placement(device), weights_only=True)
     except Exception as error:  # each method fails in its own way
         raise Pard2Error(f"{name!r} is quantised ({method}) and cannot be read: {first_line(error)}; name the unquantised model") from None
     quantised = not getattr(quantizer.quantization_config, "dequantize", False)
@@ -47,6 +52,16 @@ def check_quantisation(config: PreTrainedConfig, name: str, plain: bool = False)
             "(`pard2 draft init`) and name it as draft.path"
         )
     return quantised
+
+
+def placement(device: torch.device | None) -> dict[str, str] | None:
+    """The `device_map` of a whole model on one device. None for nothing said."""
+    return None if device is None else {"": str(device)}
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether transformers has loaded the model with codes in place of weights."""
+    return bool(getattr(model, "is_quantized", False))
 
 
 def check_unread(name: str, model: PreTrainedModel, unread: Iterable[str]) -> None:

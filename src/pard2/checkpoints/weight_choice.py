@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pard2.cache_directory import cache_directory
+from pard2.checkpoints.quantisation import is_quantised
 from pard2.errors import Pard2Error
 from pard2.hf import PreTrainedModel
 from pard2.kernels.weight_format import OWN_FORMATS, WeightFormat, check_format, has_panels, weight_formats
@@ -48,6 +49,10 @@ def choose_format(
 
     name: the model's, for errors. Raises `Pard2Error` for a format that it cannot have.
     """
+    if is_quantised(model):  # its layers are their method's, and other parts may not be cast either
+        if wanted not in (None, "plain"):
+            raise Pard2Error(f"`weights` {wanted}: {name!r} is quantised already; leave `weights` away, or name the unquantised model")
+        return "plain"
     own = is_llama_like(model)
     if wanted is not None:
         check_format(wanted, model.device if model.device.type != "meta" else torch.device("cpu"), dtype)

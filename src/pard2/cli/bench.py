@@ -13,6 +13,7 @@ from pard2.cli.console import console, print_note, working
 from pard2.cli.flags import Flags, number_or_word, with_records
 from pard2.cli.options import ForceOption, Models, SeedOption, commits_of, note_weights, parse_list
 from pard2.cli.output import output_console
+from pard2.cli.report import HtmlOption, new_page, page_at_end
 from pard2.cli.template_args import TemplateArgOption, check_template_args, parse_template_args
 from pard2.engine.methods import EAGLE3, METHODS, PLAIN, check_has_draft, choose_draft, choose_method, find_method, methods_for
 from pard2.engine.options import NGRAM_OPTIONS, EngineOptions
@@ -156,7 +157,7 @@ def _methods_of(draft: "AnyDraft", asked: list[str] | None, beside_others: bool)
         return [choose_method(None, draft)]
     can = [name for name in asked if not _refusal(name, draft)]
     trained_for = [name for name in can if name in methods_for(draft.kind)]
-    return trained_for + [name for name in can if not METHODS[name].needs] if beside_others and trained_for else can
+    return [name for name in can if name in trained_for or not METHODS[name].needs] if beside_others and trained_for else can
 
 
 def _refusal(name: str, draft: "AnyDraft") -> str:
@@ -168,31 +169,46 @@ def _refusal(name: str, draft: "AnyDraft") -> str:
     return ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How the results are shown, and where they are kept."""
+
+    shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table"
+    path: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Keep the results here, chunk by chunk; the same command goes on where a run was stopped."),
+    ] = None
+    html: HtmlOption = None
+    force: ForceOption = False
+
+
 @with_records
 def bench(
     context: typer.Context,
     models: Annotated[Models, Flags(*_ALL_BUT_DRAFT)],
     work: Work,
     options: Annotated[EngineOptions, Flags(*NGRAM_OPTIONS, "cuda_graphs")],
+    output: Output,
     drafts: DraftsOption = None,
-    shown: Annotated[str, typer.Option("--format", metavar="table|markdown|csv", help="How the results are printed.")] = "table",
-    path: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Keep the results here, chunk by chunk; the same command goes on where a run was stopped."),
-    ] = None,
-    force: ForceOption = False,
 ) -> None:
-    """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding."""
-    if shown not in FORMATS:
-        raise Pard2Error(f"--format {shown!r} is not one of {', '.join(FORMATS)}")
+    """Decode the same prompts by several methods in turn; say how much faster each is than plain decoding.
+
+    What differs between two results says pard2 bench compare A.json B.json.
+    """
+    if output.shown not in FORMATS:
+        raise Pard2Error(f"--format {output.shown!r} is not one of {', '.join(FORMATS)}")
     arguments = parse_template_args(work.template_arguments)
     named = name_drafts(drafts)
     needs_draft = work.names is None or any(find_method(name).needs for name in work.names)
     chosen = {name: choose_draft(models.target, draft, None if needs_draft else PLAIN) for name, draft in named.items()}
     found = {name: draft for name, draft in chosen.items() if draft is not None}
     work.check(options, bool(found))
+    path, inputs = output.path, (*work.suite_names, models.target, *found.values())
     if path is not None:
-        context.with_resource(new_file(path, (*work.suite_names, models.target, *found.values())))
+        context.with_resource(new_file(path, inputs))
+    if output.html is not None:
+        going_on = path is not None and path.exists()  # then the page that is there is most likely of the same run
+        context.with_resource(new_page(output.html, (path, *inputs), output.force or going_on))
     with working("reading the suites"):
         from pard2.bench.suites import read_suites
 
@@ -208,13 +224,14 @@ def bench(
     plan = _plan(models, work, options, suites, target, loaded, {name: named[name] or EMBEDDED for name in loaded})
     with working("preparing the prompts"):
         runner = Runner(plan, target, loaded)
-    file = ResultFile(path, plan, force)
+    file = ResultFile(path, plan, output.force)
     print_note(
         f"{counted(len(plan.configurations), 'configuration')} x {counted(plan.prompts, 'prompt')} x {counted(plan.repeats, 'run')} "
         f"x up to {plan.max_new_tokens} new tokens: "
         f"{plan.most_tokens:,} tokens at most, caches of {runner.cache_bytes / 1e9:.2f} GB"
     )
-    _run(runner, file, force, shown)
+    with page_at_end(output.html, file):
+        _run(runner, file, output)
 
 
 def name_drafts(words: list[str] | None) -> dict[str | None, str | None]:
@@ -291,7 +308,7 @@ def _plan(
     )
 
 
-def _run(runner: "Runner", file: "ResultFile", force: bool, shown: str) -> None:
+def _run(runner: "Runner", file: "ResultFile", output: Output) -> None:
     """Measure what the file lacks, and print the results."""
     from pard2.bench.runner import run
     from pard2.bench.table import results_csv, results_markdown, results_table
@@ -302,11 +319,11 @@ def _run(runner: "Runner", file: "ResultFile", force: bool, shown: str) -> None:
         run(runner, file, console)
     except KeyboardInterrupt:
         if file.path is not None and file.done:
-            print_note(f"{len(file.done)} chunks are in {file.path}; the same command{' without --force' * force} goes on from there")
+            print_note(f"{len(file.done)} chunks are in {file.path}; the same command{' without --force' * output.force} goes on from there")
         raise
     results, title = file.results, runner.plan.title
-    if shown == "table":
+    if output.shown == "table":
         out = output_console()
         out.print(results_table(results, out.width, title))
     else:
-        typer.echo(results_csv(results) if shown == "csv" else results_markdown(results, title))
+        typer.echo(results_csv(results) if output.shown == "csv" else results_markdown(results, title))

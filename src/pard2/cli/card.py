@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from pard2.cli.flags import with_records
 from pard2.cli.options import ForceOption
 from pard2.errors import Pard2Error
 from pard2.files import new_file, write_whole
+
+if TYPE_CHECKING:
+    from pard2.export.card_facts import CardFacts, Stated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,13 @@ class Statements:
     notes: Annotated[
         Path | None, typer.Option("--notes", metavar="FILE", help="Markdown by hand that the card takes in; by default notes.md beside the draft.")
     ] = None
+
+    def stated(self, draft: str) -> "Stated":
+        """draft: as it was named, which is its name where its directory has another."""
+        from pard2.export.card_facts import Stated
+
+        elsewhere = draft if draft == EMBEDDED or not Path(draft).is_dir() else None
+        return Stated(**(vars(self) | {"datasets": tuple(self.datasets or ()), "name": self.name or elsewhere}))
 
 
 @with_records
@@ -58,17 +68,21 @@ def card(
     path = output or Path(draft) / "README.md"
     with working("importing torch"):
         from pard2.checkpoints.read import checkpoint_directory
-        from pard2.export.card import MARK
         from pard2.export.card import card as card_of
-        from pard2.export.card_facts import Stated, gather_facts
+        from pard2.export.card_facts import gather_facts
 
     directory = checkpoint_directory(draft)
     context.with_resource(new_file(path, (*files, statements.notes, directory)))
-    _check_replaced(path, MARK, force)
+    _check_replaced(path, force)
     with working(f"reading {draft}"):
-        stated = Stated(**(vars(statements) | {"datasets": tuple(statements.datasets or ()), "name": statements.name or _name_of(draft)}))
-        facts = gather_facts(directory, files, stated)
+        facts = gather_facts(directory, files, statements.stated(draft))
     write_whole(path, card_of(facts).encode())
+    tell_gaps(facts)
+    print_note(f"{path}: the card of {facts.name}")
+
+
+def tell_gaps(facts: "CardFacts") -> None:
+    """Notes of what a card lacks."""
     for one in facts.results:
         if not one.identified:
             print_note(f"note: {one.name} does not say which weights it measured, as files of today do; make sure that it was this draft")
@@ -76,21 +90,22 @@ def card(
         print_note("note: no licence is stated; name one with --license")
     if facts.base is None or facts.base.hub_id is None:
         print_note("note: the target's hub id is not known; name it with -t")
-    print_note(f"{path}: the card of {facts.name}")
 
 
-def _check_replaced(path: Path, mark: str, force: bool) -> None:
+def is_ours(card: Path) -> bool:
+    """Whether `pard2` wrote it."""
+    from pard2.export.card import MARK
+
+    return MARK in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _check_replaced(path: Path, force: bool) -> None:
     """Raises `Pard2Error` for a file that is there; with `force`, for one that no `pard2 card` wrote."""
     if not path.exists():
         return
     if not force:
         raise Pard2Error(f"{path} exists; give `force` to write it anew, or name another file with -o")
-    if mark not in path.read_text(encoding="utf-8", errors="replace"):
+    if not is_ours(path):
         raise Pard2Error(
             f"{path} was not written by `pard2 card`, so `force` will not replace it; move it away, perhaps to notes.md, or name another file with -o"
         )
-
-
-def _name_of(draft: str) -> str | None:
-    """Its name where its directory has another: of the embedded draft, and of one of the hub."""
-    return draft if draft == EMBEDDED or not Path(draft).is_dir() else None

@@ -29,8 +29,11 @@ COMMANDS = {
     "train": "Train a draft, or go on with a run that was stopped.",
     "verify": "Check that decoding says what the target itself says.",
     "bench": "Measure how much faster than plain decoding it is.",
+    "bench compare": "Say what differs between two results beyond chance.",
+    "report": "Show results of bench as a page with pictures.",
     "predict": "Predict the speed of other draft lengths, batch sizes and targets.",
     "draft": "Make drafts, and explain them.",
+    "export": "Write a draft as other engines load it.",
     "card": "Write the card of a draft, for whoever is given it.",
     "data": "Make training data, and look at it.",
     "env": "Show what decodes here, and how fast.",
@@ -168,7 +171,11 @@ class _Commands(_Group):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return [name for name in COMMANDS if " " not in name]  # a shell completes a word
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        two = " ".join(args[:2])  # of a command that has another one below its name
+        return super().resolve_command(ctx, [two, *args[2:]] if two in COMMANDS else args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands and cmd_name in COMMANDS:
@@ -181,12 +188,15 @@ class _Commands(_Group):
 
 
 def _load(name: str) -> Any:
-    """`pard2.cli.<name>` is one command, the function of that name, or a group of them, its `app`."""
-    module = import_module(f"pard2.cli.{name}")
+    """`pard2.cli.<last word of the name>` is one command, the function of that name, or a group of them, its
+    `app`.
+    """
+    last = name.rpartition(" ")[2]
+    module = import_module(f"pard2.cli.{last}")
     group: typer.Typer | None = getattr(module, "app", None)
     if group is None:
         group = typer.Typer()
-        group.command(name)(getattr(module, name))
+        group.command(name)(getattr(module, last))
     group._add_completion, group.info.cls = False, _Group
     for command in group.registered_commands:
         command.cls = _Command

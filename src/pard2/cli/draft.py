@@ -102,29 +102,6 @@ def info(
         typer.echo(printable(to_flags(f"{label:<16}{value}")))
 
 
-@app.command()
-def convert(
-    context: typer.Context,
-    draft: Annotated[str, typer.Argument(metavar="DRAFT", help="A checkpoint's directory or hub id, or 'smollm2' for the embedded one.")],
-    to: Annotated[str, typer.Option("--to", metavar="LAYOUT", help="eagle3, speculators, or pard: a PARD or PARD-2 draft whole, as vLLM reads it.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where it goes.")],
-    target: Annotated[
-        str | None, typer.Option("-t", "--target", metavar="TARGET", help="The target; needed where the draft leaves a part to it.")
-    ] = None,
-    force: ForceOption = False,
-) -> None:
-    """Write a draft in the layout of another engine, every number as it is."""
-    context.with_resource(new_directory(output, force, CHECKPOINT, (draft, target)))
-    with working("importing torch"):
-        from pard2.checkpoints.convert import converted, write_converted
-
-    with working(f"loading {draft}"):
-        whole = converted(draft, to, target)
-    with working(f"writing {output}"):
-        write_converted(whole, output, to)
-    print_note(f"{output}: {draft} in the layout {to}; next: pard2 draft info {output}")
-
-
 def _lines(report: "DraftReport", methods: list[str]) -> list[tuple[str, str]]:
     from pard2.checkpoints.draft_words import described
 

@@ -14,6 +14,8 @@ EXAMPLES = {
         "pard2 bench -t smollm2 -s gsm8k,humaneval --prompts 10",
         "pard2 bench -t TARGET -d old=DIR -d new=DIR -s mine.jsonl --format csv",
     ),
+    "bench compare": ("pard2 bench compare before.json after.json", "pard2 bench compare before.json after.json --json"),
+    "report": ("pard2 report results.json --html report.html", "pard2 report old.json new.json --html report.html --png pictures"),
     "predict": (
         "pard2 predict result.json --batch-size 1,4",
         "pard2 predict result.json -m pard2-td --times docs/results/gpu.json",
@@ -22,11 +24,11 @@ EXAMPLES = {
         "pard2 draft init -t TARGET --layers 4 -o draft",
         "pard2 draft init -t TARGET --layers 0,9,19,29 --mask-token 151670 -o draft",
     ),
-    "draft convert": (
-        "pard2 draft convert runs/eagle3/best --to speculators -o draft",
-        "pard2 draft convert DRAFT --to pard -t TARGET -o draft",
-    ),
     "draft info": ("pard2 draft info smollm2", "pard2 draft info DRAFT -t TARGET"),
+    "export": (
+        "pard2 export smollm2 --to vllm -t smollm2 -o draft",
+        "pard2 export runs/eagle3/best --to speculators -o draft",
+    ),
     "card": (
         "pard2 card DRAFT --results results.json",
         "pard2 card smollm2 --results cpu.json gpu.json -o README.md",

@@ -1,1 +1,1 @@
-"""What a draft is given to others with: its card, made of what its files and measurements say."""
+"""A draft for others: in the form that their engines load, and with a card."""

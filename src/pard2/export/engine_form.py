@@ -7,7 +7,6 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
 
 import torch
 
@@ -19,15 +18,14 @@ from pard2.checkpoints.meta import meta_target
 from pard2.checkpoints.read import checkpoint_directory, load_draft
 from pard2.checkpoints.write import save_draft
 from pard2.errors import Pard2Error
+from pard2.export.engine_names import EngineName
 from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft
 from pard2.models.eagle3 import Eagle3Draft
 from pard2.models.identity import identity_of
 
-EngineName = Literal["vllm", "sglang", "tensorrt-llm", "speculators"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 # Where vLLM looks for the mask token before it looks at `pard_token`.
-_BEFORE_PARD_TOKEN = ("dflash_config", "mask_token_id", "dspark_noise_token_id")
+_BEFORE_PARD_TOKEN = ("mask_token_id", "dspark_noise_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +48,25 @@ class EngineForm:
             save_draft(self.draft, directory)
 
 
-def engine_form(name: str, engine: str, target: str) -> EngineForm:
+def engine_form(name: str, engine: EngineName, target: str | None) -> EngineForm:
     """Read a draft and make it whole.
 
     name: a directory, hub id or `smollm2`.
     target: that it is for. Embedding, head and tokenizer of a draft that borrows them are taken from it; of
-        another draft's target only config and tokenizer are read.
+        another draft's target only config and tokenizer are read. An EAGLE-3 draft that says all itself
+        needs none.
 
     Raises `Pard2Error` for a draft that the engine has no form for, or that does not fit the target.
     """
-    if engine not in ENGINES:
-        raise Pard2Error(f"`to` {engine!r} is not one of {', '.join(ENGINES)}, hf")
     name = str(checkpoint_directory(name))
     keys = config_keys(name)
     refuse_others(keys, name)
     if is_eagle3(keys):
-        return EngineForm(draft=_whole_eagle3(name, target), engine=cast(EngineName, engine), limits=())
+        return EngineForm(draft=_whole_eagle3(name, target), engine=engine, limits=())
+    if target is None:
+        raise Pard2Error(
+            f"{name!r} needs its target for this, to take from it what is missing and to compare the vocabularies; name it with `target`"
+        )
     draft, size = _whole_lm(name, target)
     if engine == "speculators" or (engine == "sglang" and draft.spec is not None):
         raise Pard2Error(
@@ -78,16 +79,21 @@ def engine_form(name: str, engine: str, target: str) -> EngineForm:
         )
     if draft.tokenizer is None:
         raise Pard2Error(f"neither {name!r} nor {target!r} has a tokenizer, which {engine} wants; put its files into the draft's directory")
-    return EngineForm(draft=draft, engine=cast(EngineName, engine), limits=(*_limits(draft), *_mended(draft, target)))
+    return EngineForm(draft=draft, engine=engine, limits=(*_limits(draft, engine), *_mended(draft, target)))
 
 
-def _whole_eagle3(name: str, target: str) -> Eagle3Draft:
-    keys, shapes = read_eagle3_keys(name, config_keys(name)), meta_target(target)
-    fitting = load_eagle3(name, shapes, torch.float32)
-    check_eagle3(fitting, name)
-    if keys.made_for is None:  # its name alone: whether it is that one's features that it knows, nobody has said
-        keys = dataclasses.replace(keys, made_for=identity_of(target, []))
-    return open_eagle3(name, keys, fitting.spec.target_layers, torch.nn.Module())
+def _whole_eagle3(name: str, target: str | None) -> Eagle3Draft:
+    keys = read_eagle3_keys(name, config_keys(name))
+    layers = keys.layers
+    if target is not None:
+        fitting = load_eagle3(name, meta_target(target), torch.float32)
+        check_eagle3(fitting, name)
+        layers = fitting.spec.target_layers
+        if keys.made_for is None:  # its name alone: whether it is that one's features that it knows, nobody has said
+            keys = dataclasses.replace(keys, made_for=identity_of(target, []))
+    if layers is None:
+        raise Pard2Error(f"{name!r} does not say which hidden states it reads, but for the default ones of its target; name that with `target`")
+    return open_eagle3(name, keys, layers, torch.nn.Module())
 
 
 def _whole_lm(name: str, target: str) -> tuple[Draft, int]:
@@ -101,10 +107,11 @@ def _whole_lm(name: str, target: str) -> tuple[Draft, int]:
     return draft, fitting.vocab_size
 
 
-def _limits(draft: Draft) -> list[str]:
+def _limits(draft: Draft, engine: EngineName) -> list[str]:
     found, spec = [], draft.spec
     if spec is not None and spec.target_layers:
-        found.append("it drafts without the target's features (TI) there; its projection stands beside it, for engines that have TD")
+        with_features = "with the target's features (TD) where pard2 is installed beside vLLM, else without them (TI)"
+        found.append(f"it drafts {with_features if engine == 'vllm' else 'without the features of its target (TI)'}; its projection stands beside it")
         if spec.normalise_features or spec.mask_feature:
             found.append("`pard2_*` keys that only pard2 knows say how its features are made; another engine's TD would need them, too")
     if draft.short_head is not None:

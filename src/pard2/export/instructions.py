@@ -7,22 +7,28 @@ from collections.abc import Iterator
 from pard2.export.engine_form import EngineForm
 from pard2.models.any_draft import AnyDraft
 from pard2.models.draft import Draft
+from pard2.models.draft_kind import DraftKind
 from pard2.models.eagle3 import Eagle3Draft
 
 _ORDINARY_TOKENS = 5  # a draft that is an ordinary LM has no K of its own
 
 
 def instructions(form: EngineForm, directory: str, target: str) -> list[str]:
-    """Lines for a shell and for Python.
+    """Lines for a shell and for Python; for a PARD-2 draft in vLLM first those with the target's features.
 
     directory: of the exported draft. target: as that engine names it.
     """
     return list(_OF[form.engine](form.draft, directory, target))
 
 
-def speculative_config(draft: AnyDraft, directory: str) -> dict[str, object]:
-    """What vLLM takes as `speculative_config` (0.32; METHOD: section 7)."""
+def speculative_config(draft: AnyDraft, directory: str, features: bool = False) -> dict[str, object]:
+    """What vLLM takes as `speculative_config` (0.32; METHOD: section 7).
+
+    features: of the target, for a PARD-2 draft (TD), which takes pard2 beside vLLM.
+    """
     common: dict[str, object] = {"model": directory, "num_speculative_tokens": draft_tokens(draft)}
+    if features:
+        return {"method": "eagle3", **common, "parallel_drafting": True}
     if isinstance(draft, Eagle3Draft):
         return {"method": "eagle3", **common}
     return {"method": "draft_model", **common, **({"parallel_drafting": True} if draft.spec is not None else {})}
@@ -34,10 +40,11 @@ def draft_tokens(draft: AnyDraft) -> int:
 
 
 def _vllm(draft: AnyDraft, directory: str, target: str) -> Iterator[str]:
-    config = speculative_config(draft, directory)
     runner = "VLLM_USE_V2_MODEL_RUNNER=0 " if isinstance(draft, Draft) and draft.spec is not None else ""  # the newer one knows no PARD
-    yield f"{runner}vllm serve {shlex.quote(target)} --speculative-config {shlex.quote(json.dumps(config))}"
-    yield f"LLM(model={target!r}, speculative_config={config!r})"
+    for features in (True, False) if draft.kind is DraftKind.PROJECTED else (False,):
+        config = speculative_config(draft, directory, features)
+        yield f"{runner}vllm serve {shlex.quote(target)} --speculative-config {shlex.quote(json.dumps(config))}"
+        yield f"LLM(model={target!r}, speculative_config={config!r})"
 
 
 def _speculators(draft: AnyDraft, directory: str, target: str) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""Decodes prompts with vLLM and tells what its counters say. A script for the interpreter that has vLLM, which
+"""Decodes prompts with vLLM and tells what its counters say. A script for the interpreter that has vLLM; it
 need not have pard2:
 
     python vllm_probe.py REQUEST.json ANSWER.json
 
 REQUEST: `{"llm": {..}, "prompts": [[..], ..], "max_tokens": N}`, `llm` being arguments of `vllm.LLM`.
-ANSWER: `{"version", "token_ids", "seconds", "drafts", "proposed", "accepted", "accepted_by_position"}`.
+ANSWER: `{"token_ids", "seconds", "drafts", "proposed", "accepted", "accepted_by_position"}`.
 """
 
 import json
@@ -14,20 +14,18 @@ from pathlib import Path
 
 
 def main(request: Path, answer: Path) -> None:
-    import vllm
     from vllm import LLM, SamplingParams
 
     asked = json.loads(request.read_text())
     llm = LLM(**asked["llm"], disable_log_stats=False)
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
-    llm.generate(prompts[:1], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)  # warm
+    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)  # warm
     before = counters(llm)
     started = time.perf_counter()
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=asked["max_tokens"]), use_tqdm=False)
     seconds = time.perf_counter() - started
     after = counters(llm)
     found = {
-        "version": vllm.__version__,
         "token_ids": [list(output.outputs[0].token_ids) for output in outputs],
         "seconds": seconds,
         **{name: after[name] - before.get(name, 0) for name in ("drafts", "proposed", "accepted") if name in after},

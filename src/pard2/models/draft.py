@@ -230,12 +230,14 @@ class Draft(Decodable, nn.Module):
             for bit. None: True for all.
         """
         embeddings = self.lm.get_input_embeddings()(token_ids)
+        if self._weight_format != "plain":
+            embeddings = embeddings.float()  # the table may be that of a target whose own layers are plain
         if features is None:
             return embeddings
         if self.projection is None:
             raise Pard2Error(f"draft {self.name!r} has no projection; use it target-independent (`method` pard2-ti)")
         if self.spec.normalise_features:
-            features = _normalised(features, len(self.spec.target_layers))
+            features = normalised(features, len(self.spec.target_layers))
         projected = self.projection(features.to(embeddings.dtype)).to(embeddings.dtype)
         if self.mask_feature is not None:
             projected = torch.where((token_ids == self.spec.mask_token)[..., None], self.mask_feature.to(embeddings.dtype), projected)
@@ -298,7 +300,7 @@ class Draft(Decodable, nn.Module):
         ).last_hidden_state
 
 
-def _normalised(features: Tensor, layers: int) -> Tensor:
+def normalised(features: Tensor, layers: int) -> Tensor:
     """Features [..., F] with each of their `layers` hidden states divided by its root mean square."""
     states = features.float().unflatten(-1, (layers, -1))
     return (states * torch.rsqrt(states.square().mean(-1, keepdim=True) + _EPSILON)).flatten(-2)

@@ -78,8 +78,9 @@ class Target(Decodable):
 
     @cached_property
     def identity(self) -> dict[str, str] | None:
-        """What tells it from another target of its shape (`identity.identity_keys`); None without weights."""
-        return None if self.device.type == "meta" else identity_keys(self.name, self.model.named_parameters())
+        """What tells it from another target of its shape (`identity.identity_keys`); None without weights,
+        and for one read from codes by transformers: a draft may be made for the unquantised model."""
+        return None if self.device.type == "meta" or hasattr(self.model, "is_quantized") else identity_keys(self.name, self.model.named_parameters())
 
     @property
     def causal_lm(self) -> PreTrainedModel:

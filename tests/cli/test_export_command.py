@@ -1,4 +1,4 @@
-"""`draft info` of EAGLE-3 drafts and of where each kind can run, and `draft convert`."""
+"""`draft info` of EAGLE-3 drafts and of where each kind can run, and `export` for other engines."""
 
 import json
 import shutil
@@ -158,12 +158,12 @@ def test_where_the_other_kinds_run(pard2, draft_directory, lm_directory, pard_di
 
 def test_convert_between_the_layouts_of_eagle3(pard2, eagle3, target_directory, tmp_path):
     start = eagle3(own_embedding=True, feature_norm="joint")
-    assert pard2("draft", "convert", start, "--to", "speculators", "-o", tmp_path / "b").code == 0
-    assert pard2("draft", "convert", tmp_path / "b", "--to", "eagle3", "-o", tmp_path / "c").code == 0
+    assert pard2("export", start, "--to", "speculators", "-o", tmp_path / "b").code == 0
+    assert pard2("export", tmp_path / "b", "--to", "sglang", "-o", tmp_path / "c").code == 0
     for file in ("config.json", "model.safetensors"):
         assert (start / file).read_bytes() == (tmp_path / "c" / file).read_bytes()
-    assert pard2("draft", "convert", start, "--to", "speculators", "-o", tmp_path / "b").code == 2
-    result = pard2("draft", "convert", start, "--to", "speculators", "-o", tmp_path / "b", "--force", "-t", target_directory)
+    assert pard2("export", start, "--to", "speculators", "-o", tmp_path / "b").code == 2
+    result = pard2("export", start, "--to", "speculators", "-o", tmp_path / "b", "--force", "-t", target_directory)
     assert result.code == 0 and config_of(tmp_path / "b")["speculators_config"]["verifier"]["name_or_path"] == "target"
 
 
@@ -174,7 +174,7 @@ def test_a_draft_that_names_no_layers_is_converted_with_its_target(pard2, tmp_pa
 
     tiny_model(layers=8).save_pretrained(tmp_path / "t")
     by_hand(tmp_path / "d")
-    convert = ("draft", "convert", tmp_path / "d", "--to", "speculators", "-o", tmp_path / "s")
+    convert = ("export", tmp_path / "d", "--to", "speculators", "-o", tmp_path / "s")
     assert "does not say which hidden states it reads, but for the default ones of its target; name that with -t" in pard2(*convert).error
     assert not (tmp_path / "s").exists()
     assert pard2(*convert, "-t", tmp_path / "t").code == 0
@@ -182,58 +182,99 @@ def test_a_draft_that_names_no_layers_is_converted_with_its_target(pard2, tmp_pa
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_pard2_draft_is_written_whole_as_pard(pard2, draft_directory, target_directory, target, tmp_path, shared):
-    source = draft_directory
+def test_a_pard2_draft_lacks_what_an_engine_reads(pard2, draft_directory, target_directory, tmp_path, shared):
+    """Embedding, head, tokenizer and `pard_token` are there, and its projection beside them, as released."""
+    source, out = draft_directory, tmp_path / "p"
     if shared:
         source = tmp_path / "s"
         assert pard2("draft", "init", "-t", target_directory, "--layers", 2, "-o", source, "--share-vocabulary", "--device", "cpu").code == 0
-        assert (
-            "leaves embedding and head to its target; name that with -t"
-            in pard2("draft", "convert", source, "--to", "pard", "-o", tmp_path / "p").error
-        )
-        assert not (tmp_path / "p").exists()
-    assert pard2("draft", "convert", source, "--to", "pard", "-o", tmp_path / "p", *(("-t", target_directory) if shared else ())).code == 0
-    config = config_of(tmp_path / "p")
-    assert config["spd_type"] == "pard" and config["pard_token"] == config_of(source)["pard_token"]
-    assert not [key for key in config if key in ("pard2_shared_vocabulary", "pard2_target_layers", "pard2_scale")]
-    assert not (tmp_path / "p" / "warp_model.bin").exists() and (tmp_path / "p" / "tokenizer.json").exists()
-    report = info(pard2, tmp_path / "p", "-t", target_directory)
-    assert report["lacks"] == [] and report["fits"] == {"pard": "yes"} and report["runs_in"]["vLLM"] == "yes: as PARD (parallel_drafting)"
-    # Whoever loads it as an ordinary model finds what the draft computes.
-    before = load_draft(str(source), target, torch.float32, target_dependent=False, weight_format="plain")
-    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "p", dtype=torch.float32)
+    assert "name it with -t" in pard2("export", source, "--to", "vllm", "-o", out).error
+    assert not out.exists()
+    result = pard2("export", source, "--to", "vllm", "-o", out, "-t", target_directory)
+    assert result.code == 0 and "(TI)" in result.err
+    config = config_of(out)
+    assert config["spd_type"] == "pard2" and config["pard_token"] == config_of(source)["pard_token"]
+    assert config["pard2_target_layers"] == config_of(source)["pard2_target_layers"] and (out / "warp_model.bin").exists()
+    assert "pard2_shared_vocabulary" not in config and (out / "tokenizer.json").exists()
+    report = info(pard2, out, "-t", target_directory)
+    assert report["lacks"] == [] and report["fits"] == {"pard2-td": "yes", "pard2-ti": "yes"} and report["runs_in"]["vLLM"].startswith("yes: as PARD")
+    # Whoever loads it as an ordinary model finds what the draft computes, and pard2 the whole of it.
+    target = load_target(str(target_directory), "float32", "cpu", "plain")
+    before, after = (load_draft(str(place), target, torch.float32, weight_format="plain") for place in (source, out))
+    alone = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7, MASK_ID, MASK_ID]])
     torch.testing.assert_close(alone(ids).logits, before.lm(ids).logits)
+    assert torch.equal(before.projection.weight, after.projection.weight)
+
+
+def test_the_command_is_not_that_of_the_draft(pard2, draft_directory, lm_directory, pard_directory, eagle3, target_directory, tmp_path):
+    def said(draft, to="vllm"):
+        result = pard2("export", draft, "--to", to, "-o", tmp_path / "o", "-t", target_directory, "--json")
+        assert result.code == 0, result
+        shutil.rmtree(tmp_path / "o")
+        return json.loads(result.out)["commands"]
+
+    parallel = {"method": "draft_model", "model": str(tmp_path / "o"), "num_speculative_tokens": 6, "parallel_drafting": True}
+    assert f"--speculative-config '{json.dumps(parallel)}'" in said(pard_directory)[0] and said(pard_directory)[0].startswith(
+        "VLLM_USE_V2_MODEL_RUNNER=0 "
+    )
+    dependent = parallel | {"method": "eagle3"}
+    assert [json.loads(line.split("'")[1])["method"] for line in said(draft_directory)[::2]] == ["eagle3", "draft_model"]
+    assert said(draft_directory)[3] == f"LLM(model={str(target_directory)!r}, speculative_config={parallel!r})"
+    assert json.loads(said(draft_directory)[0].split("'")[1]) == dependent
+    assert "parallel_drafting" not in said(lm_directory)[0] and '"num_speculative_tokens": 5' in said(lm_directory)[0]
+    assert '"method": "eagle3"' in said(eagle3())[0] and "--speculative-algorithm EAGLE3" in said(tmp_path / "d", "sglang")[0]
+    assert said(pard_directory, "tensorrt-llm")[0].endswith(
+        f"PARDDecodingConfig(max_draft_len=6, speculative_model={str(tmp_path / 'o')!r}, mask_token_id={MASK_ID}))"
+    )
+    assert (
+        "Eagle3DecodingConfig(" in said(tmp_path / "d", "tensorrt-llm")[0] and "DraftTargetDecodingConfig(" in said(lm_directory, "tensorrt-llm")[0]
+    )
+    assert said(tmp_path / "d", "speculators")[0] == f"vllm serve {tmp_path / 'o'}"
+
+
+def test_a_stray_mask_token_wins_or_the_draft_is_shorter_than_its_target(pard2, pard_directory, target_directory, tmp_path):
+    longest = config_of(target_directory)["max_position_embeddings"]
+    change_config(pard_directory, mask_token_id=3, max_position_embeddings=64)
+    result = pard2("export", pard_directory, "--to", "vllm", "-o", tmp_path / "p", "-t", target_directory)
+    assert result.code == 0, result
+    config = config_of(tmp_path / "p")
+    assert "mask_token_id" not in config and config["pard_token"] == MASK_ID
+    assert config["max_position_embeddings"] == longest and "was raised from 64" in result.err and "`mask_token_id` was taken out" in result.err
 
 
 @pytest.mark.parametrize(
     ("source", "to", "line"),
     [
-        ("eagle3", "pard", "is an EAGLE-3 draft, which --to pard cannot hold; it can be eagle3 or speculators"),
-        ("pard", "eagle3", "is no EAGLE-3 draft, which --to eagle3 cannot hold; it can be pard"),
-        ("lm", "pard", "is an ordinary language model without a mask token"),
-        ("eagle3", "gguf", "--to 'gguf' is not one of eagle3, speculators, pard"),
-        ("nowhere", "pard", "neither a directory nor a hub id"),
+        ("pard", "speculators", "is a PARD draft, which speculators does not read; use --to vllm"),
+        ("pard", "sglang", "is a PARD draft, which sglang does not read; use --to vllm"),
+        ("lm", "speculators", "is an ordinary language model, which speculators does not read"),
+        ("eagle3", "gguf", "--to 'gguf' is not one of vllm, sglang, tensorrt-llm, speculators, hf"),
+        ("nowhere", "vllm", "neither a directory nor a hub id"),
         ("broken", "speculators", "lacks `fc.weight`"),
         ("other", "speculators", "reads hidden states 16 wide"),
+        ("pard", "vllm --check --python /nowhere/python", "name an interpreter that has vLLM"),
+        ("eagle3", "sglang --check", "--check runs vLLM, and --to is sglang"),
+        ("eagle3", "vllm --python x", "--python is for --check"),
+        ("eagle3", "vllm --push a/b", "--push uploads what --to hf writes"),
+        ("eagle3", "hf --private", "--private is for --push"),
     ],
 )
-def test_what_cannot_be_converted_leaves_nothing(pard2, eagle3, pard_directory, lm_directory, target_directory, tmp_path, source, to, line):
+def test_what_cannot_be_exported_leaves_something(pard2, eagle3, pard_directory, lm_directory, target_directory, tmp_path, source, to, line):
     places = {"eagle3": eagle3(), "pard": pard_directory, "lm": lm_directory, "nowhere": tmp_path / "nowhere", "broken": eagle3("b")}
     tensors = load_file(places["broken"] / "model.safetensors")
     tensors.pop("fc.weight")
     save_file(tensors, places["broken"] / "model.safetensors")
     places["other"] = shutil.copytree(places["eagle3"], tmp_path / "other")
     change_config(places["other"], target_hidden_size=16)
-    more = ("-t", target_directory) if source == "other" else ()
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert line in pard2("draft", "convert", places[source], "--to", to, "-o", tmp_path / "new", *more).error
+    assert line in pard2("export", places[source], "--to", *to.split(), "-o", tmp_path / "new", "-t", target_directory).error
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_an_eagle3_draft_is_replaced_and_foreign_files_are_not(pard2, eagle3, tmp_path):
     start, old = eagle3(), eagle3("old")
-    assert pard2("draft", "convert", start, "--to", "eagle3", "-o", old, "--force").code == 0
+    assert pard2("export", start, "--to", "sglang", "-o", old, "--force").code == 0
     (old / "thesis.txt").write_text("years of work")
-    assert "--force will not replace it" in pard2("draft", "convert", start, "--to", "eagle3", "-o", old, "--force").error
-    assert "is the input itself" in pard2("draft", "convert", start, "--to", "eagle3", "-o", start, "--force").error
+    assert "--force will not replace it" in pard2("export", start, "--to", "sglang", "-o", old, "--force").error
+    assert "is the input itself" in pard2("export", start, "--to", "sglang", "-o", start, "--force").error
