@@ -127,7 +127,8 @@ def test_a_completion_is_refused_without_naming_the_field(server, fields, param,
 
 
 def test_a_prompt_that_does_not_fit_has_the_code_that_clients_look_for(server):
-    assert server.chat([{"role": "user", "content": "x" * 2000}]).error["code"] == "context_length_exceeded"
+    error = server.chat([{"role": "user", "content": "x" * 2000}]).error
+    assert error["code"] == "context_length_exceeded" and "maximum context length" in error["message"]
     # It reads the prompt to its end, but there is no place for an answer.
     assert server.complete([7] * CONTEXT, max_tokens=1).status == 200
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 
@@ -12,6 +13,8 @@ from pard2 import Engine, SamplingParams
 from running import HELLO, NAME, Brake, new_draft, new_target, running, wait_until
 
 PARAMS = {"model": NAME, "messages": HELLO, "temperature": 0, "max_completion_tokens": 24}
+
+NODE_MODULES = "PARD2_NODE_MODULES"
 
 
 @pytest.fixture
@@ -94,3 +97,45 @@ def test_curl(server, expected):
     assert json.loads(subprocess.check_output([*words, body]))["choices"][0]["message"]["content"] == expected.text
     streamed = subprocess.check_output([*words, body.replace("{", '{"stream": true, ', 1), "-N"]).decode()
     assert streamed.count("data: ") > 2 and streamed.endswith("data: [DONE]\n\n")
+
+
+# --- clients that are tried where they are installed --------------------------------------------------
+
+
+def test_litellm(server, expected, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network
+    litellm = pytest.importorskip("litellm")
+    asked = {"model": f"openai/{NAME}", "api_base": f"http://127.0.0.1:{server.port}/v1", "api_key": "none", "messages": HELLO, "temperature": 0}
+    assert litellm.completion(**asked, max_tokens=24).choices[0].message.content == expected.text
+    streamed = litellm.completion(**asked, max_tokens=24, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == expected.text
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(**asked | {"messages": [{"role": "user", "content": "x" * 2000}]})
+
+
+def test_langchain(server, expected):
+    langchain_openai = pytest.importorskip("langchain_openai")
+    chat = langchain_openai.ChatOpenAI(model=NAME, base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", temperature=0, max_tokens=24)
+    assert chat.invoke("Hello").content == "".join(part.content for part in chat.stream("Hello")) == expected.text
+
+
+_SCRIPT = """
+const OpenAI = require("openai");
+const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
+const body = JSON.parse(process.argv[3]);
+(async () => {
+  const whole = (await client.chat.completions.create(body)).choices[0].message.content;
+  let streamed = "";
+  for await (const chunk of await client.chat.completions.create({ ...body, stream: true })) streamed += chunk.choices[0]?.delta?.content ?? "";
+  const error = await client.chat.completions.create({ ...body, top_p: 5 }).catch((error) => `${error.status} ${error.param}`);
+  console.log(JSON.stringify([whole, streamed, error]));
+})();
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None or NODE_MODULES not in os.environ, reason=f"{NODE_MODULES} does not say where npm's openai is")
+def test_javascript(server, expected, tmp_path):
+    (tmp_path / "script.cjs").write_text(_SCRIPT)
+    words = ["node", str(tmp_path / "script.cjs"), f"http://127.0.0.1:{server.port}/v1", json.dumps(PARAMS)]
+    found = json.loads(subprocess.check_output(words, env=os.environ | {"NODE_PATH": os.environ[NODE_MODULES]}, timeout=60))
+    assert found == [expected.text, expected.text, "400 top_p"]

@@ -45,5 +45,7 @@ class ApiError(Exception):
 def refused(error: Pard2Error, param: str | None = None) -> ApiError:
     """Status 400 for what the engine refuses. param: by default the first name in backticks."""
     named = _NAMED.search(str(error))
-    code = "context_length_exceeded" if isinstance(error, PromptTooLong) else None
-    return ApiError(400, str(error), param=param or (named[1] if named else None), code=code)
+    code, message = None, str(error)
+    if isinstance(error, PromptTooLong):  # some clients look for this code, others for these words
+        code, message = "context_length_exceeded", f"{error}; this model's maximum context length is exceeded"
+    return ApiError(400, message, param=param or (named[1] if named else None), code=code)
