@@ -320,3 +320,20 @@ def test_threads_share_one_engine():
         thread.join(30)
     assert found == {number: expected(number) for number in range(len(PROMPTS))}
     assert is_empty(engine)
+
+
+def test_a_request_that_another_thread_ends_right_after_its_report_is_told_of_its_end() -> None:
+    engine, seen = new_engine("ar"), []
+    request = engine.submit(PROMPTS[0], SamplingParams(max_tokens=16, n=2), on_step=seen.append)
+    engine.step()
+    report = request.report
+
+    def report_and_end() -> None:
+        report()
+        request.cancel()
+
+    request.report = report_and_end  # type: ignore[method-assign]
+    engine.step()
+    request.report = report  # type: ignore[method-assign]
+    run_dry(engine)
+    assert [step.finish_reason for step in seen[-2:]] == ["cancelled"] * 2 and is_empty(engine)

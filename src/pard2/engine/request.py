@@ -53,6 +53,11 @@ class Request:
     def done(self) -> bool:
         return all(sequence.finish_reason is not None for sequence in self.sequences)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is done, and told so: another thread may end it right after a report."""
+        return self.done and (self.on_step is None or not any(sequence.steps for sequence in self.sequences))
+
     def cancel(self) -> None:
         """End it with what has been said so far; its memory is free before the next pass."""
         for sequence in self.sequences:
@@ -77,6 +82,7 @@ class Request:
             try:
                 self.on_step(step)
             except Exception as error:
+                self.on_step = None  # it is told no more
                 message = f"the callback raised {type(error).__name__}: {first_line(error)}"
                 for sequence in self.sequences:
                     sequence.end("error", message)

@@ -76,7 +76,7 @@ class Scheduler:
         for request in [*self._running, *islice(self._waiting, 1)]:
             request.report()
         self._release_finished()
-        self._running = [request for request in self._running if not request.done]
+        self._running = [request for request in self._running if not request.settled]
 
     def cancel_all(self) -> None:
         """End what runs and what waits with what has been said so far."""

@@ -13,9 +13,10 @@ from pard2 import __version__
 from pard2.engine.methods import METHODS
 from pard2.serve.access_log import AccessLog
 from pard2.serve.chat_page import PATHS, add_page
+from pard2.serve.connection import ClientGone
 from pard2.serve.engines import public_name
 from pard2.serve.errors import ApiError
-from pard2.serve.gate import MISTAKE, Gate, error_response
+from pard2.serve.gate import CLIENT_GONE, MISTAKE, Gate, error_response
 from pard2.serve.schema import DetokenizeRequest, parse
 from pard2.serve.service import Service
 
@@ -45,6 +46,11 @@ def _add_errors(app: FastAPI) -> None:
     async def told(request: Request, error: ApiError) -> Response:
         request.scope["pard2"].setdefault("error", error.message)
         return error_response(error)
+
+    @app.exception_handler(ClientGone)
+    async def to_nobody(request: Request, _: ClientGone) -> Response:
+        request.scope["pard2"]["status"] = CLIENT_GONE
+        return Response(status_code=CLIENT_GONE)
 
     @app.exception_handler(HTTPException)
     async def no_such_path(request: Request, error: HTTPException) -> Response:

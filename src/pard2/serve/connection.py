@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -28,7 +28,7 @@ def too_late(seconds: float) -> ApiError:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """Raises `ApiError` for one that is too long or too slow, or in another form than JSON."""
+    """Raises `ApiError` for one that is too long, too slow or no JSON, `ClientGone` for a part of one."""
     # A web page of another origin can send any other type without asking first.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the body is JSON: send the header `Content-Type: application/json`")
@@ -43,6 +43,8 @@ async def read_body(request: Request, most: int) -> bytes:
                 if length > most:
                     raise too_long
                 parts.append(part)
+    except ClientDisconnect:
+        raise ClientGone from None
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from None
     return b"".join(parts)

@@ -143,9 +143,6 @@ class Service:
         except TimeoutError:
             failure = too_late(self.options.timeout)
             raise failure from None
-        except ClientGone as error:
-            failure = error
-            return Response(status_code=CLIENT_GONE)  # to nobody
         except BaseException as error:
             failure = error
             raise
