@@ -100,14 +100,15 @@ class Method:
 PLAIN = "ar"  # decoding without a draft, which every other method is compared with
 NGRAM = "ngram"  # proposals without a draft
 EAGLE3 = "eagle3"
+PARD2_TD, PARD2_TI = "pard2-td", "pard2-ti"  # one draft, with the target's features and without
 # `pard` and `pard2-ti` are one procedure, called what the draft was trained as.
 METHODS = {
     PLAIN: Method(title="plain decoding", needs=DraftKind.NONE, suits=DraftKind.NONE, new_drafter=_plain, proposes=False),
     NGRAM: Method(title="prompt lookup", needs=DraftKind.NONE, suits=None, new_drafter=_ngram),
     "vsd": Method(title="vanilla speculative", needs=DraftKind.LM, suits=DraftKind.LM, new_drafter=_autoregressive, sequential=True),
     "pard": Method(title="PARD", needs=DraftKind.MASKED, suits=DraftKind.MASKED, new_drafter=_target_independent, trees=True),
-    "pard2-ti": Method(title="PARD-2 TI", needs=DraftKind.MASKED, suits=DraftKind.LAYERED, new_drafter=_target_independent, trees=True),
-    "pard2-td": Method(title="PARD-2 TD", needs=DraftKind.PROJECTED, suits=DraftKind.PROJECTED, new_drafter=_target_dependent, trees=True),
+    PARD2_TI: Method(title="PARD-2 TI", needs=DraftKind.MASKED, suits=DraftKind.LAYERED, new_drafter=_target_independent, trees=True),
+    PARD2_TD: Method(title="PARD-2 TD", needs=DraftKind.PROJECTED, suits=DraftKind.PROJECTED, new_drafter=_target_dependent, trees=True),
     EAGLE3: Method(title="EAGLE-3", needs=DraftKind.EAGLE3, suits=DraftKind.EAGLE3, new_drafter=_eagle3, sequential=True, trees=True),
 }
 

@@ -16,7 +16,7 @@ import torch
 from pard2.checkpoints.loading import load_target, parse_dtype
 from pard2.checkpoints.read import load_draft
 from pard2.engine.engine import Engine
-from pard2.engine.methods import PLAIN, methods_for
+from pard2.engine.methods import PARD2_TD, PARD2_TI, PLAIN, methods_for
 from pard2.engine.sampling import SamplingParams
 from pard2.engine.statistics import Stats
 from pard2.errors import Pard2Error
@@ -157,7 +157,7 @@ def _in_pard2(
     loaded = load_target(target, dtype, "cpu", sequences=concurrency)
     features = config["method"] == "eagle3"
     draft = load_draft(str(config["model"]), loaded, parse_dtype(dtype, target), features or False, sequences=concurrency)
-    parallel = "pard2-td" if features else "pard2-ti"
+    parallel = PARD2_TD if features else PARD2_TI
     method = parallel if draft.kind.can(DraftKind.MASKED) else methods_for(draft.kind)[0]
     speeds, stats = [], Stats()
     for name, used in ((PLAIN, None), (method, draft)):
