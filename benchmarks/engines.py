@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     about, version = meta(), vllm_version(args.python)
+    about["argv"] = [about["argv"][0], *(words.partition("=")[0] for words in args.drafts)]  # where files lay matters to nobody
     shapes = meta_target(args.target)
     records = (own_records() if args.suite is None else read_records(args.suite))[: args.prompts]
     prompts = [encode_prompt(shapes, up_to_user(record)) for record in records]
