@@ -47,6 +47,8 @@ def test_a_plan_measures_both_turns(target):
     work = replace(plan(talk(), methods=()), max_new_tokens=6)
     runner = Runner(work, target, {})
     assert [len(runner.measure(chunk, lambda _: None)) for chunk in work.chunks()] == [1] * 4
+    two = Suite("talk", ("a", "a2"), (user("first"), user("second")), "there", (None, 0))
+    assert two.digest != replace(two, follows=()).digest  # the first of all has the number 0
     assert talk().digest != replace(talk(), follows=()).digest == replace(talk(), follows=(None,) * 4).digest
 
 

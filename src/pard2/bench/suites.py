@@ -37,7 +37,7 @@ class Suite:
     @cached_property
     def digest(self) -> str:
         """Tells one choice of prompts from another."""
-        return hashlib.sha256(json.dumps(self.prompts if not any(self.follows) else (self.prompts, self.follows)).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.prompts if set(self.follows) <= {None} else (self.prompts, self.follows)).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
         """What results say of it; the different `chat_template_kwargs`, and the source, only where there are

@@ -77,14 +77,8 @@ def check_in_vllm(
     Raises `Pard2Error` as `vllm_version`, and where vLLM ends before its answer.
     """
     version = vllm_version(python, beside_pard2=config["method"] == "eagle3" and "parallel_drafting" in config)
-    loaded = load_target(target, "float32", "cpu", "plain")  # which judges near-ties
     with tempfile.TemporaryDirectory(prefix="pard2-") as place:
-        directory = Path(target)
-        if not (directory / "config.json").is_file():  # the embedded one and other GGUF files: vLLM gets what they hold
-            directory = Path(place) / "target"
-            loaded.model.save_pretrained(directory)
-            if loaded.tokenizer is not None:
-                loaded.tokenizer.save_pretrained(directory)
+        directory = _for_vllm(target, Path(place) / "target")
         # It stops proposing some way before the end of its room.
         room = max(map(len, prompts)) + max_new_tokens + 4 * (int(config["num_speculative_tokens"]) + 1)
         common = {"model": str(directory), "dtype": dtype, "max_model_len": room, "max_num_seqs": concurrency}
@@ -96,7 +90,8 @@ def check_in_vllm(
     differing = [
         (i, at) for i, (a, b) in enumerate(zip(drafted["token_ids"], plain["token_ids"], strict=True)) if (at := first_difference(a, b)) is not None
     ]
-    tied = sum(_is_tie(loaded, prompts[i], plain["token_ids"][i], drafted["token_ids"][i], at) for i, at in differing)
+    judge = load_target(target, "float32", "cpu", "plain") if differing else None
+    tied = sum(_is_tie(judge, prompts[i], plain["token_ids"][i], drafted["token_ids"][i], at) for i, at in differing)
     return VllmCheck(
         version=version,
         draft_tokens=int(config["num_speculative_tokens"]),
@@ -133,6 +128,17 @@ def vllm_version(python: str, beside_pard2: bool = False) -> str:
     if beside_pard2 and has_pard2 != "True":
         raise Pard2Error(f"{python} has no pard2, which vLLM needs for the target's features: pip install --no-deps pard2 there")
     return version
+
+
+def _for_vllm(target: str, place: Path) -> Path:
+    """The target's directory; of the embedded one and of other GGUF files, one of what they hold."""
+    if (Path(target) / "config.json").is_file():
+        return Path(target)
+    loaded = load_target(target, "float32", "cpu", "plain")
+    loaded.model.save_pretrained(place)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(place)
+    return place
 
 
 def run_vllm(place: Path, llm: dict[str, Any], prompts: Sequence[list[int]], max_new_tokens: int, python: str) -> dict[str, Any]:

@@ -98,8 +98,8 @@ class _Pard2Draft(nn.Module):
         """
         first, masks = positions == 0, input_ids == self.spec.mask_token
         input_ids = torch.where(first, self.first_token, input_ids)
-        without = self.combine_hidden_states(torch.zeros_like(self.mask_hidden[0], dtype=hidden_states.dtype))
-        hidden_states = torch.where(first[:, None], without, hidden_states)
+        of_zeros = self.spec.scale * self.projection.bias if self.spec.bias else torch.zeros_like(hidden_states[0])
+        hidden_states = torch.where(first[:, None], of_zeros.to(hidden_states.dtype), hidden_states)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         anchors = torch.where(masks, 0, rows).cummax(0).values
         projected = hidden_states[anchors]
